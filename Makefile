@@ -1,0 +1,127 @@
+# posttrain.c
+#
+#   make            the seven programs that exist so far: `make sft` builds one, ./sft runs it
+#   make test       every test, offline, without a GPU and without Python
+#   make help       the rest
+
+CC      ?= cc
+CFLAGS  ?= -O3 -g
+STD      = -std=gnu11
+WARN     = -Wall -Wextra
+# The contract with the CPU is AVX2 + FMA; only the kernels are compiled for it, so that everything else can say so on a CPU without.
+# Contraction is off: gcc and clang then round alike, and where a fused multiply-add is meant, the kernels say so.
+# No -Ofast and no -ffast-math: NaN must stay visible.
+FP       = -ffp-contract=off
+AVX2     = -mavx2 -mfma
+SANITIZE =
+LIBS     = jansson libpcre2-8
+
+STAGES   = sft reward ppo constitutional full_ft lora adapter
+PROGRAMS = $(patsubst %.c,%,$(wildcard $(STAGES:=.c)))
+CHECKS   = $(patsubst test/%.c,%,$(wildcard test/check_*.c))
+FUZZERS  = $(patsubst test/%.c,%,$(wildcard test/fuzz_*.c))
+
+# Objects lie apart by compiler and flavour, so that gcc, clang and the sanitizers do not undo each other's work.
+FLAVOUR ?= $(notdir $(firstword $(CC)))
+B       := .build/$(FLAVOUR)
+COMMON   = $(patsubst common/%.c,$(B)/%.o,$(wildcard common/*.c))
+
+# What is needed, and what to do when it is not there. `make help` and `make clean` need nothing.
+ifneq ($(filter-out help clean,$(or $(MAKECMDGOALS),all)),)
+  ifeq ($(shell command -v pkg-config),)
+    $(error ✗ pkg-config not found: apt-get install pkg-config)
+  endif
+  $(foreach lib,$(LIBS),$(if $(shell pkg-config --exists $(lib) && echo yes),,\
+    $(error ✗ $(lib) not found: apt-get install libjansson-dev libpcre2-dev)))
+  ifeq ($(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo yes),)
+    $(error ✗ $(CC) cannot link OpenMP: apt-get install $(if $(findstring clang,$(CC)),libomp-dev,gcc libgomp1))
+  endif
+endif
+
+COMPILE  = $(CC) $(STD) $(WARN) $(CFLAGS) $(FP) $(SANITIZE) -fopenmp -MMD -MP
+LDLIBS  := $(shell pkg-config --libs $(LIBS) 2>/dev/null) -lm
+INCLUDE := $(shell pkg-config --cflags $(LIBS) 2>/dev/null)
+
+all: $(PROGRAMS)
+
+$(B)/%.o: common/%.c | $(B)
+	$(COMPILE) $(INCLUDE) $(if $(filter kernels,$*),$(AVX2)) -c $< -o $@
+
+$(B)/%.o: %.c | $(B)
+	$(COMPILE) $(INCLUDE) -c $< -o $@
+
+# A test may include the file it tests (for a look inside) and AVX2 with it; the archive then gives it the others.
+$(B)/%.o: test/%.c | $(B)
+	$(COMPILE) $(INCLUDE) $(AVX2) -c $< -o $@
+
+$(B)/common.a: $(COMMON)
+	rm -f $@ && ar rcs $@ $^
+
+$(addprefix $(B)/,$(STAGES)): $(B)/%: $(B)/%.o $(B)/common.a
+	$(COMPILE) $^ -o $@ $(LDLIBS)
+
+$(addprefix $(B)/,$(CHECKS)): $(B)/%: $(B)/%.o $(B)/common.a
+	$(COMPILE) $^ -o $@ $(LDLIBS) $(shell pkg-config --libs check)
+
+$(B)/bench $(B)/world: $(B)/%: $(B)/%.o $(B)/common.a
+	$(COMPILE) $^ -o $@ $(LDLIBS)
+
+$(B):
+	mkdir -p $@
+
+# ./sft is the flavour built last.
+$(PROGRAMS): %: $(B)/% FORCE
+	@cmp -s $< $@ || cp $< $@
+
+# --- tests ----------------------------------------------------------------------------------------------------------
+
+.PHONY: all test asan ubsan tsan fuzz bench help clean FORCE
+FORCE:
+
+test: $(addprefix run-,$(CHECKS))
+	@echo "✓ all $(words $(CHECKS)) test programs passed ($(FLAVOUR))"
+
+run-%: $(B)/% $(addprefix $(B)/,$(PROGRAMS)) FORCE
+	BUILD=$(B) $<
+
+# The sanitizers run the same tests. Slow ones look at CK_TIMEOUT_MULTIPLIER.
+asan:
+	$(MAKE) test FLAVOUR=$(FLAVOUR)-asan CFLAGS="-O1 -g -fno-omit-frame-pointer" SANITIZE="-fsanitize=address"
+ubsan:
+	$(MAKE) test FLAVOUR=$(FLAVOUR)-ubsan CFLAGS="-O1 -g" SANITIZE="-fsanitize=undefined -fno-sanitize-recover=all"
+# ThreadSanitizer must see the barriers: clang's OpenMP tells it through the Archer tool, gcc's does not.
+tsan:
+	ARCHER_OPTIONS="verbose=0" TSAN_OPTIONS="ignore_noninstrumented_modules=1 suppressions=test/tsan.supp" \
+	$(MAKE) test CC=clang FLAVOUR=clang-tsan CFLAGS="-O1 -g" SANITIZE="-fsanitize=thread" CHECKS="check_kernels check_gpt2"
+
+# libFuzzer on every reader of other people's files: FUZZ_SECONDS each.
+FUZZ_SECONDS ?= 20
+fuzz:
+	$(MAKE) CC=clang FLAVOUR=clang-fuzz CFLAGS="-O1 -g" SANITIZE="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all" $(addprefix fuzz-,$(FUZZERS))
+fuzz-%: $(B)/%.o $(B)/common.a
+	$(COMPILE) -fsanitize=fuzzer $^ -o $(B)/$* $(LDLIBS)
+	mkdir -p $(B)/corpus/$* && $(B)/$* -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -print_final_stats=0 -verbosity=0 \
+	    -artifact_prefix=$(B)/$*- $(B)/corpus/$*
+
+# --- benchmarks -----------------------------------------------------------------------------------------------------
+
+# One row a kernel, with its share of the machine's peak; then whole steps and decoding. BENCH="--only step" for some of it.
+bench: $(B)/bench
+	$(B)/bench $(BENCH)
+
+# --- the rest -------------------------------------------------------------------------------------------------------
+
+help:
+	@echo "make            build every program: $(PROGRAMS)"
+	@echo "make sft        build one; ./sft --help lists its flags, ./sft alone runs a small example"
+	@echo "make test       all tests; CC=clang for another compiler, CFLAGS='-O3 -g -Werror' for other flags"
+	@echo "make asan       the tests under AddressSanitizer; also ubsan, tsan (clang)"
+	@echo "make fuzz       fuzz every file reader for FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)"
+	@echo "make bench      how fast each kernel is, next to this machine's peak"
+	@echo "make clean      remove what was built"
+
+clean:
+	rm -rf .build $(STAGES)
+
+.SECONDARY:
+-include $(wildcard $(B)/*.d)

@@ -1,0 +1,71 @@
+/*
+ * hf.h - Hugging Face directories: read what others wrote, write what others read.
+ *
+ *   model.safetensors (or model.safetensors.index.json and its shards)   config.json   vocab.json, merges.txt, ...
+ *
+ * Every file is hostile until checked. A refusal names the file, the tensor, what stands there and what was expected.
+ */
+#ifndef POSTTRAIN_HF_H
+#define POSTTRAIN_HF_H
+
+#include "gpt2.h"
+#include "util.h"
+
+/* ---- safetensors ----------------------------------------------------------------------------------------------- */
+
+typedef struct SafeTensors SafeTensors;
+typedef enum { ST_F32, ST_F16, ST_BF16, ST_F64, ST_I64, ST_I32, ST_I16, ST_I8, ST_U8, ST_BOOL, ST_OTHER } STType;
+
+typedef struct {
+    const char *name, *file;     // file: the path, for messages
+    STType type;
+    char type_name[12];
+    int ndim;
+    size_t shape[8];
+    size_t n;                    // elements
+    const unsigned char *data;   // in the mapped file, unaligned: memcpy, never a float *
+    size_t bytes;
+} STTensor;
+
+/* Maps and checks a file (names the path in errors). NULL with e filled. A tensor stays in the file until it is read: who
+   cuts the file short meanwhile ends this program; who replaces it by renaming, as newfile_close does, changes nothing. */
+SafeTensors *st_open(const char *path, Error *e);
+/* The same on n bytes in memory, which must outlive it; name is for messages. */
+SafeTensors *st_parse(const void *bytes, size_t n, const char *name, Error *e);
+void  st_close(SafeTensors *st);
+int   st_count(const SafeTensors *st);
+const STTensor *st_at(const SafeTensors *st, int i);                     // in the order of the data
+const STTensor *st_find(const SafeTensors *st, const char *name);        // NULL when absent
+const char *st_metadata(const SafeTensors *st, const char *key);         // NULL when absent
+/* Elements [offset, offset + n) as float, from F32, F16 or BF16. -1 with e filled for any other type. */
+int   st_floats(const STTensor *t, size_t offset, size_t n, float *out, Error *e);
+
+/* Writing: declare every tensor and piece of metadata, then begin, then hand over the data in the order declared, in pieces
+   of any size. However it went, end with st_end: keep false removes what was written. */
+typedef struct STWriter STWriter;
+STWriter *st_new(void);
+void  st_declare(STWriter *w, const char *name, int ndim, const size_t *shape);   // F32
+void  st_note(STWriter *w, const char *key, const char *value);                   // metadata; "format": "pt" is always there
+int   st_begin(STWriter *w, const char *path, Error *e);                          // data starts at a multiple of 64 bytes
+int   st_write(STWriter *w, const float *data, size_t n, Error *e);
+int   st_end(STWriter *w, bool keep, Error *e);                                   // syncs, renames into place, frees w
+
+/* ---- models ---------------------------------------------------------------------------------------------------- */
+
+/* Reads dir/config.json. 0, or -1 with e filled: not GPT-2, another activation, an absurd size, ... */
+int   hf_config(const char *dir, GPT2Config *config, Error *e);
+/* Reads a model. frozen: never to be trained, and so left in the mapped file; tensors that are not F32, or not aligned,
+   are copied all the same. NULL with e filled. */
+GPT2 *hf_load(const char *dir, bool frozen, Error *e);
+/* Writes model.safetensors, config.json and the tokenizer's files into dir (made if need be), so that from_pretrained
+   loads them. from: the directory the model came from, whose config.json is patched and whose tokenizer files are copied
+   as they are; NULL for a model that came from none (then no tokenizer files). from may be dir itself. Until the weights
+   are safely written aside nothing in dir changes. 0, or -1 with e filled. */
+int   hf_save(const GPT2 *m, const char *dir, const char *from, Error *e);
+/* AdamW's moments of every trained tensor, as PREFIXm.NAME and PREFIXv.NAME, in a file with whatever else the caller
+   declares, in the same order. Reading refuses a file whose trained tensors are others, and then has changed nothing. */
+void  hf_declare_moments(STWriter *w, const GPT2 *m, const char *prefix);
+int   hf_write_moments(STWriter *w, const GPT2 *m, Error *e);
+int   hf_read_moments(const SafeTensors *st, GPT2 *m, const char *prefix, Error *e);
+
+#endif

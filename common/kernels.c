@@ -1,0 +1,990 @@
+/*
+ * kernels.c - kernels.h on a CPU with AVX2 and FMA, threads by OpenMP.
+ *
+ * Two ideas carry the file. First, every matrix product in it (the linear layers, the loss head, both halves of attention,
+ * prefill and decoding) runs through one register tile of 6 x 16 outputs, tile(), in which an output element is a chain of
+ * fused multiply-adds over k in ascending order. Blocking cuts the chain into pieces but never reorders it: the tile starts from
+ * what is already in C. Second, threads share work by output element, never by term of a sum. Together they make
+ * the bits independent of threads, blocking and batch.
+ *
+ * Left out: AVX-512 (on the Zen 4 this was tuned on its fp32 peak is that of AVX2), and packed copies of the weights
+ * kept between calls (they would double the memory of a frozen model).
+ */
+#include "kernels.h"
+
+#include <immintrin.h>
+#include <omp.h>
+#include <sys/mman.h>
+
+#include "util.h"
+
+static inline int min_int(int a, int b) { return a < b ? a : b; }
+static inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * The device
+ */
+
+/* Blocks of a product, chosen by measurement on 2 cores of Zen 4 (32 KB L1, 1 MB L2): a tile's B panel (KC x 16) stays in L1,
+   MC rows of A (288 KB) in L2, the packed superblocks (MB x KC and KC x NC, 7 MB) in L3. */
+enum { MR = 6, NR = 16, KC = 384, MC = 192, MB = 1536, NC = 3072, JT = 128 };
+
+static float *packed_a, *packed_b;      // the superblocks, shared by all threads
+
+void device_init(void) {
+    if (packed_a) return;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
+        die_usage("this CPU lacks AVX2 or FMA, which posttrain.c needs (Intel since Haswell, 2013; AMD since Excavator, 2015); "
+                  "run it on another machine");
+    packed_a = device_alloc(sizeof(float) * MB * KC + 64);
+    packed_b = device_alloc(sizeof(float) * KC * NC + 64);
+    if (!packed_a || !packed_b) die("out of memory for the kernels' %d MB of workspace; close other programs", (int)((MB + NC) * KC * sizeof(float) >> 20));
+}
+
+const char *device_name(void) {
+    static char name[64];
+    snprintf(name, sizeof name, "CPU, %d thread%s, AVX2", omp_get_max_threads(), omp_get_max_threads() == 1 ? "" : "s");
+    return name;
+}
+
+size_t device_memory_free(void) {
+    FILE *f = fopen("/proc/meminfo", "r");
+    unsigned long long kb = 0;
+    char line[128];
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %llu kB", &kb) == 1) break;
+    if (f) fclose(f);
+    return kb ? (size_t)kb * 1024 : SIZE_MAX;
+}
+
+/* Large arrays are mapped on 2 MB boundaries and offered to the kernel as huge pages: walking down a column of a weight
+   matrix touches a new 4 KB page at every row. Measured: see "huge pages" in test/BENCHMARKS.md. */
+enum { HUGE_PAGE = 1 << 21 };
+
+void *device_alloc(size_t bytes) {
+    if (bytes > SIZE_MAX - 2 * (size_t)HUGE_PAGE) return NULL;
+    size_t ask = bytes + (bytes >= HUGE_PAGE ? HUGE_PAGE : 0) + !bytes;
+    char *p = mmap(NULL, ask, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+    if (bytes < HUGE_PAGE) return p;
+    char *aligned = (char *)(((uintptr_t)p + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
+    if (aligned > p) munmap(p, (size_t)(aligned - p));
+    size_t after = (size_t)(p + ask - (aligned + bytes)), page = 4096, keep = (page - bytes % page) % page;
+    if (after > keep) munmap(aligned + bytes + keep, after - keep);
+    madvise(aligned, bytes, MADV_HUGEPAGE);
+    return aligned;
+}
+
+void device_free(void *p, size_t bytes) {
+    if (p) munmap(p, bytes + !bytes);
+}
+
+void device_zero(void *p, size_t bytes) { memset(p, 0, bytes); }
+void device_copy(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
+void device_write(void *device, const void *host, size_t bytes) { memcpy(device, host, bytes); }
+void device_read(void *host, const void *device, size_t bytes) { memcpy(host, device, bytes); }
+real *device_map(const void *host, size_t n) { return n && (uintptr_t)host % _Alignof(real) == 0 ? (real *)(uintptr_t)host : NULL; }
+void real_write(real *device, const float *host, size_t n) { memcpy(device, host, n * sizeof *host); }
+void real_read(float *host, const real *device, size_t n) { memcpy(host, device, n * sizeof *host); }
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Eight floats at a time
+ */
+
+/* The first n of 8 lanes. */
+static inline __m256i lanes(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/* Up to 8 floats from p, n of which exist; the rest are 0. */
+static inline __m256 load(const float *p, int n) { return n >= 8 ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, lanes(n)); }
+
+static inline void store(float *p, __m256 x, int n) {
+    if (n >= 8) _mm256_storeu_ps(p, x);
+    else _mm256_maskstore_ps(p, lanes(n), x);
+}
+
+/* Lanes added in one fixed order: ((0+4)+(2+6)) + ((1+5)+(3+7)). */
+static inline float sum8(__m256 x) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+static inline float max8(__m256 x) {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+/* e^x: x = n log 2 + r with |r| <= log(2)/2, a polynomial in r, the exponent by shifting. Within 2 units in the last place
+   of the true value; e^0 = 1 exactly, e^x = 0 below -87.3, infinity above 88.7, NaN stays NaN. */
+static inline __m256 exp8(__m256 x) {
+    const __m256 low = _mm256_set1_ps(-87.33654f), high = _mm256_set1_ps(88.72283f);
+    __m256 z = _mm256_min_ps(high, _mm256_max_ps(low, x));                   // (in this order of operands NaN passes)
+    __m256 n = _mm256_round_ps(_mm256_mul_ps(z, _mm256_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), z);         // log 2 in two parts: the first is exact times n
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+    __m256 p = _mm256_set1_ps(1.0f / 5040);                                  // Taylor to the 7th power: error below 2^-26
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 720));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 120));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 24));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 6));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+    __m256i half = _mm256_srai_epi32(_mm256_cvtps_epi32(n), 1);              // 2^n in two factors: n = 128 has no float
+    __m256i rest = _mm256_sub_epi32(_mm256_cvtps_epi32(n), half);
+    __m256i one = _mm256_set1_epi32(127);
+    p = _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, one), 23)));
+    p = _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, one), 23)));
+    p = _mm256_andnot_ps(_mm256_cmp_ps(x, low, _CMP_LT_OQ), p);
+    return _mm256_blendv_ps(p, _mm256_set1_ps(INFINITY), _mm256_cmp_ps(x, high, _CMP_GT_OQ));
+}
+
+/* Rows of 8 become columns. */
+static inline void transpose8(__m256 r[8]) {
+    __m256 t0 = _mm256_unpacklo_ps(r[0], r[1]), t1 = _mm256_unpackhi_ps(r[0], r[1]);
+    __m256 t2 = _mm256_unpacklo_ps(r[2], r[3]), t3 = _mm256_unpackhi_ps(r[2], r[3]);
+    __m256 t4 = _mm256_unpacklo_ps(r[4], r[5]), t5 = _mm256_unpackhi_ps(r[4], r[5]);
+    __m256 t6 = _mm256_unpacklo_ps(r[6], r[7]), t7 = _mm256_unpackhi_ps(r[6], r[7]);
+    __m256 s0 = _mm256_shuffle_ps(t0, t2, 0x44), s1 = _mm256_shuffle_ps(t0, t2, 0xEE);
+    __m256 s2 = _mm256_shuffle_ps(t1, t3, 0x44), s3 = _mm256_shuffle_ps(t1, t3, 0xEE);
+    __m256 s4 = _mm256_shuffle_ps(t4, t6, 0x44), s5 = _mm256_shuffle_ps(t4, t6, 0xEE);
+    __m256 s6 = _mm256_shuffle_ps(t5, t7, 0x44), s7 = _mm256_shuffle_ps(t5, t7, 0xEE);
+    r[0] = _mm256_permute2f128_ps(s0, s4, 0x20), r[4] = _mm256_permute2f128_ps(s0, s4, 0x31);
+    r[1] = _mm256_permute2f128_ps(s1, s5, 0x20), r[5] = _mm256_permute2f128_ps(s1, s5, 0x31);
+    r[2] = _mm256_permute2f128_ps(s2, s6, 0x20), r[6] = _mm256_permute2f128_ps(s2, s6, 0x31);
+    r[3] = _mm256_permute2f128_ps(s3, s7, 0x20), r[7] = _mm256_permute2f128_ps(s3, s7, 0x31);
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * The matrix product. One register tile, packing, and the loop around them (Goto & van de Geijn 2008; the BLIS naming).
+ */
+
+/*
+ * C (rows,16) = start + A (rows,K) B (K,16), rows <= 6. Strides in floats: A's element (i,k) is a[i * a_row + k * a_k],
+ * B's row k is at b + k * b_k, and start and C have rows of 16. 12 accumulators, 2 of B, 1 of A: 15 of the 16 registers.
+ * Always inlined with rows constant: what is not needed vanishes.
+ */
+#define EACH_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)
+
+static inline __attribute__((always_inline)) void tile_rows(const int rows, int K, const float *a, size_t a_row, size_t a_k,
+                                                            const float *b, size_t b_k, const float *start, size_t start_row,
+                                                            float *c, size_t c_row) {
+#define DECLARE(i) __m256 c##i = _mm256_setzero_ps(), d##i = c##i;
+#define START(i) if (i < rows) c##i = _mm256_loadu_ps(start + i * start_row), d##i = _mm256_loadu_ps(start + i * start_row + 8);
+#define STEP(i) if (i < rows) x = _mm256_broadcast_ss(a + i * a_row), c##i = _mm256_fmadd_ps(x, b0, c##i), d##i = _mm256_fmadd_ps(x, b1, d##i);
+#define FINISH(i) if (i < rows) _mm256_storeu_ps(c + i * c_row, c##i), _mm256_storeu_ps(c + i * c_row + 8, d##i);
+    EACH_ROW(DECLARE)
+    EACH_ROW(START)
+    for (int k = 0; k < K; k++, a += a_k, b += b_k) {
+        __m256 b0 = _mm256_loadu_ps(b), b1 = _mm256_loadu_ps(b + 8), x;
+        EACH_ROW(STEP)
+    }
+    EACH_ROW(FINISH)
+#undef DECLARE
+#undef START
+#undef STEP
+#undef FINISH
+}
+
+static inline __attribute__((always_inline)) void tile(int rows, int K, const float *a, size_t a_row, size_t a_k, const float *b,
+                                                       size_t b_k, const float *start, size_t start_row, float *c, size_t c_row) {
+    switch (rows) {
+    case 6: tile_rows(6, K, a, a_row, a_k, b, b_k, start, start_row, c, c_row); break;
+    case 5: tile_rows(5, K, a, a_row, a_k, b, b_k, start, start_row, c, c_row); break;
+    case 4: tile_rows(4, K, a, a_row, a_k, b, b_k, start, start_row, c, c_row); break;
+    case 3: tile_rows(3, K, a, a_row, a_k, b, b_k, start, start_row, c, c_row); break;
+    case 2: tile_rows(2, K, a, a_row, a_k, b, b_k, start, start_row, c, c_row); break;
+    case 1: tile_rows(1, K, a, a_row, a_k, b, b_k, start, start_row, c, c_row); break;
+    }
+}
+
+/* A tile of the packed product, of which only `columns` of the 16 exist in start and C. */
+static void tile_packed(int rows, int columns, int K, const float *a, const float *b, const float *start, size_t start_row,
+                        float *c, size_t c_row) {
+    if (columns == NR) {
+        tile(rows, K, a, 1, MR, b, NR, start, start_row, c, c_row);
+        return;
+    }
+    float edge[MR * NR] = {0};
+    for (int i = 0; i < rows; i++) memcpy(edge + i * NR, start + i * start_row, sizeof(float) * (size_t)columns);
+    tile(rows, K, a, 1, MR, b, NR, edge, NR, edge, NR);
+    for (int i = 0; i < rows; i++) memcpy(c + i * c_row, edge + i * NR, sizeof(float) * (size_t)columns);
+}
+
+/* A factor of a product, as it lies in memory: row-major with a stride, or the transpose of such a matrix. */
+typedef struct {
+    const float *p;
+    size_t stride;
+    bool transposed;
+} Matrix;
+
+/* Packs rows i .. i+6 (those below M; the rest 0) and columns k .. k+K of A, column after column: out[k * 6 + i].
+   Writes 2 floats beyond, which the next panel overwrites. */
+static void pack_a(float *out, Matrix A, int i, int M, int k, int K) {
+    int rows = min_int(MR, M - i);
+    if (A.transposed) {
+        for (int kk = 0; kk < K; kk++, out += MR)
+            _mm256_storeu_ps(out, load(A.p + (size_t)(k + kk) * A.stride + (size_t)i, M - i));
+        return;
+    }
+    const float *p = A.p + (size_t)i * A.stride + (size_t)k;
+    for (int kk = 0; kk < K; kk += 8) {
+        __m256 r[8];
+        int columns = min_int(8, K - kk);
+        for (int row = 0; row < 8; row++) r[row] = row < rows ? load(p + (size_t)row * A.stride + (size_t)kk, columns) : _mm256_setzero_ps();
+        transpose8(r);
+        for (int column = 0; column < columns; column++, out += MR) _mm256_storeu_ps(out, r[column]);
+    }
+}
+
+/* Packs columns j .. j+columns (up to 16; the rest 0) and rows k .. k+K of B, row after row: out[k * 16 + j]. */
+static void pack_b(float *out, Matrix B, int j, int columns, int k, int K) {
+    if (!B.transposed) {
+        const float *p = B.p + (size_t)k * B.stride + (size_t)j;
+        for (int kk = 0; kk < K; kk++, p += B.stride, out += NR) {
+            _mm256_store_ps(out, load(p, columns));
+            _mm256_store_ps(out + 8, load(p + 8, columns - 8));
+        }
+        return;
+    }
+    for (int half = 0; half < NR; half += 8) {
+        const float *p = B.p + (size_t)(j + half) * B.stride + (size_t)k;
+        for (int kk = 0; kk < K; kk += 8) {
+            __m256 r[8];
+            int depth = min_int(8, K - kk);
+            for (int row = 0; row < 8; row++)
+                r[row] = half + row < columns ? load(p + (size_t)row * B.stride + (size_t)kk, depth) : _mm256_setzero_ps();
+            transpose8(r);
+            for (int d = 0; d < depth; d++) _mm256_store_ps(out + (kk + d) * NR + half, r[d]);
+        }
+    }
+}
+
+static const float zeros[NR];
+
+/* Where the chain of C's tile at (i,j) starts: from C itself when it goes on, else from the bias of its columns, else from 0. */
+static inline const float *chain_start(const float *c, const float *bias, int j, bool go_on, size_t ldc, size_t *row) {
+    *row = go_on ? ldc : 0;
+    return go_on ? c : bias ? bias + j : zeros;
+}
+
+/*
+ * Many rows: superblocks of A and B are packed by all threads together, then tiles of MC x JT are handed out one by one.
+ * Few synchronisations and dynamic tiles are what survives a noisy neighbour on one of the cores.
+ */
+static void product_large(int M, int N, int K, Matrix A, Matrix B, float *C, size_t ldc, const float *bias, bool accumulate) {
+#pragma omp parallel
+    for (int jc = 0; jc < N; jc += NC)
+        for (int ic = 0; ic < M; ic += MB)
+            for (int kc = 0; kc < K; kc += KC) {
+                int columns = min_int(NC, N - jc), rows = min_int(MB, M - ic), depth = min_int(KC, K - kc);
+                int b_panels = (columns + NR - 1) / NR, a_panels = (rows + MR - 1) / MR;
+#pragma omp for schedule(dynamic, 8) nowait
+                for (int panel = 0; panel < b_panels; panel++)
+                    pack_b(packed_b + (size_t)panel * NR * depth, B, jc + panel * NR, min_int(NR, columns - panel * NR), kc, depth);
+#pragma omp for schedule(dynamic, 16)
+                for (int panel = 0; panel < a_panels; panel++) {
+                    // a panel ends with 2 floats of spill: keep it off the neighbour's first column, which another thread may have packed
+                    float last[MR * 8 + 2], *out = packed_a + (size_t)panel * MR * depth;
+                    int head = (depth - 1) / 8 * 8;
+                    pack_a(last, A, ic + panel * MR, M, kc + head, depth - head);
+                    if (head) pack_a(out, A, ic + panel * MR, M, kc, head);
+                    memcpy(out + head * MR, last, sizeof(float) * (size_t)((depth - head) * MR));
+                }
+                int tiles_i = (rows + MC - 1) / MC, tiles_j = (columns + JT - 1) / JT;
+#pragma omp for schedule(dynamic, 1)
+                for (int t = 0; t < tiles_i * tiles_j; t++) {
+                    int i0 = t / tiles_j * MC, i1 = min_int(i0 + MC, rows), j0 = t % tiles_j * JT, j1 = min_int(j0 + JT, columns);
+                    for (int j = j0; j < j1; j += NR)
+                        for (int i = i0; i < i1; i += MR) {
+                            float *c = C + (size_t)(ic + i) * ldc + (size_t)(jc + j);
+                            size_t start_row;
+                            const float *start = chain_start(c, bias, jc + j, accumulate || kc > 0, ldc, &start_row);
+                            for (int row = 0; row < MR; row++) _mm_prefetch((const char *)(c + (size_t)(MR + row) * ldc), _MM_HINT_T0);
+                            tile_packed(min_int(MR, i1 - i), min_int(NR, j1 - j), depth, packed_a + (size_t)i * depth,
+                                        packed_b + (size_t)j * depth, start, start_row, c, ldc);
+                        }
+                }
+            }
+}
+
+/*
+ * Few rows, as in decoding: the time goes into reading B once. A is packed whole; each thread packs a strip of 64 columns
+ * of B into its own L2 and multiplies it at once.
+ */
+enum { FEW = 48, STRIP = 64 };
+
+static void product_few(int M, int N, int K, Matrix A, Matrix B, float *C, size_t ldc, const float *bias, bool accumulate) {
+    int a_panels = (M + MR - 1) / MR;
+    for (int kc = 0; kc < K; kc += KC)
+        for (int panel = 0; panel < a_panels; panel++)
+            pack_a(packed_a + (size_t)kc * (size_t)(a_panels * MR) + (size_t)panel * MR * (size_t)min_int(KC, K - kc), A, panel * MR, M, kc,
+                   min_int(KC, K - kc));
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int j0 = 0; j0 < N; j0 += STRIP) {
+        _Alignas(64) float strip[STRIP * KC];
+        int j1 = min_int(j0 + STRIP, N);
+        for (int kc = 0; kc < K; kc += KC) {
+            int depth = min_int(KC, K - kc);
+            for (int j = j0; j < j1; j += NR) pack_b(strip + (j - j0) * depth, B, j, min_int(NR, j1 - j), kc, depth);
+            for (int j = j0; j < j1; j += NR)
+                for (int i = 0; i < M; i += MR) {
+                    float *c = C + (size_t)i * ldc + (size_t)j;
+                    size_t start_row;
+                    const float *start = chain_start(c, bias, j, accumulate || kc > 0, ldc, &start_row);
+                    tile_packed(min_int(MR, M - i), min_int(NR, j1 - j), depth,
+                                packed_a + (size_t)kc * (size_t)(a_panels * MR) + (size_t)i * depth, strip + (j - j0) * depth, start,
+                                start_row, c, ldc);
+                }
+        }
+    }
+}
+
+/* C (M,N) = A B, the chains starting from C (accumulate), or bias (N), or 0. */
+static void product(int M, int N, int K, Matrix A, Matrix B, float *C, size_t ldc, const float *bias, bool accumulate) {
+    device_init();
+    if (M <= FEW && (size_t)round_up(M, MR) * (size_t)K <= (size_t)MB * KC) product_few(M, N, K, A, B, C, ldc, bias, accumulate);
+    else product_large(M, N, K, A, B, C, ldc, bias, accumulate);
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Embedding
+ */
+
+void embed_forward(real *out, const int *token, const int *position, const real *wte, const real *wpe, int N, int C) {
+#pragma omp parallel for
+    for (int n = 0; n < N; n++) {
+        const float *t = wte + (size_t)token[n] * (size_t)C, *p = wpe + (size_t)position[n] * (size_t)C;
+        for (int c = 0; c < C; c++) out[(size_t)n * (size_t)C + (size_t)c] = t[c] + p[c];
+    }
+}
+
+/* A token may occur often, so threads share the channels, not the tokens. */
+void embed_backward(float *dwte, float *dwpe, const real *dout, const int *token, const int *position, int N, int C) {
+#pragma omp parallel for
+    for (int c0 = 0; c0 < C; c0 += 64)
+        for (int n = 0; n < N; n++)
+            for (int c = c0; c < min_int(c0 + 64, C); c++) {
+                // out[n][c] = wte[token[n]][c] + wpe[position[n]][c]
+                float d = dout[(size_t)n * (size_t)C + (size_t)c];
+                if (dwte) dwte[(size_t)token[n] * (size_t)C + (size_t)c] += d;
+                if (dwpe) dwpe[(size_t)position[n] * (size_t)C + (size_t)c] += d;
+            }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Linear layer
+ */
+
+void linear_forward(real *out, const real *inp, const real *weight, const real *bias, int N, int IC, int OC) {
+    product(N, OC, IC, (Matrix){inp, (size_t)IC, false}, (Matrix){weight, (size_t)OC, false}, out, (size_t)OC, bias, false);
+}
+
+void linear_backward_input(real *dinp, const real *dout, const real *weight, int N, int IC, int OC) {
+    // out = inp weight:  dinp = dout weight^T
+    product(N, IC, OC, (Matrix){dout, (size_t)OC, false}, (Matrix){weight, (size_t)OC, true}, dinp, (size_t)IC, NULL, false);
+}
+
+void linear_backward_weight(float *dweight, float *dbias, const real *inp, const real *dout, int N, int IC, int OC) {
+    // out = inp weight:  dweight = inp^T dout
+    if (dweight) product(IC, OC, N, (Matrix){inp, (size_t)IC, true}, (Matrix){dout, (size_t)OC, false}, dweight, (size_t)OC, NULL, true);
+    if (!dbias) return;
+#pragma omp parallel for
+    for (int j = 0; j < OC; j += 64)
+        for (int n = 0; n < N; n++)
+            for (int jj = j; jj < min_int(j + 64, OC); jj++) dbias[jj] += dout[(size_t)n * (size_t)OC + (size_t)jj];
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Residual and layer norm
+ */
+
+void layernorm_forward(real *sum, real *out, float *mean, float *rstd, const real *x, const real *y, const real *weight,
+                       const real *bias, int N, int C, float epsilon) {
+#pragma omp parallel for
+    for (int n = 0; n < N; n++) {
+        const float *row = x + (size_t)n * (size_t)C;
+        __m256 total = _mm256_setzero_ps();
+        if (y) {
+            const float *more = y + (size_t)n * (size_t)C;
+            float *to = sum + (size_t)n * (size_t)C;
+            for (int c = 0; c < C; c += 8) {
+                __m256 s = _mm256_add_ps(load(row + c, C - c), load(more + c, C - c));
+                store(to + c, s, C - c);
+                total = _mm256_add_ps(total, s);
+            }
+            row = to;
+        } else {
+            for (int c = 0; c < C; c += 8) total = _mm256_add_ps(total, load(row + c, C - c));
+        }
+        float m = sum8(total) / (float)C;
+        __m256 mean8 = _mm256_set1_ps(m), square = _mm256_setzero_ps();
+        for (int c = 0; c < C; c += 8) {   // the variance in a second pass: no cancellation when the mean is large
+            __m256 d = _mm256_sub_ps(load(row + c, C - c), mean8);
+            if (C - c < 8) d = _mm256_and_ps(d, _mm256_castsi256_ps(lanes(C - c)));
+            square = _mm256_fmadd_ps(d, d, square);
+        }
+        float r = 1.0f / sqrtf(sum8(square) / (float)C + epsilon);
+        __m256 rstd8 = _mm256_set1_ps(r);
+        for (int c = 0; c < C; c += 8) {
+            __m256 normed = _mm256_mul_ps(_mm256_sub_ps(load(row + c, C - c), mean8), rstd8);
+            store(out + (size_t)n * (size_t)C + c, _mm256_fmadd_ps(normed, load(weight + c, C - c), load(bias + c, C - c)), C - c);
+        }
+        mean[n] = m;
+        rstd[n] = r;
+    }
+}
+
+void layernorm_backward(real *dsum, float *dweight, float *dbias, const real *dout, const real *sum, const float *mean,
+                        const float *rstd, const real *weight, int N, int C) {
+    // out = xhat * weight + bias, xhat = (sum - mean) * rstd:
+    // with g = dout * weight,  dsum += rstd * (g - mean(g) - xhat * mean(g * xhat))
+#pragma omp parallel for
+    for (int n = 0; n < N; n++) {
+        const float *dy = dout + (size_t)n * (size_t)C, *x = sum + (size_t)n * (size_t)C;
+        float *dx = dsum + (size_t)n * (size_t)C;
+        __m256 mean8 = _mm256_set1_ps(mean[n]), rstd8 = _mm256_set1_ps(rstd[n]);
+        __m256 g_total = _mm256_setzero_ps(), gx_total = _mm256_setzero_ps();
+        for (int c = 0; c < C; c += 8) {
+            __m256 g = _mm256_mul_ps(load(dy + c, C - c), load(weight + c, C - c));
+            __m256 xhat = _mm256_mul_ps(_mm256_sub_ps(load(x + c, C - c), mean8), rstd8);
+            g_total = _mm256_add_ps(g_total, g);
+            gx_total = _mm256_fmadd_ps(g, xhat, gx_total);
+        }
+        __m256 g_mean = _mm256_set1_ps(sum8(g_total) / (float)C), gx_mean = _mm256_set1_ps(sum8(gx_total) / (float)C);
+        for (int c = 0; c < C; c += 8) {
+            __m256 g = _mm256_mul_ps(load(dy + c, C - c), load(weight + c, C - c));
+            __m256 xhat = _mm256_mul_ps(_mm256_sub_ps(load(x + c, C - c), mean8), rstd8);
+            __m256 d = _mm256_sub_ps(_mm256_sub_ps(g, g_mean), _mm256_mul_ps(xhat, gx_mean));
+            store(dx + c, _mm256_fmadd_ps(rstd8, d, load(dx + c, C - c)), C - c);
+        }
+    }
+    if (!dweight && !dbias) return;
+#pragma omp parallel for
+    for (int c0 = 0; c0 < C; c0 += 32)   // columns: each thread its own, over the tokens in order
+        for (int n = 0; n < N; n++)
+            for (int c = c0; c < min_int(c0 + 32, C); c += 8) {
+                __m256 dy = load(dout + (size_t)n * (size_t)C + c, C - c);
+                __m256 xhat = _mm256_mul_ps(_mm256_sub_ps(load(sum + (size_t)n * (size_t)C + c, C - c), _mm256_set1_ps(mean[n])), _mm256_set1_ps(rstd[n]));
+                if (dweight) store(dweight + c, _mm256_fmadd_ps(dy, xhat, load(dweight + c, C - c)), C - c);
+                if (dbias) store(dbias + c, _mm256_add_ps(dy, load(dbias + c, C - c)), C - c);
+            }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * GELU.  0.5 x (1 + tanh(u)) = x s(2u) with the logistic function s(z) = 1 / (1 + e^-z): one exponential, no tanh.
+ */
+
+static const float GELU_A = 0.7978845608f, GELU_B = 0.044715f;   // sqrt(2 / pi), and the cubic's coefficient
+
+/* s(2u), u = A (x + B x^3) */
+static inline __m256 gelu_gate(__m256 x) {
+    __m256 xx = _mm256_mul_ps(x, x);
+    __m256 u = _mm256_mul_ps(x, _mm256_fmadd_ps(xx, _mm256_set1_ps(GELU_A * GELU_B), _mm256_set1_ps(GELU_A)));
+    __m256 e = exp8(_mm256_mul_ps(u, _mm256_set1_ps(-2.0f)));
+    return _mm256_div_ps(_mm256_set1_ps(1.0f), _mm256_add_ps(_mm256_set1_ps(1.0f), e));
+}
+
+void gelu_forward(real *out, const real *inp, size_t n) {
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i += 8) {
+        int left = n - i < 8 ? (int)(n - i) : 8;
+        __m256 x = load(inp + i, left);
+        store(out + i, _mm256_mul_ps(x, gelu_gate(x)), left);
+    }
+}
+
+void gelu_backward(real *dout, real *inp, size_t n) {
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i += 8) {
+        int left = n - i < 8 ? (int)(n - i) : 8;
+        __m256 x = load(inp + i, left), s = gelu_gate(x), one = _mm256_set1_ps(1.0f);
+        // out = x s(2u):  d = s + x s (1 - s) 2 u',  u' = A (1 + 3 B x^2).  x s (1 - s) first: it vanishes before u' grows
+        __m256 du = _mm256_fmadd_ps(_mm256_mul_ps(x, x), _mm256_set1_ps(6 * GELU_A * GELU_B), _mm256_set1_ps(2 * GELU_A));
+        __m256 y = _mm256_mul_ps(x, s);
+        __m256 d = _mm256_fmadd_ps(_mm256_mul_ps(y, _mm256_sub_ps(one, s)), du, s);
+        store(dout + i, _mm256_mul_ps(load(dout + i, left), d), left);
+        store(inp + i, y, left);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Random noise. Philox costs about 15 ns for four words; vectorising it was left out, since both uses are off by default.
+ */
+
+/* Word c % 4 of the draw for element c of a token. */
+static inline float noise_uniform(const Noise *z, int n, uint32_t c) {
+    return random_uniform(random4(z->seed, z->purpose, z->step, z->sequence[n], (uint32_t)z->position[n], c / 4).v[c % 4]);
+}
+
+void dropout(real *x, int N, int C, Noise noise) {
+    if (noise.p <= 0) return;
+    const float scale = 1.0f / (1.0f - noise.p);
+#pragma omp parallel for
+    for (int n = 0; n < N; n++)
+        for (int c = 0; c < C; c += 4) {
+            Random4 r = random4(noise.seed, noise.purpose, noise.step, noise.sequence[n], (uint32_t)noise.position[n], (uint32_t)c / 4);
+            for (int i = c; i < min_int(c + 4, C); i++) {
+                float *v = x + (size_t)n * (size_t)C + (size_t)i;
+                *v = random_uniform(r.v[i - c]) >= noise.p ? *v * scale : 0.0f;
+            }
+        }
+}
+
+void add_uniform_noise(real *x, const float *magnitude, int N, int C, Noise noise) {
+#pragma omp parallel for
+    for (int n = 0; n < N; n++)
+        for (int c = 0; c < C; c++)
+            x[(size_t)n * (size_t)C + (size_t)c] += magnitude[n] * (2.0f * noise_uniform(&noise, n, (uint32_t)c) - 1.0f);
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Attention. Work is shared by (sequence, head). A head's keys are laid out in blocks of 64, transposed: keys[block][d][64],
+ * its values as rows: values[key][hsp], hsp = hs rounded up to 16 with zeros. The cache of decoding has the same
+ * layout, and both ways run attend(), so a decoded row has the bits of a trained one: a block that a row does not see
+ * contributes fma(0, v, o) = o, or is not visited at all, which is the same.
+ */
+
+enum { KB = 64 };
+
+static inline int padded_head(int hs) { return round_up(hs, NR); }
+
+/* Floats of workspace for this thread: kept from call to call, so that a training step allocates nothing. */
+static float *workspace(size_t n) {
+    static __thread float *memory;
+    static __thread size_t have;
+    if (n > have) {
+        device_free(memory, have * sizeof(float));
+        memory = device_alloc(n * sizeof(float));
+        if (!memory) die("out of memory for %zu bytes of attention workspace; use a smaller --max_length", n * sizeof(float));
+        have = n;
+    }
+    return memory;
+}
+
+/* Writes the key and value of position t (hs floats each) into a head's blocks. */
+static inline void put_key_value(float *keys, float *values, const float *k, const float *v, int t, int hs) {
+    int hsp = padded_head(hs);
+    float *column = keys + (size_t)(t / KB) * (size_t)(hs * KB) + t % KB, *row = values + (size_t)t * (size_t)hsp;
+    for (int d = 0; d < hs; d++) column[(size_t)d * KB] = k[d];
+    for (int d = 0; d < hs; d++) row[d] = v[d];
+    for (int d = hs; d < hsp; d++) row[d] = 0;
+}
+
+/* The dropout factor, 0 or 1 / (1-p), of (query, key) in a head; n is the query's row in the batch. */
+static inline float attention_keep(const Noise *z, int n, int key, int h, int NH) {
+    return noise_uniform(z, n, (uint32_t)key * (uint32_t)NH + (uint32_t)h) >= z->p ? 1.0f / (1.0f - z->p) : 0.0f;
+}
+
+/*
+ * Attention of `rows` (up to 6) consecutive queries at positions q0, q0+1, ... over keys 0 .. their own position.
+ * The softmax is computed as the blocks of keys go by: m is the largest score so far, l the sum of e^(score - m), o the weighted values,
+ * and l and o are rescaled when m grows (Milakov & Gimelshein 2018). noise NULL: no dropout; n0 is the batch row of q0.
+ */
+static void attend(float *out, size_t out_row, float *lse, size_t lse_row, const float *q, size_t q_row, int rows, int q0,
+                   const float *keys, const float *values, int hs, const Noise *noise, int n0, int h, int NH) {
+    const int hsp = padded_head(hs);
+    const __m256 scale = _mm256_set1_ps(1.0f / sqrtf((float)hs));
+    float m[MR], l[MR] = {0}, o[MR * hsp], s[MR * KB];
+    for (int i = 0; i < rows; i++) m[i] = -INFINITY;
+    memset(o, 0, sizeof o);
+    for (int k0 = 0; k0 < q0 + rows; k0 += KB) {
+        const float *block = keys + (size_t)k0 * (size_t)hs;
+        int seen = min_int(KB, q0 + rows - k0);                              // keys of this block that the last row sees
+        for (int j = 0; j < seen; j += NR) tile(rows, hs, q, q_row, 1, block + j, KB, zeros, 0, s + j, KB);
+        for (int i = 0; i < rows; i++) {
+            float *row = s + i * KB;
+            int visible = min_int(seen, q0 + i + 1 - k0);
+            __m256 top = _mm256_set1_ps(-INFINITY), total = _mm256_setzero_ps();
+            for (int j = 0; j < visible; j += 8) {
+                __m256 x = _mm256_mul_ps(_mm256_loadu_ps(row + j), scale);
+                if (visible - j < 8) x = _mm256_blendv_ps(_mm256_set1_ps(-INFINITY), x, _mm256_castsi256_ps(lanes(visible - j)));
+                _mm256_storeu_ps(row + j, x);
+                top = _mm256_max_ps(top, x);
+            }
+            float m_new = fmaxf(m[i], max8(top));
+            for (int j = 0; j < visible; j += 8) {
+                __m256 p = exp8(_mm256_sub_ps(_mm256_loadu_ps(row + j), _mm256_set1_ps(m_new)));
+                _mm256_storeu_ps(row + j, p);
+                total = _mm256_add_ps(total, p);
+            }
+            for (int j = visible > 0 ? round_up(visible, 8) : 0; j < seen; j++) row[j] = 0;
+            if (m_new > m[i]) {
+                __m256 shrink = exp8(_mm256_set1_ps(m[i] - m_new));
+                l[i] *= _mm256_cvtss_f32(shrink);
+                for (int d = 0; d < hsp; d += 8) _mm256_storeu_ps(o + i * hsp + d, _mm256_mul_ps(_mm256_loadu_ps(o + i * hsp + d), shrink));
+                m[i] = m_new;
+            }
+            l[i] += sum8(total);
+            if (noise)
+                for (int j = 0; j < visible; j++) row[j] *= attention_keep(noise, n0 + i, k0 + j, h, NH);
+        }
+        for (int d = 0; d < hsp; d += NR)
+            tile(rows, seen, s, KB, 1, values + (size_t)k0 * (size_t)hsp + d, (size_t)hsp, o + d, (size_t)hsp, o + d, (size_t)hsp);
+    }
+    for (int i = 0; i < rows; i++) {
+        float inverse = 1.0f / l[i];
+        for (int d = 0; d < hs; d++) out[(size_t)i * out_row + (size_t)d] = o[i * hsp + d] * inverse;
+        if (lse) lse[(size_t)i * lse_row] = m[i] + logf(l[i]);
+    }
+}
+
+void attention_forward(real *out, float *lse, const real *qkv, const int *start, int S, int NH, int hs, Noise noise) {
+    const int hsp = padded_head(hs);
+    const size_t C = (size_t)NH * (size_t)hs;
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int item = 0; item < S * NH; item++) {
+        int h = item % NH, n0 = start[item / NH], T = start[item / NH + 1] - n0, blocks = (T + KB - 1) / KB;
+        float *keys = workspace((size_t)blocks * KB * (size_t)(hs + hsp)), *values = keys + (size_t)blocks * KB * (size_t)hs;
+        const float *q = qkv + (size_t)n0 * 3 * C + (size_t)(h * hs);
+        for (int t = 0; t < T; t++) put_key_value(keys, values, q + (size_t)t * 3 * C + C, q + (size_t)t * 3 * C + 2 * C, t, hs);
+        for (int t = 0; t < T; t += MR)
+            attend(out + (size_t)(n0 + t) * C + (size_t)(h * hs), C, lse + (size_t)(n0 + t) * (size_t)NH + h, (size_t)NH, q + (size_t)t * 3 * C,
+                   3 * C, min_int(MR, T - t), t, keys, values, hs, noise.p > 0 ? &noise : NULL, n0 + t, h, NH);
+    }
+}
+
+/* C (M,hsp) += A (M,K) B (K,hsp) for the small products of attention's backward pass. */
+static inline __attribute__((always_inline)) void small_product(int M, int K, int hsp, const float *a, size_t a_row, size_t a_k,
+                                                                const float *b, float *c) {
+    for (int i = 0; i < M; i += MR)
+        for (int j = 0; j < hsp; j += NR)
+            tile(min_int(MR, M - i), K, a + (size_t)i * a_row, a_row, a_k, b + j, (size_t)hsp, c + (size_t)i * (size_t)hsp + j, (size_t)hsp,
+                 c + (size_t)i * (size_t)hsp + j, (size_t)hsp);
+}
+
+void attention_backward(real *dqkv, const real *dout, const real *qkv, const real *out, const float *lse, const int *start,
+                        int S, int NH, int hs, Noise noise) {
+    const int hsp = padded_head(hs);
+    const size_t C = (size_t)NH * (size_t)hs;
+    const float scale = 1.0f / sqrtf((float)hs);
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int item = 0; item < S * NH; item++) {
+        int h = item % NH, n0 = start[item / NH], T = start[item / NH + 1] - n0, blocks = (T + KB - 1) / KB;
+        // this head's rows, padded to hsp: q, k, do and the gradients; k and v also in transposed blocks
+        size_t rows = (size_t)blocks * KB * (size_t)hsp;
+        float *q = workspace(8 * rows + (size_t)blocks * KB), *k = q + rows, *dO = k + rows, *keys = dO + rows, *values = keys + rows;
+        float *dq = values + rows, *dk = dq + rows, *dv = dk + rows, *delta = dv + rows;
+        memset(q, 0, sizeof(float) * 8 * rows);
+        for (int t = 0; t < T; t++) {
+            const float *from = qkv + (size_t)(n0 + t) * 3 * C + (size_t)(h * hs);
+            const float *o = out + (size_t)(n0 + t) * C + (size_t)(h * hs), *d = dout + (size_t)(n0 + t) * C + (size_t)(h * hs);
+            size_t column = (size_t)(t / KB) * (size_t)(hs * KB) + (size_t)(t % KB), row = (size_t)t * (size_t)hsp;
+            delta[t] = 0;
+            for (int i = 0; i < hs; i++) {
+                q[row + (size_t)i] = from[i];
+                k[row + (size_t)i] = keys[column + (size_t)i * KB] = from[C + (size_t)i];
+                values[column + (size_t)i * KB] = from[2 * C + (size_t)i];
+                dO[row + (size_t)i] = d[i];
+                delta[t] = fmaf(o[i], d[i], delta[t]);
+            }
+        }
+        float p[KB * KB], ds[KB * KB];
+        for (int q0 = 0; q0 < T; q0 += KB)
+            for (int k0 = 0; k0 <= q0; k0 += KB) {
+                int queries = min_int(KB, T - q0), columns = min_int(KB, T - k0);
+                size_t block = (size_t)k0 * (size_t)hs, qrow = (size_t)q0 * (size_t)hsp, krow = (size_t)k0 * (size_t)hsp;
+                for (int i = 0; i < queries; i += MR) {
+                    int r = min_int(MR, queries - i), seen = min_int(KB, q0 + i + r - k0);
+                    for (int j = 0; j < seen; j += NR) {
+                        tile(r, hs, q + qrow + (size_t)(i * hsp), (size_t)hsp, 1, keys + block + j, KB, zeros, 0, p + i * KB + j, KB);
+                        tile(r, hs, dO + qrow + (size_t)(i * hsp), (size_t)hsp, 1, values + block + j, KB, zeros, 0, ds + i * KB + j, KB);
+                    }
+                }
+                for (int i = 0; i < queries; i++) {
+                    int visible = min_int(columns, q0 + i + 1 - k0), j = 0;
+                    __m256 lse8 = _mm256_set1_ps(lse[(size_t)(n0 + q0 + i) * (size_t)NH + (size_t)h]), delta8 = _mm256_set1_ps(delta[q0 + i]);
+                    for (; j < visible; j += 8) {
+                        // p = softmax(scale q k^T);  o = p v  =>  dv += p^T do,  dp = do v^T
+                        // ds = p (dp - sum_j p dp) scale, and sum_j p dp = do . o = delta
+                        float keep[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+                        if (noise.p > 0)
+                            for (int jj = j; jj < min_int(j + 8, visible); jj++) keep[jj - j] = attention_keep(&noise, n0 + q0 + i, k0 + jj, h, NH);
+                        __m256 keep8 = _mm256_loadu_ps(keep);
+                        __m256 x = exp8(_mm256_fmsub_ps(_mm256_loadu_ps(p + i * KB + j), _mm256_set1_ps(scale), lse8));
+                        if (visible - j < 8) x = _mm256_and_ps(x, _mm256_castsi256_ps(lanes(visible - j)));
+                        __m256 d = _mm256_sub_ps(_mm256_mul_ps(_mm256_loadu_ps(ds + i * KB + j), keep8), delta8);
+                        d = _mm256_mul_ps(_mm256_mul_ps(x, d), _mm256_set1_ps(scale));
+                        if (visible - j < 8) d = _mm256_and_ps(d, _mm256_castsi256_ps(lanes(visible - j)));
+                        _mm256_storeu_ps(p + i * KB + j, _mm256_mul_ps(x, keep8));
+                        _mm256_storeu_ps(ds + i * KB + j, d);
+                    }
+                    for (; j < KB; j++) p[i * KB + j] = ds[i * KB + j] = 0;
+                }
+                // s = scale q k^T:  dq += ds k,  dk += ds^T q.  On the diagonal, keys i.. are seen by queries i.. only
+                for (int i = 0; i < columns; i += MR) {
+                    int r = min_int(MR, columns - i), from = k0 == q0 ? i : 0;
+                    size_t fromrow = qrow + (size_t)(from * hsp);
+                    small_product(r, queries - from, hsp, p + from * KB + i, 1, KB, dO + fromrow, dv + krow + (size_t)(i * hsp));
+                    small_product(r, queries - from, hsp, ds + from * KB + i, 1, KB, q + fromrow, dk + krow + (size_t)(i * hsp));
+                }
+                for (int i = 0; i < queries; i += MR) {
+                    int r = min_int(MR, queries - i);
+                    small_product(r, min_int(columns, q0 + i + r - k0), hsp, ds + i * KB, KB, 1, k + krow, dq + qrow + (size_t)(i * hsp));
+                }
+            }
+        for (int t = 0; t < T; t++) {
+            float *to = dqkv + (size_t)(n0 + t) * 3 * C + (size_t)(h * hs);
+            memcpy(to, dq + (size_t)t * (size_t)hsp, sizeof(float) * (size_t)hs);
+            memcpy(to + C, dk + (size_t)t * (size_t)hsp, sizeof(float) * (size_t)hs);
+            memcpy(to + 2 * C, dv + (size_t)t * (size_t)hsp, sizeof(float) * (size_t)hs);
+        }
+    }
+}
+
+size_t cache_bytes(int slots, int positions, int NH, int hs) {
+    return (size_t)slots * (size_t)NH * (size_t)round_up(positions, KB) * (size_t)(hs + padded_head(hs)) * sizeof(real);
+}
+
+void attention_cached(real *out, real *cache, const real *qkv, const int *slot, const int *position, int N, int slots,
+                      int positions, int NH, int hs) {
+    (void)slots;
+    const size_t C = (size_t)NH * (size_t)hs, keys_size = (size_t)round_up(positions, KB) * (size_t)hs;
+    const size_t head_size = keys_size + (size_t)round_up(positions, KB) * (size_t)padded_head(hs);
+    // each head is one thread's: it writes the new keys and values, then attends, up to 6 neighbouring rows at a time
+#pragma omp parallel for schedule(static)
+    for (int h = 0; h < NH; h++) {
+        for (int n = 0; n < N; n++) {
+            float *keys = cache + ((size_t)slot[n] * (size_t)NH + (size_t)h) * head_size;
+            const float *row = qkv + (size_t)n * 3 * C + (size_t)(h * hs);
+            put_key_value(keys, keys + keys_size, row + C, row + 2 * C, position[n], hs);
+        }
+        for (int n = 0, rows; n < N; n += rows) {
+            for (rows = 1; rows < MR && n + rows < N && slot[n + rows] == slot[n] && position[n + rows] == position[n] + rows; rows++) {}
+            const float *keys = cache + ((size_t)slot[n] * (size_t)NH + (size_t)h) * head_size;
+            attend(out + (size_t)n * C + (size_t)(h * hs), C, NULL, 0, qkv + (size_t)n * 3 * C + (size_t)(h * hs), 3 * C, rows, position[n], keys,
+                   keys + keys_size, hs, NULL, 0, h, NH);
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * The loss head
+ */
+
+void gather_rows(real *out, const real *inp, const int *row, int R, int C) {
+    for (int r = 0; r < R; r++) memcpy(out + (size_t)r * (size_t)C, inp + (size_t)row[r] * (size_t)C, sizeof(real) * (size_t)C);
+}
+
+void scatter_rows(real *out, const real *inp, const int *row, int R, int C) {
+    for (int r = 0; r < R; r++) memcpy(out + (size_t)row[r] * (size_t)C, inp + (size_t)r * (size_t)C, sizeof(real) * (size_t)C);
+}
+
+void head_forward(real *logits, const real *inp, const real *wte, int R, int C, int V, int ldv) {
+    product(R, V, C, (Matrix){inp, (size_t)C, false}, (Matrix){wte, (size_t)C, true}, logits, (size_t)ldv, NULL, false);
+}
+
+void head_backward(real *dinp, float *dwte, const real *dlogits, const real *inp, const real *wte, int R, int C, int V, int ldv) {
+    // logits = inp wte^T:  dinp = dlogits wte,  dwte = dlogits^T inp
+    if (dinp) product(R, C, V, (Matrix){dlogits, (size_t)ldv, false}, (Matrix){wte, (size_t)C, false}, dinp, (size_t)C, NULL, false);
+    if (dwte) product(V, C, R, (Matrix){dlogits, (size_t)ldv, true}, (Matrix){inp, (size_t)C, false}, dwte, (size_t)C, NULL, true);
+}
+
+/* The largest of a row and the first place where it stands. A NaN is never the largest; the sums below still show it. */
+static float row_max(const float *x, int V, int *where) {
+    __m256 top = _mm256_set1_ps(-INFINITY), place = _mm256_setzero_ps();   // places as float: exact below 2^24
+    __m256 here = _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7);
+    int j = 0;
+    for (; j + 8 <= V; j += 8, here = _mm256_add_ps(here, _mm256_set1_ps(8))) {
+        __m256 v = _mm256_loadu_ps(x + j), more = _mm256_cmp_ps(v, top, _CMP_GT_OQ);
+        top = _mm256_blendv_ps(top, v, more);
+        place = _mm256_blendv_ps(place, here, more);
+    }
+    float tops[8], places[8], best = -INFINITY;
+    _mm256_storeu_ps(tops, top);
+    _mm256_storeu_ps(places, place);
+    *where = 0;
+    for (int i = 0; i < 8 && j; i++)
+        if (tops[i] > best || (tops[i] == best && (int)places[i] < *where)) best = tops[i], *where = (int)places[i];
+    for (; j < V; j++)
+        if (x[j] > best) best = x[j], *where = j;
+    return best;
+}
+
+/* sum_j e^((x_j - top) beta), and in *weighted, unless NULL, sum_j e^(..) (x_j - top) beta. Eight floats side by side, in blocks of 512
+   that are added up in double: 50,257 terms in float alone would cost four digits. */
+static double row_sum(const float *x, int V, float top, float beta, double *weighted) {
+    double sum = 0, more = 0;
+    for (int j0 = 0; j0 < V; j0 += 512) {
+        __m256 s = _mm256_setzero_ps(), w = _mm256_setzero_ps();
+        int end = min_int(j0 + 512, V);
+        for (int j = j0; j < end; j += 8) {
+            __m256 d = _mm256_mul_ps(_mm256_sub_ps(load(x + j, end - j), _mm256_set1_ps(top)), _mm256_set1_ps(beta)), e = exp8(d);
+            if (end - j < 8) e = _mm256_and_ps(e, _mm256_castsi256_ps(lanes(end - j)));
+            s = _mm256_add_ps(s, e);
+            if (weighted) w = _mm256_fmadd_ps(e, _mm256_max_ps(_mm256_set1_ps(-1e4f), d), w);   // 0 * -infinity would be NaN
+        }
+        sum += (double)sum8(s);
+        more += (double)sum8(w);
+    }
+    if (weighted) *weighted = more;
+    return sum;
+}
+
+void logprob_forward(float *logp, float *entropy, float *lse, int *best, const real *logits, const int *target, int R, int V, int ldv) {
+#pragma omp parallel for
+    for (int r = 0; r < R; r++) {
+        const float *x = logits + (size_t)r * (size_t)ldv;
+        int where;
+        double weighted;
+        float top = row_max(x, V, &where);
+        double sum = row_sum(x, V, top, 1.0f, entropy ? &weighted : NULL), log_sum = log(sum);
+        lse[r] = (float)(top + log_sum);
+        logp[r] = (float)((double)(x[target[r]] - top) - log_sum);
+        if (entropy) entropy[r] = (float)(log_sum - weighted / sum);   // -sum p log p, log p = (x - top) - log_sum
+        if (best) best[r] = where;
+    }
+}
+
+void logprob_backward(real *logits, const float *lse, const float *entropy, const int *target, const float *dlogp,
+                      const float *dentropy, int R, int V, int ldv) {
+#pragma omp parallel for
+    for (int r = 0; r < R; r++) {
+        float *x = logits + (size_t)r * (size_t)ldv;
+        __m256 lse8 = _mm256_set1_ps(lse[r]), minus_dlogp = _mm256_set1_ps(-dlogp[r]);
+        bool with_entropy = dentropy && dentropy[r] != 0;
+        for (int j = 0; j < V; j += 8) {
+            // log p_j = x_j - lse:   d log p[target] / d x_j = 1[j = target] - p_j
+            // entropy = -sum p log p:   d entropy / d x_j = -p_j (log p_j + entropy)
+            __m256 log_p = _mm256_sub_ps(load(x + j, V - j), lse8), p = exp8(log_p), factor = minus_dlogp;
+            if (with_entropy)
+                factor = _mm256_fnmadd_ps(_mm256_set1_ps(dentropy[r]),
+                                          _mm256_add_ps(_mm256_max_ps(_mm256_set1_ps(-1e4f), log_p), _mm256_set1_ps(entropy[r])), factor);
+            store(x + j, _mm256_mul_ps(p, factor), V - j);
+        }
+        x[target[r]] += dlogp[r];
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Sampling
+ */
+
+typedef struct {
+    float logit;
+    int id;
+} Candidate;
+
+static int by_logit(const void *a, const void *b) {
+    const Candidate *x = a, *y = b;
+    return x->logit != y->logit ? (x->logit < y->logit ? 1 : -1) : x->id - y->id;
+}
+
+static int by_id(const void *a, const void *b) { return ((const Candidate *)a)->id - ((const Candidate *)b)->id; }
+
+/* The token at which the running sum of e^((logit - top) beta) over c[0..n) passes u times its total. */
+static int invert(const Candidate *c, int n, float top, double beta, double u) {
+    double total = 0, sum = 0;
+    for (int i = 0; i < n; i++) total += exp((double)(c[i].logit - top) * beta);
+    for (int i = 0; i < n - 1; i++) {
+        sum += exp((double)(c[i].logit - top) * beta);
+        if (sum > u * total) return c[i].id;
+    }
+    return c[n - 1].id;
+}
+
+static int sample_restricted(const float *x, int V, float top, double beta, int top_k, float top_p, double u) {
+    Candidate *c = (Candidate *)xmalloc(sizeof *c * (size_t)V);
+    for (int j = 0; j < V; j++) c[j] = (Candidate){x[j], j};
+    qsort(c, (size_t)V, sizeof *c, by_logit);
+    int n = top_k > 0 ? min_int(top_k, V) : V;
+    if (top_p < 1) {
+        double total = 0, sum = 0;
+        int keep = 0;
+        for (int i = 0; i < n; i++) total += exp((double)(c[i].logit - top) * beta);
+        while (keep < n && sum < (double)top_p * total) sum += exp((double)(c[keep++].logit - top) * beta);
+        n = keep > 0 ? keep : 1;
+    }
+    qsort(c, (size_t)n, sizeof *c, by_id);
+    int token = invert(c, n, top, beta, u);
+    free(c);
+    return token;
+}
+
+/* The whole vocabulary: find the block of 512 in which the running sum passes u * total, then look inside it. */
+static int sample_all(const float *x, int V, float top, float beta, double total, double u) {
+    double sum = 0;
+    int last = 0;
+    for (int j0 = 0; j0 < V; j0 += 512) {
+        int n = min_int(512, V - j0);
+        double block = row_sum(x + j0, n, top, beta, NULL);
+        if (block > 0) last = j0;
+        if (sum + block > u * total) break;
+        sum += block;
+    }
+    int token = last;
+    for (int j = last; j < min_int(last + 512, V); j++) {
+        double p = exp((double)(x[j] - top) * (double)beta);
+        if (p > 0) token = j;
+        sum += p;
+        if (p > 0 && sum > u * total) break;
+    }
+    return token;
+}
+
+void sample(int *token, float *logp, const real *logits, int R, int V, int ldv, float temperature, int top_k, float top_p,
+            const float *uniform) {
+    const float beta = temperature > 0 ? 1.0f / temperature : 1.0f;
+#pragma omp parallel for
+    for (int r = 0; r < R; r++) {
+        const float *x = logits + (size_t)r * (size_t)ldv;
+        int where;
+        float top = row_max(x, V, &where);
+        double total = row_sum(x, V, top, beta, NULL);
+        if (temperature <= 0 || top_k == 1) token[r] = where;
+        else if (top_k > 0 || top_p < 1) token[r] = sample_restricted(x, V, top, (double)beta, top_k, top_p, (double)uniform[r]);
+        else token[r] = sample_all(x, V, top, beta, total, (double)uniform[r]);
+        if (logp) logp[r] = (float)((double)(x[token[r]] - top) * (double)beta - log(total));
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * The optimiser
+ */
+
+double sum_of_squares(const float *x, size_t n) {
+    enum { PARTS = 1024 };                    // fixed, so that the order of the sum does not depend on the threads
+    double part[PARTS];
+    size_t step = (n / PARTS + 8) / 8 * 8;
+#pragma omp parallel for
+    for (int i = 0; i < PARTS; i++) {
+        size_t from = (size_t)i * step < n ? (size_t)i * step : n, to = from + step < n ? from + step : n;
+        __m256d a = _mm256_setzero_pd(), b = a;
+        for (size_t j = from; j < to; j += 8) {
+            __m256 v = load(x + j, to - j < 8 ? (int)(to - j) : 8);
+            __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(v)), high = _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
+            a = _mm256_fmadd_pd(low, low, a);
+            b = _mm256_fmadd_pd(high, high, b);
+        }
+        double s[4];
+        _mm256_storeu_pd(s, _mm256_add_pd(a, b));
+        part[i] = (s[0] + s[1]) + (s[2] + s[3]);
+    }
+    double sum = 0;
+    for (int i = 0; i < PARTS; i++) sum += part[i];
+    return sum;
+}
+
+void adamw(real *w, float *g, float *m, float *v, size_t n, float scale, float lr, float beta1, float beta2, float epsilon,
+           float decay, int t) {
+    // m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t); the powers in double, once
+    const float m_correct = (float)(1 / (1 - pow((double)beta1, t))), v_correct = (float)(1 / (1 - pow((double)beta2, t)));
+    const __m256 b1 = _mm256_set1_ps(beta1), c1 = _mm256_set1_ps(1 - beta1), b2 = _mm256_set1_ps(beta2), c2 = _mm256_set1_ps(1 - beta2);
+    const __m256 rate = _mm256_set1_ps(lr), mc = _mm256_set1_ps(m_correct), vc = _mm256_set1_ps(v_correct);
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i += 8) {
+        int left = n - i < 8 ? (int)(n - i) : 8;
+        __m256 grad = _mm256_mul_ps(load(g + i, left), _mm256_set1_ps(scale)), weight = load(w + i, left);
+        __m256 m1 = _mm256_fmadd_ps(b1, load(m + i, left), _mm256_mul_ps(c1, grad));
+        __m256 v1 = _mm256_fmadd_ps(b2, load(v + i, left), _mm256_mul_ps(c2, _mm256_mul_ps(grad, grad)));
+        __m256 root = _mm256_add_ps(_mm256_sqrt_ps(_mm256_mul_ps(v1, vc)), _mm256_set1_ps(epsilon));
+        __m256 step = _mm256_fmadd_ps(_mm256_set1_ps(decay), weight, _mm256_div_ps(_mm256_mul_ps(m1, mc), root));
+        store(w + i, _mm256_fnmadd_ps(rate, step, weight), left);
+        store(m + i, m1, left);
+        store(v + i, v1, left);
+        store(g + i, _mm256_setzero_ps(), left);
+    }
+}

@@ -1,0 +1,161 @@
+/*
+ * kernels.h - the seam between the model and the machine.
+ *
+ * gpt2.c is written against this page and nothing below it. kernels.c implements it with AVX2 and OpenMP; a GPU
+ * implementation links in its place. Nothing here knows what GPT-2 is.
+ *
+ *   S sequences   N tokens (all sequences laid end to end, never padded)   C channels   V vocabulary
+ *   NH heads      hs head size (NH * hs = C)   IC, OC input and output channels of a linear layer
+ *
+ * `real` is the type that weights and activations are stored in. Every real *, and every pointer marked (device), is
+ * memory of the backend, from device_alloc(). Arrays are row-major and dense unless a stride is named.
+ *
+ * Rules that hold for every function:
+ *   - Gradients of parameters accumulate (+=): the owner zeroes them. Gradients of activations are overwritten (=),
+ *     except where a line says +=, which is wherever two paths of the network meet.
+ *   - Every output element is accumulated by one thread in one fixed order. So the bits do not depend on the number of
+ *     threads, and what belongs to one sequence does not depend on which other sequences are in the batch.
+ *   - A product is, for each output element, the chain  acc = fma(a[k], b[k], acc)  for k = 0, 1, 2, ... from the
+ *     starting value the comment names, whatever the blocking. That is why a decoded token has the same bits as the
+ *     same token in a training batch, and why accumulating two half batches gives a weight gradient the same bits as
+ *     the whole batch.
+ */
+#ifndef POSTTRAIN_KERNELS_H
+#define POSTTRAIN_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef float real;
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * The device
+ */
+
+void device_init(void);                                              // checks the machine; ends the program with a remedy if it will not do
+const char *device_name(void);                                       // for a person, e.g. "CPU, 2 threads, AVX2"
+size_t device_memory_free(void);                                     // bytes that can still be taken
+void *device_alloc(size_t bytes);                                    // zeroed, 64-byte aligned, NULL when there is not enough
+void  device_free(void *p, size_t bytes);
+void  device_zero(void *p, size_t bytes);
+void  device_copy(void *to, const void *from, size_t bytes);         // device -> device
+void  device_write(void *device, const void *host, size_t bytes);    // host -> device
+void  device_read(void *host, const void *device, size_t bytes);     // device -> host
+real *device_map(const void *host, size_t n);                        // n floats of host memory as device memory; NULL if they must be copied
+void  real_write(real *device, const float *host, size_t n);         // the same, converting to and from storage
+void  real_read(float *host, const real *device, size_t n);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Embedding:  out[n] = wte[token[n]] + wpe[position[n]]
+ */
+
+void embed_forward (real *out, const int *token, const int *position, const real *wte, const real *wpe, int N, int C);
+/* dwte[token[n]] += dout[n];  dwpe[position[n]] += dout[n], in the order of n; dwte or dwpe may be NULL (frozen) */
+void embed_backward(float *dwte, float *dwpe, const real *dout, const int *token, const int *position, int N, int C);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Linear layer, weight (IC,OC) as GPT-2's files hold it:  out = inp weight + bias
+ */
+
+/* out (N,OC) = bias + inp (N,IC) weight: the chain starts from bias (0 when NULL) */
+void linear_forward        (real *out, const real *inp, const real *weight, const real *bias, int N, int IC, int OC);
+/* dinp (N,IC) = dout (N,OC) weight^T: from 0 */
+void linear_backward_input (real *dinp, const real *dout, const real *weight, int N, int IC, int OC);
+/* dweight (IC,OC) += inp^T dout;  dbias (OC) += column sums of dout; the chains run over n and go on from what is there */
+void linear_backward_weight(float *dweight, float *dbias, const real *inp, const real *dout, int N, int IC, int OC);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Residual and layer norm (Ba et al. 2016), fused:  sum = x + y;  out = (sum - mean) * rstd * weight + bias
+ */
+
+/* sum (N,C) may be x itself; y may be NULL (then sum is not written and out is the norm of x). mean, rstd (N) */
+void layernorm_forward (real *sum, real *out, float *mean, float *rstd, const real *x, const real *y,
+                        const real *weight, const real *bias, int N, int C, float epsilon);
+/* dsum (N,C) += gradient through the norm (the residual stream already carries its own);  dweight, dbias (C) += or NULL */
+void layernorm_backward(real *dsum, float *dweight, float *dbias, const real *dout, const real *sum,
+                        const float *mean, const float *rstd, const real *weight, int N, int C);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * GELU, tanh form (Hendrycks & Gimpel 2016; gelu_new):  0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
+ */
+
+void gelu_forward (real *out, const real *inp, size_t n);
+/* in one pass: dout (n) *= gelu'(inp), and inp (n) is replaced by gelu(inp), which the weight gradient needs next */
+void gelu_backward(real *dout, real *inp, size_t n);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Random noise on activations. Element c of the token at position p of sequence id q draws word c % 4 of
+ * random4(seed, purpose, step, q, p, c / 4): see util.h.
+ */
+
+typedef struct {
+    float p;                            // probability of a zero; 0 = nothing happens
+    uint64_t seed;
+    uint32_t purpose, step;
+    const uint32_t *sequence;           // (device) (N) identity of each token's sequence
+    const int *position;                // (device) (N)
+} Noise;
+
+/* x (N,C) *= keep / (1 - p), keep = uniform >= p; its own backward (apply it to the gradient) */
+void dropout (real *x, int N, int C, Noise noise);
+/* x (N,C) += magnitude[n] * (2 uniform - 1); magnitude (device) (N) (NEFTune, Jain et al. 2023: alpha / sqrt(T C)) */
+void add_uniform_noise(real *x, const float *magnitude, int N, int C, Noise noise);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Causal self-attention over ragged sequences, blockwise (Dao et al. 2022): out = dropout(softmax(q k^T / sqrt(hs))) v
+ * qkv (N,3C) holds q | k | v; sequence s is rows start[s] .. start[s+1]. Keeps lse (N,NH), the log of the sum of
+ * exponentials, instead of the T x T probabilities. In dropout, c of element (query, key, head) is key * NH + head.
+ */
+
+void attention_forward (real *out, float *lse, const real *qkv, const int *start, int S, int NH, int hs, Noise noise);
+/* dqkv (N,3C) = gradient; out and lse from the forward pass */
+void attention_backward(real *dqkv, const real *dout, const real *qkv, const real *out, const float *lse,
+                        const int *start, int S, int NH, int hs, Noise noise);
+
+/* The same attention for decoding. A cache holds `slots` sequences of up to `positions` tokens (a multiple of 64). */
+size_t cache_bytes(int slots, int positions, int NH, int hs);        // keys and values of one layer
+/* Row n is the token at position[n] of the sequence in slot[n]: its key and value enter the cache, then out (N,C) is
+   the attention of its query over keys 0 .. position[n]. Bitwise what attention_forward gives that row. Rows of one
+   slot must stand in order of position and follow what the cache holds. slot, position (host) (N) */
+void attention_cached  (real *out, real *cache, const real *qkv, const int *slot, const int *position, int N,
+                        int slots, int positions, int NH, int hs);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * The loss head: logits over the vocabulary for chosen rows
+ */
+
+void gather_rows (real *out, const real *inp, const int *row, int R, int C);   // out[r] = inp[row[r]]
+void scatter_rows(real *out, const real *inp, const int *row, int R, int C);   // out[row[r]] = inp[r]
+/* logits (R,V) with row stride ldv = inp (R,C) wte^T, wte (V,C) */
+void head_forward (real *logits, const real *inp, const real *wte, int R, int C, int V, int ldv);
+/* dinp (R,C) = dlogits wte;  dwte (V,C) += dlogits^T inp; either may be NULL */
+void head_backward(real *dinp, float *dwte, const real *dlogits, const real *inp, const real *wte, int R, int C, int V, int ldv);
+/* per row, p = softmax(logits): logp = log p[target], entropy = -sum p log p, lse, best = argmax (lowest index of ties).
+   All (device) (R); target (R) in [0,V); any of entropy, best may be NULL */
+void logprob_forward (float *logp, float *entropy, float *lse, int *best, const real *logits, const int *target, int R, int V, int ldv);
+/* logits become dlogits:  dlogp (1[j = target] - p_j) - dentropy p_j (log p_j + entropy);  dentropy, entropy may be NULL */
+void logprob_backward(real *logits, const float *lse, const float *entropy, const int *target, const float *dlogp,
+                      const float *dentropy, int R, int V, int ldv);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Sampling: one token a row from softmax(logits / temperature), after keeping the top_k likeliest (0: all) and then the
+ * smallest set of probability top_p (1: all). temperature 0 takes the likeliest. uniform (R) in [0,1) (host) picks by the
+ * inverse of the cumulative distribution over token ids in ascending order. token, logp (host) (R); logp is of the distribution
+ * drawn from without top_k and top_p (at temperature 0: of temperature 1), and may be NULL.
+ */
+void sample(int *token, float *logp, const real *logits, int R, int V, int ldv, float temperature, int top_k,
+            float top_p, const float *uniform);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * The optimiser
+ */
+
+/* sum of squares, in double, in an order that depends only on n */
+double sum_of_squares(const float *x, size_t n);
+/* AdamW (Loshchilov & Hutter 2019) on n elements, t = 1 for the first step, gradient g * scale:
+   m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  w -= lr (m / (1-b1^t) / (sqrt(v / (1-b2^t)) + eps) + decay w);  g = 0 */
+void adamw(real *w, float *g, float *m, float *v, size_t n, float scale, float lr, float beta1, float beta2,
+           float epsilon, float decay, int t);
+
+#endif

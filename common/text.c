@@ -1,0 +1,1194 @@
+/*
+ * text.c - byte-level BPE, JSONL records, prompt templates, ragged batches.
+ *
+ * The tokenizer is GPT-2's (Radford et al. 2019, section 2.2; merging after Sennrich et al. 2016), to the id. A text is
+ * cut into pieces by a regular expression, each piece starts as its bytes, and the neighbours whose merge was learned
+ * first are joined until no learned merge is left. Left out: any other pre-tokenizer or normalizer (refused with a
+ * message), and added tokens that swallow the spaces around them (refused: decoding could not give the text back).
+ */
+#include "text.h"
+
+#include <jansson.h>
+#include <limits.h>
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+
+enum {
+    BYTES = 256,
+    VOCABULARY_FILE_LIMIT = 256 << 20,   // bytes of vocab.json, merges.txt or tokenizer.json (GPT-2: 1.4 MB at most)
+    LINE_LIMIT = 64 << 20,               // bytes of one JSONL line
+};
+
+static const char END_OF_TEXT[] = "<|endoftext|>";
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * UTF-8
+ */
+
+/* Length of the character s[0..n) begins with, its code point in *c; 0 when that is not UTF-8 (RFC 3629: no overlong
+   forms, no surrogates, nothing above U+10FFFF). n > 0. */
+static size_t utf8_character(const unsigned char *s, size_t n, uint32_t *c) {
+    if (s[0] < 0x80) return *c = s[0], 1;
+    size_t length = s[0] >= 0xF0 ? 4 : s[0] >= 0xE0 ? 3 : 2;
+    if (s[0] < 0xC2 || s[0] > 0xF4 || n < length) return 0;
+    *c = s[0] & (0x7Fu >> length);
+    for (size_t i = 1; i < length; i++) {
+        if ((s[i] & 0xC0) != 0x80) return 0;
+        *c = *c << 6 | (s[i] & 0x3F);
+    }
+    static const uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
+    return *c < smallest[length] || *c > 0x10FFFF || (*c >= 0xD800 && *c < 0xE000) ? 0 : length;
+}
+
+/* Bytes at the head of s that are UTF-8 (valid), or that are not (!valid). */
+static size_t utf8_run(const unsigned char *s, size_t n, bool valid) {
+    size_t i = 0, length;
+    uint32_t c;
+    for (; i < n; i += valid ? length : 1) {
+        length = utf8_character(s + i, n - i, &c);
+        if ((length > 0) != valid) break;
+    }
+    return i;
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * The tokenizer's data
+ */
+
+typedef struct {
+    int left, right, result;     // ids
+} Merge;
+
+struct Tokenizer {
+    int size, eos;
+    char *bytes;                 // token i is bytes[offset[i] .. offset[i+1])
+    size_t *offset;              // (size+1)
+    int byte_id[BYTES];          // the token of each single byte
+    Merge *merges;               // by rank: the earlier learned, the earlier applied
+    int n_merges, merges_capacity;
+    int *slot;                   // a hash table from (left, right) to rank: open addressing, -1 = free, slots a power of two
+    int slot_bits;
+    int *added;                  // ids that stand for themselves when written out in a text
+    int n_added;
+    bool starts_added[BYTES];    // the bytes they begin with
+    pcre2_code *split;
+};
+
+static size_t token_length(const Tokenizer *t, int id) { return t->offset[id + 1] - t->offset[id]; }
+
+/* The slot that holds (left, right), or the free one where it belongs. */
+static int *merge_slot(const Tokenizer *t, int left, int right) {
+    uint64_t hash = ((uint64_t)left << 32 | (uint32_t)right) * 0x9E3779B97F4A7C15u;
+    size_t mask = ((size_t)1 << t->slot_bits) - 1;
+    for (size_t i = hash >> (64 - t->slot_bits);; i = (i + 1) & mask) {
+        int rank = t->slot[i];
+        if (rank < 0 || (t->merges[rank].left == left && t->merges[rank].right == right)) return &t->slot[i];
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Loading: vocab.json + merges.txt (+ added_tokens.json), or tokenizer.json
+ *
+ * These files spell bytes in an alphabet of printable characters: a byte that is a printable Latin-1 character stands for
+ * itself, and the other 68, in order, are U+0100, U+0101, ... So the space is U+0120.
+ */
+
+enum { ALPHABET_END = 0x100 + 68 };
+
+/* Both ways: the characters as UTF-8 (at most two bytes), and the byte of a code point (-1: not in the alphabet). */
+typedef struct {
+    char character[BYTES][3];
+    int byte[ALPHABET_END];
+} Alphabet;
+
+static void alphabet_build(Alphabet *a) {
+    for (int c = 0; c < ALPHABET_END; c++) a->byte[c] = -1;
+    int next = 0x100;
+    for (int byte = 0; byte < BYTES; byte++) {
+        bool itself = (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
+        int c = itself ? byte : next++;
+        a->byte[c] = byte;
+        if (c < 0x80) snprintf(a->character[byte], 3, "%c", c);
+        else snprintf(a->character[byte], 3, "%c%c", 0xC0 | c >> 6, 0x80 | (c & 0x3F));
+    }
+}
+
+/* Appends the bytes that a token spells. False, and nothing appended, if it is not written in the alphabet. */
+static bool spelled_bytes(const Alphabet *a, const char *token, Str *out) {
+    const unsigned char *s = (const unsigned char *)token;
+    size_t left = strlen(token), length, before = out->n;
+    for (uint32_t c; left > 0; s += length, left -= length) {
+        length = utf8_character(s, left, &c);   // JSON strings are valid: never 0
+        if (c >= ALPHABET_END || a->byte[c] < 0) {
+            out->n = before;
+            return false;
+        }
+        str_add(out, &(char){(char)a->byte[c]}, 1);
+    }
+    return true;
+}
+
+/* What is being loaded. The maps from a token's spelling to its id are jansson's objects. */
+typedef struct {
+    Tokenizer *t;
+    const char *path;            // of the file that holds the vocabulary, for messages
+    const char *added_path;      // of the one that holds the added tokens
+    json_t *vocabulary, *added;  // spelling -> id; added may be empty
+    Alphabet alphabet;
+    Error *e;
+} Loading;
+
+static json_t *load_json_object(const char *path, Error *e) {
+    Str text = {0};
+    json_error_t where;
+    json_t *j = NULL;
+    if (read_file(path, VOCABULARY_FILE_LIMIT, &text, e) == 0) {
+        j = json_loadb(text.s, text.n, JSON_REJECT_DUPLICATES, &where);
+        if (!j) fail(e, "%s:%d:%d: %s", path, where.line, where.column, where.text);
+    }
+    if (j && !json_is_object(j)) {
+        fail(e, "%s: expected a JSON object at the top", path);
+        json_decref(j);
+        j = NULL;
+    }
+    free(text.s);
+    return j;
+}
+
+/* name[id] = spelling for every entry of map; each id below n, and once. */
+static int place_ids(json_t *map, const char *path, const char **name, size_t n, Error *e) {
+    const char *spelling;
+    json_t *value;
+    json_object_foreach(map, spelling, value) {
+        json_int_t id = json_is_integer(value) ? json_integer_value(value) : -1;
+        if (id < 0) return fail(e, "%s: the id of token \"%.80s\" is not an integer >= 0", path, spelling);
+        if ((size_t)id >= n)
+            return fail(e, "%s: token \"%.80s\" has id %lld, but there are %zu tokens: ids must be 0 to %zu without holes",
+                        path, spelling, (long long)id, n, n - 1);
+        if (name[id] && strcmp(name[id], spelling))
+            return fail(e, "%s: tokens \"%.80s\" and \"%.80s\" have the same id %lld", path, name[id], spelling,
+                        (long long)id);
+        name[id] = spelling;
+    }
+    return 0;
+}
+
+/* Gives the tokenizer its tokens: every id from 0 on, and the bytes of each. */
+static int build_tokens(Loading *l) {
+    Tokenizer *t = l->t;
+    const char *spelling;
+    json_t *value;
+    size_t n = json_object_size(l->vocabulary);
+    json_object_foreach(l->added, spelling, value) {
+        json_t *known = json_object_get(l->vocabulary, spelling);
+        if (known && !json_equal(known, value))
+            return fail(l->e, "%s: added token \"%.80s\" has id %lld, but %lld in the vocabulary", l->added_path, spelling,
+                        (long long)json_integer_value(value), (long long)json_integer_value(known));
+        n += !known;
+    }
+    const char **name = xcalloc(n, sizeof *name);
+    if (place_ids(l->vocabulary, l->path, name, n, l->e) || place_ids(l->added, l->added_path, name, n, l->e)) {
+        free(name);
+        return -1;
+    }
+    Str bytes = {0};
+    t->size = (int)n;
+    t->offset = xcalloc(n + 1, sizeof *t->offset);
+    for (size_t id = 0; id < n; id++) {
+        // an added token is plain text; any other that is not in the alphabet can only be decoded, as it stands
+        if (json_object_get(l->added, name[id]) || !spelled_bytes(&l->alphabet, name[id], &bytes))
+            str_add(&bytes, name[id], strlen(name[id]));
+        t->offset[id + 1] = bytes.n;
+    }
+    t->bytes = bytes.s;
+    free(name);
+    return 0;
+}
+
+static int find_id(const json_t *map, const char *spelling) {
+    const json_t *id = json_object_get(map, spelling);
+    return id ? (int)json_integer_value(id) : -1;
+}
+
+static int build_byte_ids(Loading *l) {
+    for (int byte = 0; byte < BYTES; byte++) {
+        l->t->byte_id[byte] = find_id(l->vocabulary, l->alphabet.character[byte]);
+        if (l->t->byte_id[byte] < 0)
+            return fail(l->e, "%s: no token \"%s\" for byte 0x%02X: this is not a byte-level vocabulary as GPT-2's", l->path,
+                        l->alphabet.character[byte], byte);
+    }
+    return 0;
+}
+
+/* The added tokens, <|endoftext|> among them whether or not it is listed. */
+static int build_added(Loading *l) {
+    Tokenizer *t = l->t;
+    const char *spelling;
+    json_t *value;
+    t->eos = find_id(l->added, END_OF_TEXT);
+    bool listed = t->eos >= 0;
+    if (!listed) t->eos = find_id(l->vocabulary, END_OF_TEXT);
+    if (t->eos < 0) return fail(l->e, "%s: no token \"%s\", which ends every response", l->path, END_OF_TEXT);
+    t->added = xcalloc(json_object_size(l->added) + 1, sizeof *t->added);
+    if (!listed) t->added[t->n_added++] = t->eos;
+    json_object_foreach(l->added, spelling, value) {
+        if (*spelling) t->added[t->n_added++] = (int)json_integer_value(value);
+    }
+    for (int i = 0; i < t->n_added; i++) t->starts_added[(unsigned char)t->bytes[t->offset[t->added[i]]]] = true;
+    return 0;
+}
+
+/* The next merge in rank: left and right give the token spelled left followed by right. where: "merges.txt:17" or the
+   like. */
+static int add_merge(Loading *l, const char *left, const char *right, const char *where, size_t number) {
+    Tokenizer *t = l->t;
+    Str joined = {0};
+    str_printf(&joined, "%s%s", left, right);
+    const char *spelling[3] = {left, right, joined.s};
+    int id[3], status = 0;
+    for (int i = 0; i < 3 && status == 0; i++) {
+        id[i] = find_id(l->vocabulary, spelling[i]);
+        if (id[i] < 0)
+            status = fail(l->e, "%s:%zu: the merge \"%.80s %.80s\" needs a token \"%.160s\", which the vocabulary lacks",
+                          where, number, left, right, spelling[i]);
+    }
+    free(joined.s);
+    if (status) return status;
+    if (t->n_merges == t->merges_capacity) {
+        t->merges_capacity = 2 * t->merges_capacity + 1024;
+        t->merges = xrealloc(t->merges, (size_t)t->merges_capacity, sizeof *t->merges);
+    }
+    t->merges[t->n_merges++] = (Merge){id[0], id[1], id[2]};
+    return 0;
+}
+
+/* One merge as text: two tokens with a space between. Cuts pair in two. */
+static int add_merge_text(Loading *l, char *pair, const char *where, size_t number) {
+    char *space = strchr(pair, ' ');
+    if (!space || space == pair || !space[1] || strchr(space + 1, ' '))
+        return fail(l->e, "%s:%zu: expected two tokens with one space between, found \"%.80s\"", where, number, pair);
+    *space = 0;
+    return add_merge(l, pair, space + 1, where, number);
+}
+
+static int read_merges_txt(Loading *l, const char *path) {
+    Str text = {0};
+    int status = read_file(path, VOCABULARY_FILE_LIMIT, &text, l->e);
+    if (status == 0 && memchr(text.s, 0, text.n)) status = fail(l->e, "%s: a NUL byte in what should be text", path);
+    size_t number = 0;
+    for (char *line = text.s, *next; status == 0 && *line; line = next) {
+        size_t n = strcspn(line, "\n");
+        next = line + n + (line[n] != 0);
+        line[n] = 0;
+        if (n && line[n - 1] == '\r') line[n - 1] = 0;
+        number++;
+        if (*line && strncmp(line, "#version", 8)) status = add_merge_text(l, line, path, number);
+    }
+    free(text.s);
+    return status;
+}
+
+/* merges of a tokenizer.json: "a b" (before 2024) or ["a", "b"] each. */
+static int read_merges_json(Loading *l, const json_t *merges) {
+    if (!json_is_array(merges)) return fail(l->e, "%s: model.merges is missing or is no array", l->path);
+    Str where = {0};
+    str_printf(&where, "%s: model.merges", l->path);
+    size_t i;
+    const json_t *merge;
+    int status = 0;
+    json_array_foreach(merges, i, merge) {
+        const char *left = json_string_value(json_array_get(merge, 0)), *right = json_string_value(json_array_get(merge, 1));
+        if (json_is_string(merge)) {
+            char *pair = xstrdup(json_string_value(merge));
+            status = add_merge_text(l, pair, where.s, i);
+            free(pair);
+        } else if (left && right && json_array_size(merge) == 2) {
+            status = add_merge(l, left, right, where.s, i);
+        } else {
+            status = fail(l->e, "%s:%zu: expected \"a b\" or [\"a\", \"b\"]", where.s, i);
+        }
+        if (status) break;
+    }
+    free(where.s);
+    return status;
+}
+
+/* The same pair listed twice counts where it comes last, as in the libraries. */
+static void build_merge_table(Tokenizer *t) {
+    t->slot_bits = 4;
+    while ((size_t)1 << t->slot_bits < 2 * (size_t)t->n_merges) t->slot_bits++;
+    size_t slots = (size_t)1 << t->slot_bits;
+    t->slot = xmalloc(slots * sizeof *t->slot);
+    for (size_t i = 0; i < slots; i++) t->slot[i] = -1;
+    for (int rank = 0; rank < t->n_merges; rank++) *merge_slot(t, t->merges[rank].left, t->merges[rank].right) = rank;
+}
+
+static bool is_text(const json_t *value, const char *text) {
+    return json_is_string(value) && strcmp(json_string_value(value), text) == 0;
+}
+
+/* A tokenizer.json describes many kinds of tokenizers; anything but GPT-2's would be read wrongly, so it is refused. */
+static int check_is_gpt2(const json_t *top, const char *path, Error *e) {
+    const json_t *model = json_object_get(top, "model"), *type = json_object_get(model, "type");
+    const json_t *pre = json_object_get(top, "pre_tokenizer"), *normalizer = json_object_get(top, "normalizer");
+    if (!json_is_object(model)) return fail(e, "%s: \"model\" is missing or is no object", path);
+    if (type && !is_text(type, "BPE")) return fail(e, "%s: model.type is not \"BPE\", the only kind GPT-2 uses", path);
+    if (!is_text(json_object_get(pre, "type"), "ByteLevel") || !json_is_false(json_object_get(pre, "add_prefix_space")) ||
+        json_is_false(json_object_get(pre, "use_regex")))
+        return fail(e, "%s: pre_tokenizer is not GPT-2's: expected type ByteLevel with add_prefix_space false", path);
+    if (normalizer && !json_is_null(normalizer)) return fail(e, "%s: has a normalizer; GPT-2 has none", path);
+    if (json_is_true(json_object_get(model, "ignore_merges")))
+        return fail(e, "%s: model.ignore_merges is true; GPT-2 always merges", path);
+    static const char *affix[] = {"continuing_subword_prefix", "end_of_word_suffix"};
+    for (int i = 0; i < 2; i++) {
+        const json_t *value = json_object_get(model, affix[i]);
+        if (value && !json_is_null(value) && !is_text(value, ""))
+            return fail(e, "%s: model.%s is set; GPT-2 has none", path, affix[i]);
+    }
+    return 0;
+}
+
+/* added_tokens of a tokenizer.json, [{"id", "content", ...}], as a map into l->added. */
+static int read_added_json(Loading *l, const json_t *list) {
+    static const char *unlike[] = {"lstrip", "rstrip", "single_word"};
+    size_t i;
+    const json_t *token;
+    json_array_foreach(list, i, token) {
+        json_t *content = json_object_get(token, "content"), *id = json_object_get(token, "id");
+        if (!json_is_string(content) || !json_is_integer(id))
+            return fail(l->e, "%s: added_tokens[%zu] needs a string \"content\" and an integer \"id\"", l->path, i);
+        for (int k = 0; k < 3; k++)
+            if (json_is_true(json_object_get(token, unlike[k])))
+                return fail(l->e, "%s: added token \"%.80s\" has %s, so decoding would not give the text back", l->path,
+                            json_string_value(content), unlike[k]);
+        if (json_object_get(l->added, json_string_value(content)))
+            return fail(l->e, "%s: added token \"%.80s\" is listed twice", l->path, json_string_value(content));
+        json_object_set(l->added, json_string_value(content), id);
+    }
+    return 0;
+}
+
+/* PCRE2's view of GPT-2's pattern
+ *     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+ * with its three classes spelled so that they do not depend on the PCRE2 installed, and are those of the tokenizers
+ * library (0.23.3) for each of the 1,112,064 code points. White space is Unicode's White_Space; PCRE2's \s has U+180E
+ * too. Letters and numbers are those of Unicode 16, which PCRE2 10.42 (Unicode 14) lacks: 9,272 and 120 code points. */
+#define WHITE "\\t-\\r \\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
+#define LETTER \
+    "\\p{L}\\x{1c89}\\x{1c8a}\\x{a7cb}-\\x{a7cd}\\x{a7da}-\\x{a7dc}\\x{105c0}-\\x{105f3}\\x{10d4a}-\\x{10d65}" \
+    "\\x{10d6f}-\\x{10d85}\\x{10ec2}-\\x{10ec4}\\x{1123f}\\x{11240}\\x{11380}-\\x{11389}\\x{1138b}\\x{1138e}" \
+    "\\x{11390}-\\x{113b5}\\x{113b7}\\x{113d1}\\x{113d3}\\x{11bc0}-\\x{11be0}\\x{11f02}\\x{11f04}-\\x{11f10}" \
+    "\\x{11f12}-\\x{11f33}\\x{1342f}\\x{13441}-\\x{13446}\\x{13460}-\\x{143fa}\\x{16100}-\\x{1611d}" \
+    "\\x{16d40}-\\x{16d6c}\\x{18cff}\\x{1b132}\\x{1b155}\\x{1df25}-\\x{1df2a}\\x{1e030}-\\x{1e06d}" \
+    "\\x{1e4d0}-\\x{1e4eb}\\x{1e5d0}-\\x{1e5ed}\\x{1e5f0}\\x{2b739}\\x{2ebf0}-\\x{2ee5d}\\x{31350}-\\x{323af}"
+#define NUMBER \
+    "\\p{N}\\x{10d40}-\\x{10d49}\\x{116d0}-\\x{116e3}\\x{11bf0}-\\x{11bf9}\\x{11f50}-\\x{11f59}\\x{16130}-\\x{16139}" \
+    "\\x{16d70}-\\x{16d79}\\x{1ccf0}-\\x{1ccf9}\\x{1d2c0}-\\x{1d2d3}\\x{1e4f0}-\\x{1e4f9}\\x{1e5f1}-\\x{1e5fa}"
+static const char SPLIT_PATTERN[] = "'s|'t|'re|'ve|'m|'ll|'d| ?[" LETTER "]+| ?[" NUMBER "]+| ?[^" WHITE LETTER NUMBER "]+"
+                                    "|[" WHITE "]+(?![^" WHITE "])|[" WHITE "]+";
+
+static int compile_split(Tokenizer *t, Error *e) {
+    int code;
+    PCRE2_SIZE at;
+    t->split = pcre2_compile((PCRE2_SPTR)SPLIT_PATTERN, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_ANCHORED, &code, &at, NULL);
+    if (!t->split) return fail(e, "PCRE2 error %d at %zu of GPT-2's pattern: was it built without Unicode?", code, at);
+    pcre2_jit_compile(t->split, PCRE2_JIT_COMPLETE);   // where there is no JIT, pcre2_match interprets: the same pieces
+    return 0;
+}
+
+/* l->vocabulary and l->added from vocab.json (and added_tokens.json, if there is one). */
+static int open_vocabulary(Loading *l) {
+    l->vocabulary = load_json_object(l->path, l->e);
+    bool more = access(l->added_path, F_OK) == 0;
+    l->added = !more ? json_object() : l->vocabulary ? load_json_object(l->added_path, l->e) : NULL;
+    return l->vocabulary && l->added ? 0 : -1;
+}
+
+/* The same from tokenizer.json; *merges is what it lists as such, borrowed from *top, which the caller releases. */
+static int open_tokenizer_json(Loading *l, json_t **top, const json_t **merges) {
+    *top = load_json_object(l->path, l->e);
+    if (!*top || check_is_gpt2(*top, l->path, l->e)) return -1;
+    const json_t *model = json_object_get(*top, "model");
+    *merges = json_object_get(model, "merges");
+    l->vocabulary = json_incref(json_object_get(model, "vocab"));
+    l->added = json_object();
+    if (!json_is_object(l->vocabulary)) return fail(l->e, "%s: model.vocab is missing or is no object", l->path);
+    return read_added_json(l, json_object_get(*top, "added_tokens"));
+}
+
+Tokenizer *tokenizer_load(const char *dir, Error *e) {
+    enum { VOCAB, MERGES, ADDED, TOKENIZER, FILES };
+    static const char *file[FILES] = {"vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json"};
+    Str path[FILES] = {{0}};
+    for (int i = 0; i < FILES; i++) str_printf(&path[i], "%s/%s", dir, file[i]);
+    bool pair = access(path[VOCAB].s, F_OK) == 0 && access(path[MERGES].s, F_OK) == 0;
+    int used = pair ? VOCAB : TOKENIZER;
+    Loading l = {.t = xcalloc(1, sizeof *l.t), .path = path[used].s, .added_path = path[pair ? ADDED : TOKENIZER].s, .e = e};
+    alphabet_build(&l.alphabet);
+    json_t *top = NULL;
+    const json_t *merges = NULL;
+    int status;
+    if (access(l.path, F_OK))
+        status = fail(e, "no tokenizer in %s: found neither vocab.json with merges.txt nor tokenizer.json; copy them from "
+                         "where the model came from", dir);
+    else
+        status = pair ? open_vocabulary(&l) : open_tokenizer_json(&l, &top, &merges);
+    if (status == 0) status = build_tokens(&l);
+    if (status == 0) status = build_byte_ids(&l);
+    if (status == 0) status = build_added(&l);
+    if (status == 0) status = pair ? read_merges_txt(&l, path[MERGES].s) : read_merges_json(&l, merges);
+    if (status == 0) status = compile_split(l.t, e);
+    if (status == 0) build_merge_table(l.t);
+    json_decref(l.vocabulary);
+    json_decref(l.added);
+    json_decref(top);
+    for (int i = 0; i < FILES; i++) free(path[i].s);
+    if (status == 0) return l.t;
+    tokenizer_free(l.t);
+    return NULL;
+}
+
+void tokenizer_free(Tokenizer *t) {
+    if (!t) return;
+    free(t->bytes);
+    free(t->offset);
+    free(t->merges);
+    free(t->slot);
+    free(t->added);
+    pcre2_code_free(t->split);
+    free(t);
+}
+
+int tokenizer_size(const Tokenizer *t) { return t->size; }
+int tokenizer_eos(const Tokenizer *t) { return t->eos; }
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Encoding and decoding
+ */
+
+/* A piece being merged is a linked list of symbols. A merge keeps the left symbol and unlinks the right one (id -1). */
+typedef struct {
+    int id, previous, next;      // previous is -1 at the head; next is the number of symbols at the tail
+} Symbol;
+
+/* Memory for one call of tokenizer_encode, and the merges that can be made now: a binary heap with the smallest on top.
+   An entry is rank << 32 | position, so of equal rank the leftmost comes first. It goes stale when one of its symbols has
+   been merged meanwhile. */
+typedef struct {
+    Symbol *symbol;
+    size_t symbols_capacity;
+    uint64_t *heap;
+    size_t n, capacity;
+    pcre2_match_data *match;
+} Workspace;
+
+static void heap_push(Workspace *w, uint64_t x) {
+    if (w->n == w->capacity) {
+        w->capacity = 2 * w->capacity + 64;
+        w->heap = xrealloc(w->heap, w->capacity, sizeof *w->heap);
+    }
+    size_t i = w->n++;
+    for (size_t parent; i > 0 && w->heap[parent = (i - 1) / 2] > x; i = parent) w->heap[i] = w->heap[parent];
+    w->heap[i] = x;
+}
+
+static uint64_t heap_pop(Workspace *w) {
+    uint64_t top = w->heap[0], x = w->heap[--w->n];
+    size_t i = 0;
+    for (size_t child; (child = 2 * i + 1) < w->n; i = child) {
+        if (child + 1 < w->n && w->heap[child + 1] < w->heap[child]) child++;
+        if (w->heap[child] >= x) break;
+        w->heap[i] = w->heap[child];
+    }
+    w->heap[i] = x;
+    return top;
+}
+
+/* If the symbols at i and after it can merge, they are a candidate. */
+static void consider(const Tokenizer *t, Workspace *w, int i, int n) {
+    int next = w->symbol[i].next;
+    if (next == n) return;
+    int rank = *merge_slot(t, w->symbol[i].id, w->symbol[next].id);
+    if (rank >= 0) heap_push(w, (uint64_t)rank << 32 | (uint32_t)i);
+}
+
+/* Appends the ids of one piece. Each merge costs O(log n), so a piece of n bytes O(n log n). */
+static void encode_piece(const Tokenizer *t, Workspace *w, const unsigned char *s, size_t length, Ints *out) {
+    if (length > INT_MAX) die("a text with %zu bytes and no place to cut it cannot be tokenised", length);
+    if (length > w->symbols_capacity) {
+        w->symbols_capacity = 2 * length;
+        w->symbol = xrealloc(w->symbol, w->symbols_capacity, sizeof *w->symbol);
+    }
+    Symbol *symbol = w->symbol;
+    int n = (int)length;
+    for (int i = 0; i < n; i++) symbol[i] = (Symbol){t->byte_id[s[i]], i - 1, i + 1};
+    for (int i = 0; i < n; i++) consider(t, w, i, n);
+    while (w->n > 0) {
+        uint64_t best = heap_pop(w);
+        const Merge *merge = &t->merges[best >> 32];
+        int at = (int)(best & UINT32_MAX);
+        Symbol *left = &symbol[at];
+        if (left->id != merge->left || left->next == n || symbol[left->next].id != merge->right) continue;   // stale
+        Symbol *right = &symbol[left->next];
+        left->id = merge->result;
+        left->next = right->next;
+        right->id = -1;
+        if (left->next < n) symbol[left->next].previous = at;
+        if (left->previous >= 0) consider(t, w, left->previous, n);
+        consider(t, w, at, n);
+    }
+    for (int i = 0; i < n; i = symbol[i].next) ints_push(out, symbol[i].id);
+}
+
+/* Valid UTF-8: the pattern cuts it. It matches at every place, so each match begins where the last one ended. Validity
+   has been checked once; PCRE2 would check the whole of s again for every piece. */
+static void encode_utf8(const Tokenizer *t, Workspace *w, const unsigned char *s, size_t n, Ints *out) {
+    const PCRE2_SIZE *span = pcre2_get_ovector_pointer(w->match);
+    for (size_t at = 0; at < n; at = span[1]) {
+        int status = pcre2_match(t->split, s, n, at, PCRE2_NO_UTF_CHECK, w->match, NULL);
+        if (status < 0 || span[1] <= at) die("PCRE2 failed with %d at byte %zu of a text of %zu", status, at, n);
+        encode_piece(t, w, s + at, span[1] - at, out);
+    }
+}
+
+/* Text without added tokens. Bytes that are not UTF-8 form pieces of their own, as long as they run; what stands before
+   and after them is cut as if the text ended and began there. */
+static void encode_ordinary(const Tokenizer *t, Workspace *w, const unsigned char *s, size_t n, Ints *out) {
+    for (size_t at = 0; at < n;) {
+        size_t valid = utf8_run(s + at, n - at, true);
+        encode_utf8(t, w, s + at, valid, out);
+        at += valid;
+        size_t invalid = utf8_run(s + at, n - at, false);
+        if (invalid) encode_piece(t, w, s + at, invalid, out);
+        at += invalid;
+    }
+}
+
+/* The longest added token s[0..n) begins with, or -1. */
+static int find_added(const Tokenizer *t, const unsigned char *s, size_t n) {
+    int found = -1;
+    size_t longest = 0;
+    for (int i = 0; t->starts_added[s[0]] && i < t->n_added; i++) {
+        int id = t->added[i];
+        size_t length = token_length(t, id);
+        if (length <= longest || length > n || memcmp(s, t->bytes + t->offset[id], length)) continue;
+        found = id;
+        longest = length;
+    }
+    return found;
+}
+
+void tokenizer_encode(const Tokenizer *t, const char *text, size_t n, bool specials, Ints *out) {
+    if (n == 0) return;
+    const unsigned char *s = (const unsigned char *)text;
+    Workspace w = {.match = pcre2_match_data_create(1, NULL)};
+    checked_memory(w.match, 1, sizeof(void *), __FILE__, __LINE__);
+    size_t from = 0;
+    for (size_t i = 0; specials && i < n;) {
+        int id = find_added(t, s + i, n - i);
+        if (id < 0) {
+            i++;
+            continue;
+        }
+        encode_ordinary(t, &w, s + from, i - from, out);
+        ints_push(out, id);
+        from = i += token_length(t, id);
+    }
+    encode_ordinary(t, &w, s + from, n - from, out);
+    pcre2_match_data_free(w.match);
+    free(w.symbol);
+    free(w.heap);
+}
+
+void tokenizer_decode(const Tokenizer *t, const int *ids, size_t n, Str *out) {
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] >= 0 && ids[i] < t->size) str_add(out, t->bytes + t->offset[ids[i]], token_length(t, ids[i]));
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Templates
+ */
+
+static const char DEFAULT_TEMPLATE[] =
+    "### Instruction:\n{instruction}\n\n[[### Input:\n{input}\n\n]]### Response:\n";
+
+/* Borrowed bytes; s NULL: there is none. */
+typedef struct {
+    const char *s;
+    size_t n;
+} Text;
+
+typedef enum { PART_LITERAL, PART_INSTRUCTION, PART_INPUT } PartKind;
+
+typedef struct {
+    PartKind kind;
+    bool needs_input;            // from within [[ ]]
+    Str literal;
+} Part;
+
+typedef struct {
+    Part *part;
+    int n;
+    bool has_input;              // {input} occurs
+    Str tail;                    // what follows {response}
+} Template;
+
+static void template_free(Template *t) {
+    for (int i = 0; i < t->n; i++) free(t->part[i].literal.s);
+    free(t->part);
+    free(t->tail.s);
+}
+
+static void add_part(Template *t, PartKind kind, bool needs_input) {
+    t->part = xrealloc(t->part, (size_t)t->n + 1, sizeof *t->part);
+    t->part[t->n++] = (Part){.kind = kind, .needs_input = needs_input};
+    if (kind == PART_INPUT) t->has_input = true;
+}
+
+static void add_literal(Template *t, bool needs_input, char c) {
+    bool same = t->n > 0 && t->part[t->n - 1].kind == PART_LITERAL && t->part[t->n - 1].needs_input == needs_input;
+    if (!same) add_part(t, PART_LITERAL, needs_input);
+    str_add(&t->part[t->n - 1].literal, &c, 1);
+}
+
+/* If *p begins with word, steps over it. */
+static bool accept(const char **p, const char *word) {
+    size_t n = strlen(word);
+    if (strncmp(*p, word, n)) return false;
+    *p += n;
+    return true;
+}
+
+/* The character at *p, which \n, \t and \\ may spell; steps over it. */
+static char unescape(const char **p) {
+    if (accept(p, "\\n")) return '\n';
+    if (accept(p, "\\t")) return '\t';
+    if (accept(p, "\\\\")) return '\\';
+    return *(*p)++;
+}
+
+/* A lower-case word in braces: surely meant to be a field. */
+static bool looks_like_field(const char *p) {
+    size_t n = *p == '{' ? strspn(p + 1, "abcdefghijklmnopqrstuvwxyz_") : 0;
+    return n > 0 && p[1 + n] == '}';
+}
+
+/* Reads a template into t, which the caller releases in any case. 0, or -1 with e filled. */
+static int template_parse(const char *text, Template *t, Error *e) {
+    bool has_instruction = false, optional = false, ended = false;
+    str_add(&t->tail, "", 0);
+    for (const char *p = text; *p;) {
+        int at = (int)(p - text) + 1;
+        bool instruction = accept(&p, "{instruction}"), input = !instruction && accept(&p, "{input}");
+        bool response = !instruction && !input && accept(&p, "{response}");
+        if (looks_like_field(p) && !instruction && !input && !response)
+            return fail(e, "template, column %d: \"%.40s\" is none of {instruction}, {input}, {response}", at, p);
+        if (ended && (instruction || input || response))
+            return fail(e, "template, column %d: no field may follow {response}", at);
+        if (instruction || input) {
+            add_part(t, input ? PART_INPUT : PART_INSTRUCTION, optional);
+            has_instruction |= instruction && !optional;
+        } else if (response) {
+            if (optional) return fail(e, "template, column %d: {response} cannot be within [[ ]]", at);
+            ended = true;
+        } else if (!ended && accept(&p, "[[")) {
+            if (optional) return fail(e, "template, column %d: [[ within [[ ]]", at);
+            optional = true;
+        } else if (optional && accept(&p, "]]")) {
+            optional = false;
+        } else if (ended) {
+            str_add(&t->tail, &(char){unescape(&p)}, 1);
+        } else {
+            add_literal(t, optional, unescape(&p));
+        }
+    }
+    if (optional) return fail(e, "template: [[ without ]]");
+    if (!has_instruction) return fail(e, "template: {instruction} is missing, or only within [[ ]]");
+    return 0;
+}
+
+/* Appends the prompt. */
+static void render(const Template *t, Text instruction, Text input, Str *out) {
+    str_add(out, "", 0);
+    for (int i = 0; i < t->n; i++) {
+        const Part *part = &t->part[i];
+        if (part->needs_input && !input.s) continue;
+        if (part->kind == PART_LITERAL) str_add(out, part->literal.s, part->literal.n);
+        if (part->kind == PART_INPUT && input.s) str_add(out, input.s, input.n);
+        if (part->kind == PART_INSTRUCTION) {
+            str_add(out, instruction.s, instruction.n);
+            if (input.s && !t->has_input) {   // a template with no place for it: the input must not be lost
+                str_add(out, "\n", 1);
+                str_add(out, input.s, input.n);
+            }
+        }
+    }
+}
+
+char *template_prompt(const char *template, const char *instruction, const char *input, Error *e) {
+    Template t = {0};
+    Str out = {0};
+    Text second = {input && *input ? input : NULL, input ? strlen(input) : 0};
+    if (template_parse(template ? template : DEFAULT_TEMPLATE, &t, e) == 0)
+        render(&t, (Text){instruction, strlen(instruction)}, second, &out);
+    template_free(&t);
+    return out.s;
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Records: one JSON object each
+ */
+
+/* What is wrong with a record, and which of its fields to blame (NULL: the record). */
+typedef struct {
+    const char *field;
+    Error why;
+} Fault;
+
+#define FAULT(fault, name, ...) ((fault)->field = (name), fail(&(fault)->why, __VA_ARGS__))
+
+/* The fields of a record with one prompt and one response, by which it is recognised: both must be there, the first row
+   wins. */
+typedef struct {
+    const char *prompt, *input, *response;   // input: a field that may be there, too
+    bool complete;                           // without a --template the prompt is taken as it is
+} Fields;
+
+static const Fields known_fields[] = {
+    {"instruction", "input", "output", false},
+    {"instruction", "input", "response", false},
+    {"prompt", NULL, "completion", true},
+    {"prompt", NULL, "response", false},
+    {"input", NULL, "output", false},
+    {"text", NULL, "summary", false},
+    {"question", NULL, "answer", false},
+};
+
+/* How a conversation is spelled. */
+typedef struct {
+    const char *list, *role, *content;
+    const char *user, *assistant;
+} Conversation;
+
+static const Conversation known_conversations[] = {
+    {"messages", "role", "content", "user", "assistant"},
+    {"conversations", "from", "value", "human", "gpt"},
+};
+
+static const char EXPECTED[] = "instruction/response, instruction[/input]/output, prompt/completion, prompt/response, "
+                               "input/output, text/summary, question/answer, messages, conversations or text";
+
+typedef struct {
+    Template template;
+    bool given;                  // by the user, not the default
+} Style;
+
+static const char *type_name(const json_t *value) {
+    switch (json_typeof(value)) {
+    case JSON_OBJECT: return "an object";
+    case JSON_ARRAY: return "an array";
+    case JSON_STRING: return "a string";
+    case JSON_NULL: return "null";
+    case JSON_TRUE:
+    case JSON_FALSE: return "a boolean";
+    default: return "a number";
+    }
+}
+
+static int get_text(const json_t *object, const char *name, Text *out, Fault *f) {
+    const json_t *value = json_object_get(object, name);
+    if (!json_is_string(value))
+        return FAULT(f, name, "\"%s\" is %s, expected a string%s", name, type_name(value),
+                     json_is_array(value) ? "; a conversation belongs in a field \"messages\"" : "");
+    *out = (Text){json_string_value(value), json_string_length(value)};
+    return 0;
+}
+
+/* Adds a span; takes over the text. */
+static void add_span(Record *r, Str *text, bool scored) {
+    str_add(text, "", 0);
+    r->spans = xrealloc(r->spans, (size_t)r->n + 1, sizeof *r->spans);
+    r->spans[r->n++] = (Span){text->s, text->n, scored};
+    *text = (Str){0};
+}
+
+static void add_response(Record *r, const Template *t, Text response) {
+    Str text = {0};
+    str_add(&text, response.s, response.n);
+    str_add(&text, t->tail.s, t->tail.n);
+    add_span(r, &text, true);
+}
+
+static int read_pair(const json_t *object, const Fields *fields, const Style *style, Record *r, Fault *f) {
+    Text prompt, response, input = {0};
+    if (get_text(object, fields->prompt, &prompt, f) || get_text(object, fields->response, &response, f)) return -1;
+    const json_t *extra = fields->input ? json_object_get(object, fields->input) : NULL;
+    if (extra && !json_is_null(extra) && get_text(object, fields->input, &input, f)) return -1;
+    if (input.n == 0) input.s = NULL;   // "input": "" is how Alpaca says that there is none
+    Str text = {0};
+    if (fields->complete && !style->given) str_add(&text, prompt.s, prompt.n);
+    else render(&style->template, prompt, input, &text);
+    add_span(r, &text, false);
+    add_response(r, &style->template, response);
+    return 0;
+}
+
+/* One message of a conversation. prompt collects what the assistant will be given; asked: it ends in a user's turn. */
+static int read_turn(const json_t *turn, size_t number, const Conversation *c, const Style *style, Str *prompt, bool *asked,
+                     Record *r, Fault *f) {
+    const json_t *role = json_object_get(turn, c->role), *content = json_object_get(turn, c->content);
+    if (!json_is_string(role) || !json_is_string(content))
+        return FAULT(f, c->list, "message %zu of \"%s\" is not {\"%s\": string, \"%s\": string}", number, c->list, c->role,
+                     c->content);
+    Text text = {json_string_value(content), json_string_length(content)};
+    bool user = is_text(role, c->user) || is_text(role, "user");
+    bool assistant = is_text(role, c->assistant) || is_text(role, "assistant");
+    if (is_text(role, "system") && number == 1) {
+        str_add(prompt, text.s, text.n);
+        str_add(prompt, "\n\n", 2);
+    } else if (user && !*asked) {
+        render(&style->template, text, (Text){0}, prompt);
+        *asked = true;
+    } else if (assistant && *asked) {
+        add_span(r, prompt, false);
+        add_response(r, &style->template, text);
+        *asked = false;
+    } else if (user || assistant) {
+        return FAULT(f, c->list, "message %zu of \"%s\" is by \"%s\" out of turn: user and assistant must alternate", number,
+                     c->list, json_string_value(role));
+    } else {
+        return FAULT(f, c->list, "message %zu of \"%s\" has role \"%.40s\", expected %s or %s, or system in the first",
+                     number, c->list, json_string_value(role), c->user, c->assistant);
+    }
+    return 0;
+}
+
+static int read_conversation(const json_t *turns, const Conversation *c, const Style *style, Record *r, Fault *f) {
+    if (!json_is_array(turns)) return FAULT(f, c->list, "\"%s\" is %s, expected an array", c->list, type_name(turns));
+    Str prompt = {0};
+    bool asked = false;
+    int status = 0;
+    for (size_t i = 0; status == 0 && i < json_array_size(turns); i++)
+        status = read_turn(json_array_get(turns, i), i + 1, c, style, &prompt, &asked, r, f);
+    free(prompt.s);   // a last question without an answer: nothing to learn there
+    if (status == 0 && r->n == 0) return FAULT(f, c->list, "\"%s\" holds no assistant's turn, so nothing to learn", c->list);
+    return status;
+}
+
+/* The fields a record does have, for a message. */
+static int unknown_fields(const json_t *object, Fault *f) {
+    Str found = {0};
+    const char *name;
+    json_t *value;
+    str_add(&found, "", 0);
+    json_object_foreach((json_t *)object, name, value) {
+        if (found.n < 200) str_printf(&found, "%s%.40s", found.n ? ", " : "", name);
+    }
+    FAULT(f, NULL, "the fields are not those of a known kind: found %s; expected %s", found.n ? found.s : "none", EXPECTED);
+    free(found.s);
+    return -1;
+}
+
+/* Recognises a record by its fields and renders it. kind names what it was. */
+static int read_record(const json_t *object, const Style *style, Record *r, char kind[32], Fault *f) {
+    for (size_t i = 0; i < sizeof known_fields / sizeof *known_fields; i++) {
+        const Fields *k = &known_fields[i];
+        if (!json_object_get(object, k->prompt) || !json_object_get(object, k->response)) continue;
+        bool input = k->input && json_object_get(object, k->input);
+        snprintf(kind, 32, "%s%s%s/%s", k->prompt, input ? "/" : "", input ? k->input : "", k->response);
+        return read_pair(object, k, style, r, f);
+    }
+    for (size_t i = 0; i < sizeof known_conversations / sizeof *known_conversations; i++) {
+        const Conversation *c = &known_conversations[i];
+        const json_t *turns = json_object_get(object, c->list);
+        if (!turns) continue;
+        snprintf(kind, 32, "%s", c->list);
+        return read_conversation(turns, c, style, r, f);
+    }
+    if (!json_object_get(object, "text")) return unknown_fields(object, f);
+    snprintf(kind, 32, "text");
+    Text text;
+    if (get_text(object, "text", &text, f)) return -1;
+    Str copy = {0};
+    str_add(&copy, text.s, text.n);
+    add_span(r, &copy, true);
+    return 0;
+}
+
+static void record_free(Record *r) {
+    for (int i = 0; i < r->n; i++) free(r->spans[i].text);
+    free(r->spans);
+    *r = (Record){0};
+}
+
+/* ---- lines ----------------------------------------------------------------------------------------------------- */
+
+/* Column, in characters from 1, where a line that is a valid JSON object names a field of its outermost level; 1 if
+   nowhere, or if the name is written with escapes. */
+static int field_column(const Str *line, const char *field) {
+    size_t n = strlen(field);
+    int depth = 0, column = 0;
+    bool quoted = false;
+    for (const char *c = line->s, *end = line->s + line->n; c < end; c++) {
+        column += ((unsigned char)*c & 0xC0) != 0x80;   // bytes that continue a character are not counted
+        if (quoted && *c == '\\') {
+            c++;
+            column++;
+        } else if (*c == '"') {
+            if (!quoted && depth == 1 && strncmp(c + 1, field, n) == 0 && c[n + 1] == '"') {
+                const char *after = c + n + 2;
+                if (after[strspn(after, " \t\r")] == ':') return column;   // a name, not a value
+            }
+            quoted = !quoted;
+        } else if (!quoted) {
+            depth += (*c == '{' || *c == '[') - (*c == '}' || *c == ']');
+        }
+    }
+    return 1;
+}
+
+/* One line as a record. 0, or -1 with e filled: file, line, column, reason. */
+static int read_line_record(const char *path, int number, const Str *line, const Style *style, Record *r, char kind[32],
+                            Error *e) {
+    json_error_t where;
+    // anything: a line that is not an object gets a better message here; and numbers only occur in fields that are ignored,
+    // so one that is too large for an integer does no harm
+    size_t flags = JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL;
+    json_t *j = json_loadb(line->s, line->n, flags, &where);
+    if (!j) return fail(e, "%s:%d:%d: %s", path, number, where.column > 0 ? where.column : 1, where.text);
+    Fault f = {0};
+    int status;
+    if (json_is_object(j)) status = read_record(j, style, r, kind, &f);
+    else status = FAULT(&f, NULL, "the line is %s, expected a JSON object", type_name(j));
+    if (status) {
+        fail(e, "%s:%d:%d: %s", path, number, f.field ? field_column(line, f.field) : 1, f.why.text);
+        record_free(r);
+    }
+    json_decref(j);
+    r->line = number;
+    return status;
+}
+
+/* The next line, without its newline, in line; whether there was one. Of a line longer than LINE_LIMIT no more than that
+   is kept. */
+static bool next_line(FILE *file, Str *line, bool *too_long) {
+    char block[4096];
+    int c;
+    line->n = 0;
+    *too_long = false;
+    do {
+        size_t n = 0;
+        while (n < sizeof block && (c = getc_unlocked(file)) != EOF && c != '\n') block[n++] = (char)c;
+        *too_long |= line->n + n > LINE_LIMIT;
+        if (!*too_long) str_add(line, block, n);
+        if (n < sizeof block) return c != EOF || line->n > 0 || *too_long;
+    } while (true);
+}
+
+/* A control character of a hostile file must not reach the terminal. */
+static void make_printable(Error *e) {
+    for (char *c = e->text; *c; c++)
+        if ((unsigned char)*c < ' ' || *c == 0x7F) *c = '?';
+}
+
+static int read_lines(FILE *file, const char *path, const Style *style, bool strict, Records *out, Error *e) {
+    Str line = {0};
+    bool too_long;
+    int status = 0, capacity = 0;
+    for (int number = 1; status == 0 && next_line(file, &line, &too_long); number++) {
+        if (number == 1 && line.n >= 3 && !memcmp(line.s, "\xEF\xBB\xBF", 3)) {   // a byte order mark
+            line.n -= 3;
+            memmove(line.s, line.s + 3, line.n + 1);
+        }
+        if (!too_long && strspn(line.s, " \t\r") == line.n) continue;
+        Record r = {0};
+        Error why;
+        char kind[32];
+        int bad = too_long ? fail(&why, "%s:%d:1: the line is longer than %d bytes", path, number, LINE_LIMIT)
+                           : read_line_record(path, number, &line, style, &r, kind, &why);
+        if (bad) {
+            make_printable(&why);
+            if (out->skipped++ == 0) out->first_skipped = why;
+            if (strict) status = fail(e, "%s", why.text);
+            continue;
+        }
+        if (out->n == capacity) {
+            capacity = 2 * capacity + 256;
+            out->v = xrealloc(out->v, (size_t)capacity, sizeof *out->v);
+        }
+        if (out->n == 0) memcpy(out->kind, kind, sizeof out->kind);
+        out->v[out->n++] = r;
+    }
+    free(line.s);
+    if (status == 0 && ferror(file)) status = fail(e, "cannot read %s: %s", path, strerror(errno));
+    if (status || out->n > 0) return status;
+    if (!out->skipped) return fail(e, "%s holds no record: it is empty", path);
+    return fail(e, "%s holds no usable record; %d lines were skipped, the first: %s", path, out->skipped,
+                out->first_skipped.text);
+}
+
+int records_read(const char *path, const char *template, bool strict, Records *out, Error *e) {
+    *out = (Records){0};
+    Style style = {.given = template != TEMPLATE_DEFAULT};
+    int status = template_parse(style.given ? template : DEFAULT_TEMPLATE, &style.template, e);
+    FILE *file = NULL;
+    if (status == 0 && !(file = fopen(path, "rb"))) status = fail(e, "cannot open %s: %s", path, strerror(errno));
+    if (status == 0) status = read_lines(file, path, &style, strict, out, e);
+    if (file) fclose(file);
+    template_free(&style.template);
+    if (status) records_free(out);
+    return status;
+}
+
+void records_free(Records *r) {
+    for (int i = 0; i < r->n; i++) record_free(&r->v[i]);
+    free(r->v);
+    *r = (Records){0};
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Dataset
+ */
+
+/* The tokens of one record before any cut; response[i]: token i belongs to a scored span. */
+typedef struct {
+    Ints tokens, response;
+} Example;
+
+/* Spans are tokenised one by one: what the model is given and what it learns never share a token. */
+static void tokenise(const Record *r, const Tokenizer *t, Example *x) {
+    x->tokens.n = x->response.n = 0;
+    for (int s = 0; s < r->n; s++) {
+        const Span *span = &r->spans[s];
+        size_t before = x->tokens.n;
+        tokenizer_encode(t, span->text, span->n, true, &x->tokens);
+        bool ended = x->tokens.n > before && x->tokens.v[x->tokens.n - 1] == t->eos;   // by the data itself: once is enough
+        if (span->scored && !ended) ints_push(&x->tokens, t->eos);
+        while (x->response.n < x->tokens.n) ints_push(&x->response, span->scored);
+    }
+}
+
+typedef struct {
+    size_t from, to;
+    bool prompt_cut, response_cut;
+} Window;
+
+/* Which of an example's tokens are kept. */
+static Window fit(const Example *x, size_t max_length) {
+    Window w = {.to = x->tokens.n};
+    size_t excess = w.to > max_length ? w.to - max_length : 0, prompt = 0;
+    while (prompt < w.to && !x->response.v[prompt]) prompt++;
+    w.from = excess < prompt ? excess : prompt;
+    w.to -= excess - w.from;
+    w.prompt_cut = w.from > 0;
+    w.response_cut = excess > w.from;
+    while (w.to > w.from && !x->response.v[w.to - 1]) w.to--;   // a conversation cut in a question
+    return w;
+}
+
+void dataset_build(Dataset *d, const Records *r, const Tokenizer *t, int max_length, bool train_on_prompt) {
+    *d = (Dataset){0};
+    d->line = xcalloc((size_t)r->n, sizeof *d->line);
+    d->start = xcalloc((size_t)r->n + 1, sizeof *d->start);
+    Example x = {0};
+    Ints tokens = {0};
+    Str scored = {0};
+    for (int i = 0; i < r->n; i++) {
+        tokenise(&r->v[i], t, &x);
+        Window w = fit(&x, max_length > 0 ? (size_t)max_length : 0);
+        size_t before = tokens.n;
+        long targets = 0;
+        for (size_t k = w.from; k < w.to; k++) {
+            // nothing comes before the first token from which it could be predicted
+            char learned = k > w.from && (train_on_prompt || x.response.v[k]);
+            ints_push(&tokens, x.tokens.v[k]);
+            str_add(&scored, &learned, 1);
+            targets += learned;
+        }
+        if (targets == 0) {
+            tokens.n = scored.n = before;
+            d->dropped++;
+            continue;
+        }
+        d->prompts_cut += w.prompt_cut;
+        d->responses_cut += w.response_cut;
+        d->scored_tokens += targets;
+        if (d->longest < (int)(w.to - w.from)) d->longest = (int)(w.to - w.from);
+        d->line[d->n++] = r->v[i].line;
+        d->start[d->n] = tokens.n;
+    }
+    d->tokens = tokens.v;
+    d->scored = (unsigned char *)scored.s;
+    free(x.tokens.v);
+    free(x.response.v);
+}
+
+void dataset_free(Dataset *d) {
+    free(d->line);
+    free(d->start);
+    free(d->tokens);
+    free(d->scored);
+    *d = (Dataset){0};
+}
+
+/* ---- ragged batches -------------------------------------------------------------------------------------------- */
+
+void ragged_fill(RaggedBatch *rb, const Dataset *d, const int *which, int S) {
+    size_t N = 0;
+    for (int s = 0; s < S; s++) N += d->start[which[s] + 1] - d->start[which[s]] - 1;
+    if (N > INT_MAX) die("a batch of %zu tokens is too large; use fewer sequences at once", N);
+    if (S > rb->room_S || !rb->start) {
+        rb->room_S = S;
+        rb->start = xrealloc(rb->start, (size_t)S + 1, sizeof *rb->start);
+        rb->id = xrealloc(rb->id, (size_t)S, sizeof *rb->id);
+    }
+    if ((int)N > rb->room_N) {
+        rb->room_N = (int)N;
+        rb->tokens = xrealloc(rb->tokens, N, sizeof *rb->tokens);
+        rb->target = xrealloc(rb->target, N, sizeof *rb->target);
+    }
+    int row = 0;
+    rb->scored = 0;
+    for (int s = 0; s < S; s++) {
+        rb->start[s] = row;
+        rb->id[s] = (uint32_t)which[s];
+        for (size_t i = d->start[which[s]]; i + 1 < d->start[which[s] + 1]; i++, row++) {
+            rb->tokens[row] = d->tokens[i];
+            rb->target[row] = d->scored[i + 1] ? d->tokens[i + 1] : -1;
+            rb->scored += d->scored[i + 1];
+        }
+    }
+    rb->start[S] = row;
+    rb->batch = (Batch){.S = S, .N = row, .start = rb->start, .tokens = rb->tokens, .id = rb->id};
+}
+
+void ragged_free(RaggedBatch *rb) {
+    free(rb->start);
+    free(rb->tokens);
+    free(rb->target);
+    free(rb->id);
+    *rb = (RaggedBatch){0};
+}
+
+int dataset_targets(const Dataset *d, int i) {
+    int n = 0;
+    for (size_t j = d->start[i] + 1; j < d->start[i + 1]; j++) n += d->scored[j];
+    return n;
+}
+
+static int largest_first(const void *a, const void *b) { return *(const int *)b - *(const int *)a; }
+
+int ragged_largest(const Dataset *d, const int *which, int n, int S, int *scored) {
+    int *rows = xmalloc(sizeof(int) * (size_t)n), *targets = xmalloc(sizeof(int) * (size_t)n), total = 0;
+    for (int i = 0; i < n; i++) {
+        rows[i] = (int)(d->start[which[i] + 1] - d->start[which[i]]) - 1;
+        targets[i] = dataset_targets(d, which[i]);
+    }
+    qsort(rows, (size_t)n, sizeof *rows, largest_first);
+    qsort(targets, (size_t)n, sizeof *targets, largest_first);
+    *scored = 0;
+    for (int i = 0; i < n && i < S; i++) total += rows[i], *scored += targets[i];
+    free(rows);
+    free(targets);
+    return total;
+}

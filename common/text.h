@@ -1,0 +1,128 @@
+/*
+ * text.h - from JSONL records to tokens and back.
+ *
+ * A tokenizer (GPT-2's byte-level BPE), records as people write them, a template that turns a record into text, and
+ * the dataset of tokens a stage draws its batches from. The boundary between what is given and what is learned is made
+ * here, by tokenising the two as separate spans of bytes; nobody ever searches for it among tokens.
+ */
+#ifndef POSTTRAIN_TEXT_H
+#define POSTTRAIN_TEXT_H
+
+#include "gpt2.h"
+#include "util.h"
+
+/* ---- tokenizer ------------------------------------------------------------------------------------------------- */
+
+typedef struct Tokenizer Tokenizer;
+
+/* Reads dir/vocab.json and dir/merges.txt (and dir/added_tokens.json, if there is one), or else dir/tokenizer.json. NULL
+   with e filled: a file that is missing or malformed, a vocabulary without a token for each byte, without <|endoftext|>,
+   with ids used twice or holes between them, a merge of unknown tokens, a tokenizer.json of another kind than GPT-2's. */
+Tokenizer *tokenizer_load(const char *dir, Error *e);
+void  tokenizer_free(Tokenizer *t);
+int   tokenizer_size(const Tokenizer *t);          // ids are 0 .. size-1
+int   tokenizer_eos(const Tokenizer *t);           // the id of <|endoftext|>
+/* Appends the ids of the n bytes at s: those of the libraries, for any text. "<|endoftext|>" (and any other added token)
+   written out in the text becomes its one id, as in the libraries, when specials is true; else it is ordinary text. Any
+   bytes are accepted: a run that is not UTF-8 is a piece of its own. decode(encode(s)) == s. Takes O(n log n) at worst.
+   Threads may share a tokenizer. */
+void  tokenizer_encode(const Tokenizer *t, const char *s, size_t n, bool specials, Ints *out);
+/* Appends the bytes of the ids. One token may hold part of a UTF-8 character. An id outside 0 .. size-1 adds nothing: the
+   vocabulary of a model may be padded beyond its tokenizer's. */
+void  tokenizer_decode(const Tokenizer *t, const int *ids, size_t n, Str *out);
+
+/* ---- records --------------------------------------------------------------------------------------------------- */
+
+/* A stretch of a record's text; scored stretches are what the model learns to write. */
+typedef struct {
+    char *text;
+    size_t n;
+    bool scored;
+} Span;
+
+/* One JSONL line as rendered text. spans[0..n): an ordinary record has two, prompt and response; a conversation has
+   one per turn; plain text has a single scored one. */
+typedef struct {
+    int line;                    // in the file, from 1
+    int n;
+    Span *spans;
+} Record;
+
+typedef struct {
+    Record *v;
+    int n;
+    int skipped;                 // lines that are no record
+    Error first_skipped;         // why the first of them is not: "file:line:column: reason"
+    char kind[32];               // what the first record was recognised as, e.g. "instruction/response"
+} Records;
+
+#define TEMPLATE_DEFAULT NULL
+/*
+ * Reads a JSONL file. A record is recognised by its fields, the first that fits of:
+ *   instruction[/input]/output, instruction[/input]/response, prompt/completion, prompt/response, input/output,
+ *   text/summary, question/answer, messages [{role, content}], conversations [{from, value}], text
+ * Other fields are ignored. An input of "" or null is none. The response may be empty.
+ *
+ * template: the text before the response, with {instruction} and {input} (each record's own fields under those two names,
+ * whatever they were called), \n, \t and \\ as in C; a part in [[...]] is dropped when the record has no input. A
+ * template without {input} gets the input after the instruction, on a new line. What follows {response}, if it appears,
+ * ends the response. The default is
+ *   "### Instruction:\n{instruction}\n\n[[### Input:\n{input}\n\n]]### Response:\n"
+ * except that prompt/completion is taken as it is, since its prompt is complete.
+ *
+ * A conversation: the system's message first, if there is one, as it stands and followed by an empty line; then each
+ * user's message in the template, and the assistant's answer. User and assistant alternate; a last question without an
+ * answer is left out.
+ *
+ * Blank lines and a byte order mark are ignored. A line that is no such record (not JSON, a field that is not a string, a
+ * field given twice, longer than 64 MiB, ...) is counted and skipped, or with strict ends the reading. 0, or -1 with e
+ * filled (file, line, column in characters, reason), also when not one record was found; out is then empty. The column
+ * is the field's that is wrong, or, where a line is not JSON, that of the last character in order, as jansson counts.
+ */
+int  records_read(const char *path, const char *template, bool strict, Records *out, Error *e);
+void records_free(Records *r);
+/* Renders one instruction (and input, or NULL) as a prompt, as records_read does. The caller frees it. NULL with e filled
+   when the template is wrong. */
+char *template_prompt(const char *template, const char *instruction, const char *input, Error *e);
+
+/* ---- dataset --------------------------------------------------------------------------------------------------- */
+
+/* Records as tokens. Example i is tokens[start[i] .. start[i+1]); scored[j] says whether token j is learned. */
+typedef struct {
+    int n;                       // examples
+    int *line;                   // (n) where each came from
+    size_t *start;               // (n+1)
+    int *tokens;
+    unsigned char *scored;
+    long prompts_cut, responses_cut; // examples too long: tokens taken off the prompt's left, the response's right
+    long dropped;                // records with nothing to score
+    long scored_tokens;
+    int longest;                 // tokens of the longest example
+} Dataset;
+
+/* Tokenises spans one by one (added tokens written in them are recognised) and ends each response (scored span) with one
+   <|endoftext|>, scored, unless it ends so already. More than max_length tokens: what comes before the first response
+   goes from its left, and if that is not enough the example's end goes. train_on_prompt scores everything. The first
+   token is never scored: there is nothing from which to predict it. */
+void dataset_build(Dataset *d, const Records *r, const Tokenizer *t, int max_length, bool train_on_prompt);
+void dataset_free(Dataset *d);
+
+/* Room for one ragged batch. */
+typedef struct {
+    Batch batch;
+    int *start, *tokens, *target;   // target[i] follows token i, -1 where it is not scored
+    uint32_t *id;
+    int scored;                     // targets >= 0
+    int room_S, room_N;             // sequences and rows there is memory for
+} RaggedBatch;
+
+/* Examples which[0..S) of d. An example of n tokens gives n-1 rows: its last token is only ever a target. Grows rb as
+   needed (start from {0}). */
+void ragged_fill(RaggedBatch *rb, const Dataset *d, const int *which, int S);
+void ragged_free(RaggedBatch *rb);
+/* Ceilings for any batch of up to S of the examples which[0..n): its rows, and in *scored its targets. */
+int  ragged_largest(const Dataset *d, const int *which, int n, int S, int *scored);
+/* Targets of example i: its share of the loss's denominator. */
+int  dataset_targets(const Dataset *d, int i);
+
+#endif

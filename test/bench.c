@@ -1,0 +1,499 @@
+/*
+ * bench.c - how fast, as a share of what the machine can do: kernels, whole training steps, decoding, files, tokenizer.
+ *
+ *   bench [--threads N] [--only SUBSTRING] [--quick]          (from the repository's root; `make bench` runs all of it)
+ *
+ * One tab-separated row a kernel and shape, everything at GPT-2 124M's size with random weights. Milliseconds mean little by
+ * themselves: neighbours are noisy, clocks drift. What to go by is the share of the peak that a probe reached in the same process,
+ * interleaved with what is measured: probe, kernel, probe, kernel, ..., probe. The first call is never timed: it touches memory
+ * for the first time.
+ *
+ *   ms, rate   of the fastest repetition
+ *   best       the rate of the fastest repetition by the fastest probe of this row
+ *   median     the median over the repetitions of (rate of the repetition) / (mean rate of the probes before and after it)
+ *   GFLOP/s    the peak: multiply-adds in registers, on all threads; one counts 2. Operands may be in the cache from the repetition
+ *              before, as those of a whole step are not: the rows "step" are the last word
+ *   GB/s       the rate of a stream: read for rows that read, updated in place for rows that read and write (both count). The probe
+ *              flushes the caches before every repetition. Not a limit: what a small row writes may stay in the caches
+ *   MB/s       no peak
+ *
+ * Left out: comparisons with other programs, which need those programs; BENCHMARKS.md is the place for them.
+ */
+#include "../common/hf.h"
+#include "../common/kernels.h"
+#include "../common/text.h"
+#include "../common/util.h"
+
+#include <dirent.h>
+#include <immintrin.h>
+#include <omp.h>
+#include <sys/wait.h>
+
+enum { T = 1024, V = 50257, LDV = (V + 15) / 16 * 16, L = 12, NH = 12, C = 768, F = 3072 };   // GPT-2 124M
+enum { PARAMETERS = V * C + T * C + L * (12 * C * C + 13 * C) + 2 * C };   // 124,439,808
+static const GPT2Config gpt2_124m = {T, V, L, NH, C, F, 1e-5f, 0.1f, 0.1f, 0.1f};
+
+#define LENGTH(array) ((int)(sizeof(array) / sizeof *(array)))
+static const char *only = "";   // --only
+static bool quick;              // --quick
+
+/* ---- arrays ---------------------------------------------------------------------------------------------------- */
+
+static struct { void *p; size_t bytes; } arrays[16];
+static int array_count;
+
+/* Device memory until arrays_free(). */
+static void *array(size_t bytes) {
+    void *p = device_alloc(bytes);
+    if (!p || array_count == LENGTH(arrays)) die("no room for an array of %zu bytes", bytes);
+    arrays[array_count].p = p;
+    arrays[array_count++].bytes = bytes;
+    return p;
+}
+
+static void arrays_free(void) {
+    while (array_count > 0) array_count--, device_free(arrays[array_count].p, arrays[array_count].bytes);
+}
+
+/* x (n) = uniform in [-0.1, 0.1): of the size of activations. */
+static real *fill(float *x, size_t n) {
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i++) x[i] = 0.2f * random_uniform((uint32_t)i * 2654435761u) - 0.1f;
+    return x;
+}
+
+static real *random_array(size_t n) { return fill(array(n * sizeof(real)), n); }
+
+/* n ints, uniform in [0, below). */
+static int *random_ints(int n, int below) {
+    int *p = array((size_t)n * sizeof *p);
+    for (int i = 0; i < n; i++) p[i] = (int)(random4(1, RANDOM_DATA, 0, 0, 0, (uint32_t)i).v[0] % (uint32_t)below);
+    return p;
+}
+
+/* Where each of S sequences of `length` tokens starts, and the last ends. */
+static int *starts(int S, int length) {
+    int *p = array(sizeof *p * ((size_t)S + 1));
+    for (int s = 0; s <= S; s++) p[s] = s * length;
+    return p;
+}
+
+/* ---- probes: a fixed amount of work, shared out in pieces so that a disturbed thread does less of it ---------------- */
+
+enum { PIECES = 256, FMA_STEPS = 50000, STREAM_PIECE = 1 << 19 };   // floats: 256 pieces of 2 MB, far more than any L3
+typedef enum { FMA, READ, UPDATE, NOTHING } Peak;
+static const struct { const char *name, *unit; double per_unit, work; } peaks[] = {
+    [FMA] = {"probe multiply-add", "GFLOP/s", 1e9, 2.0 * 12 * 8 * FMA_STEPS * PIECES},
+    [READ] = {"probe read", "GB/s", 1e9, sizeof(float) * (double)STREAM_PIECE * PIECES},
+    [UPDATE] = {"probe update", "GB/s", 1e9, 2 * sizeof(float) * (double)STREAM_PIECE * PIECES},
+    [NOTHING] = {"", "MB/s", 1e6, 0},
+};
+static float *stream;           // (PIECES, STREAM_PIECE)
+static volatile float sink;     // takes results that would otherwise not be computed
+
+/* 12 chains of fused multiply-adds, 8 lanes each: more than latency (4-5) times units (2) needs. */
+__attribute__((target("avx2,fma"))) static void fma_piece(void) {
+    __m256 chain[12], x = _mm256_set1_ps(0.999f), y = _mm256_set1_ps(0.001f);
+    for (int i = 0; i < 12; i++) chain[i] = _mm256_set1_ps((float)i);
+    for (int step = 0; step < FMA_STEPS; step++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; i++) chain[i] = _mm256_fmadd_ps(chain[i], x, y);
+    }
+    for (int i = 1; i < 12; i++) chain[0] = _mm256_add_ps(chain[0], chain[i]);
+    sink = _mm256_cvtss_f32(chain[0]);
+}
+
+__attribute__((target("avx2"))) static void read_piece(const float *p) {
+    __m256 any = _mm256_setzero_ps();
+    for (int j = 0; j < STREAM_PIECE; j += 8) any = _mm256_or_ps(any, _mm256_load_ps(p + j));
+    sink = _mm256_cvtss_f32(any);
+}
+
+/* In place: a store elsewhere costs a reading of the line as well, or, past the caches, came out a quarter slower than this. */
+__attribute__((target("avx2"))) static void update_piece(float *p) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    for (int j = 0; j < STREAM_PIECE; j += 8) _mm256_store_ps(p + j, _mm256_xor_ps(_mm256_load_ps(p + j), sign));
+}
+
+/* FLOP or bytes a second. */
+static double probe(Peak peak) {
+    const size_t bytes = sizeof(float) * STREAM_PIECE * PIECES;
+    if (peak == NOTHING) return 1;
+    if (peak != FMA && !stream) {
+        if (!(stream = device_alloc(bytes))) die("no room for the %zu MB of the memory probes", bytes >> 20);
+        fill(stream, bytes / sizeof(float));   // lines of zeros can be cheaper than others
+    }
+    double start = now_seconds();
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int i = 0; i < PIECES; i++)
+        if (peak == FMA) fma_piece();
+        else if (peak == READ) read_piece(stream + (size_t)i * STREAM_PIECE);
+        else update_piece(stream + (size_t)i * STREAM_PIECE);
+    return peaks[peak].work / (now_seconds() - start);
+}
+
+/* ---- one row:  SHAPE(...);  ROW(name, peak, work) what is measured; ---------------------------------------------- */
+
+enum { MOST = 40 };             // repetitions of a row
+static char shape[64];
+static struct {
+    const char *name;
+    Peak peak;
+    double work;                // FLOP or bytes of one repetition
+    int tokens;                 // of one repetition, to print tokens/s; 0 = do not
+    bool memory;                // print the most memory this process has had
+    bool active;
+    int calls, repetitions;     // calls of again() so far; repetitions to time
+    double start, stop;         // of the current repetition; stop 0: when again() is called
+    double seconds[MOST], peaks[MOST + 1];
+} row;
+static struct { double work, best, median; } total;   // of the rows since it was cleared: work, and work / share of the peak
+
+#define SHAPE(...) snprintf(shape, sizeof shape, __VA_ARGS__)
+#define ROW(name, peak, work) for (begin(name, peak, work); again();)
+
+static bool wanted(const char *name) {
+    char both[160];
+    snprintf(both, sizeof both, "%s %s", name, shape);
+    return strstr(both, only) != NULL;
+}
+
+static void begin(const char *name, Peak peak, double work) {
+    memset(&row, 0, sizeof row);
+    row.name = name, row.peak = peak, row.work = work, row.active = wanted(name);
+}
+
+static int ascending(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Sorts x (n); its median. */
+static double median(double *x, int n) {
+    qsort(x, (size_t)n, sizeof *x, ascending);
+    return (x[(n - 1) / 2] + x[n / 2]) / 2;
+}
+
+/* What a file of the system says after a key; out is left alone where it does not. */
+static void look_up(const char *path, const char *key, const char *format, void *out) {
+    Str text = {0};
+    const char *found = read_file(path, 1 << 24, &text, NULL) ? NULL : strstr(text.s, key);
+    if (found) sscanf(found + strlen(key), format, out);
+    free(text.s);
+}
+
+static void print_row(void) {
+    const int n = row.repetitions;
+    double share[MOST], best_peak = 0;
+    for (int i = 0; i <= n; i++) best_peak = fmax(best_peak, row.peaks[i]);
+    for (int i = 0; i < n; i++) share[i] = row.work / row.seconds[i] / ((row.peaks[i] + row.peaks[i + 1]) / 2);
+    double middle = median(share, n), middle_seconds = median(row.seconds, n), least = row.seconds[0];   // the first, now that they are sorted
+    double best = row.work / least / best_peak;
+    total.work += row.work, total.best += row.work / best, total.median += row.work / middle;
+    printf("%s\t%s\t%.2f\t%.1f\t%s\t", row.name, shape, 1e3 * least, row.work / least / peaks[row.peak].per_unit, peaks[row.peak].unit);
+    if (row.peak == NOTHING) printf("-\t-\t");
+    else printf("%.1f\t%.1f\t", 100 * best, 100 * middle);
+    if (row.tokens) printf("%.1f tokens/s, median %.1f", row.tokens / least, row.tokens / middle_seconds);
+    double kb = 0;   // not getrusage's figure, which a process inherits through exec
+    if (row.memory) look_up("/proc/self/status", "VmHWM:", "%lf", &kb), printf(", at most %.3f GB", kb * 1024 / 1e9);
+    putchar('\n');
+}
+
+/* True: do it once more. Times what is done between two calls, or up to stop(). */
+static bool again(void) {
+    if (!row.active) return false;
+    double seconds = (row.stop > 0 ? row.stop : now_seconds()) - row.start;
+    int done = row.calls++ - 2;                               // -2: nothing yet; -1: the repetition that is not timed
+    if (done == -1) row.repetitions = (int)fmin(MOST, fmax(quick ? 2 : 5, (quick ? 0.1 : 0.8) / seconds));
+    if (done >= 0) row.seconds[done] = seconds;
+    if (done >= -1) row.peaks[done + 1] = probe(row.peak);
+    if (done >= 0 && done + 1 == row.repetitions) return print_row(), row.active = false;
+    row.stop = 0;
+    row.start = now_seconds();
+    return true;
+}
+
+static void stop(void) { row.stop = now_seconds(); }
+
+/* ---- kernels --------------------------------------------------------------------------------------------------- */
+
+/* Each against itself: how steady the machine is. */
+static void bench_probes(void) {
+    for (Peak peak = FMA; peak <= UPDATE; peak++) {
+        SHAPE("%.0f M%s", peaks[peak].work / 1e6, peak == FMA ? "FLOP" : "B");
+        ROW(peaks[peak].name, peak, peaks[peak].work) probe(peak);
+    }
+}
+
+/* The three products of each linear layer: 2 N IC OC. In a step each of them runs once in each of the L layers, so that the total is all
+   their work by the time each of them would take at its own share of one peak. */
+static void bench_linear(void) {
+    const int shapes[][2] = {{C, 3 * C}, {C, C}, {C, F}, {F, C}}, tokens[] = {64, 256, 1024};
+    for (int t = 0; t < LENGTH(tokens); t++) {
+        memset(&total, 0, sizeof total);
+        for (int s = 0; s < LENGTH(shapes); s++) {
+            const int N = tokens[t], IC = shapes[s][0], OC = shapes[s][1];
+            const double flop = 2.0 * N * IC * OC;
+            const size_t in = (size_t)N * (size_t)IC, out = (size_t)N * (size_t)OC, matrix = (size_t)IC * (size_t)OC;
+            real *x = random_array(in), *y = random_array(out), *weight = random_array(matrix), *bias = random_array((size_t)OC);
+            float *dx = random_array(in), *dweight = random_array(matrix);
+            SHAPE("%dx%dx%d", N, IC, OC);
+            ROW("linear forward", FMA, flop) linear_forward(y, x, weight, bias, N, IC, OC);
+            ROW("linear backward input", FMA, flop) linear_backward_input(dx, y, weight, N, IC, OC);
+            ROW("linear backward weight", FMA, flop) linear_backward_weight(dweight, bias, x, y, N, IC, OC);
+            arrays_free();
+        }
+        double work = 100 * total.work;
+        if (work > 0) printf("linear, all of these\t%d tokens\t\t\t\t%.1f\t%.1f\t\n", tokens[t], work / total.best, work / total.median);
+    }
+}
+
+/* The loss head: products of 2 R C V FLOP; then over the logits, which logprob and sampling read (4 bytes each; a second reading does
+   not count) and logprob's backward pass reads and writes (8 bytes). */
+static void bench_head(void) {
+    enum { R = 1024, ROWS = 32 };
+    const struct { int rows, top_k; float top_p; } samplers[] = {{1, 0, 1}, {ROWS, 0, 1}, {ROWS, 50, 1}, {ROWS, 0, 0.9f}};
+    const double flop = 2.0 * R * C * V, bytes = 4.0 * R * V;
+    real *logits = random_array((size_t)R * LDV), *inp = random_array((size_t)R * C), *wte = random_array((size_t)V * C);
+    float *dwte = random_array((size_t)V * C), *logp = random_array(R), *lse = random_array(R), *entropy = random_array(R), uniform[ROWS];
+    int *target = random_ints(R, V), drawn[ROWS];
+    for (int r = 0; r < ROWS; r++) uniform[r] = ((float)r + 0.5f) / ROWS;
+    SHAPE("%dx%dx%d", R, C, V);
+    ROW("head forward", FMA, flop) head_forward(logits, inp, wte, R, C, V, LDV);
+    ROW("head backward input", FMA, flop) head_backward(inp, NULL, logits, NULL, wte, R, C, V, LDV);
+    ROW("head backward weight", FMA, flop) head_backward(NULL, dwte, logits, inp, wte, R, C, V, LDV);
+    SHAPE("%dx%d", R, V);
+    ROW("logprob forward", READ, bytes) logprob_forward(logp, NULL, lse, NULL, logits, target, R, V, LDV);
+    ROW("logprob forward, entropy", READ, bytes) logprob_forward(logp, entropy, lse, NULL, logits, target, R, V, LDV);
+    ROW("logprob backward", UPDATE, 2 * bytes) logprob_backward(logits, lse, NULL, target, logp, NULL, R, V, LDV);
+    for (int i = 0; i < LENGTH(samplers); i++) {
+        const int rows = samplers[i].rows, top_k = samplers[i].top_k;
+        SHAPE("%dx%d top_k %d top_p %g", rows, V, top_k, (double)samplers[i].top_p);
+        ROW("sample", READ, 4.0 * rows * V) sample(drawn, NULL, logits, rows, V, LDV, 1, top_k, samplers[i].top_p, uniform);
+    }
+    arrays_free();
+}
+
+/* FLOP of causal attention's forward pass in one layer: q k^T and p v, each 2 C a pair of query and key, T (T+1) / 2 pairs a sequence.
+   The backward pass has five such products and so counts 2.5 times that. */
+static double attention_flop(int S, int length) { return 2.0 * 2 * C * S * length * (length + 1) / 2; }
+
+static void bench_attention(void) {
+    const int shapes[][2] = {{16, 64}, {4, 256}, {2, 512}, {1, 1024}};
+    for (int i = 0; i < LENGTH(shapes); i++) {
+        const int S = shapes[i][0], length = shapes[i][1], *start = starts(S, length);
+        const size_t NC = (size_t)(S * length) * C;
+        real *qkv = random_array(3 * NC), *dqkv = random_array(3 * NC), *out = random_array(NC), *dout = random_array(NC);
+        float *lse = random_array(NC / C * NH);
+        SHAPE("%dx%d", S, length);
+        ROW("attention forward", FMA, attention_flop(S, length)) attention_forward(out, lse, qkv, start, S, NH, C / NH, (Noise){0});
+        attention_forward(out, lse, qkv, start, S, NH, C / NH, (Noise){0});   // backward needs it even where that row was not wanted
+        ROW("attention backward", FMA, 2.5 * attention_flop(S, length))
+            attention_backward(dqkv, dout, qkv, out, lse, start, S, NH, C / NH, (Noise){0});
+        arrays_free();
+    }
+}
+
+/* What is bound by memory. Bytes: 4 for every number read and 4 for every number written, each once. */
+static void bench_memory_bound(void) {
+    enum { N = 1024, NC = N * C, NF = N * F, ALL = V * C };
+    real *x = random_array(ALL), *y = random_array(ALL), *z = random_array(ALL), *w = random_array(ALL), *weight = random_array(C);
+    float *mean = random_array(N), *rstd = random_array(N), *bias = random_array(C);
+    int *token = random_ints(N, V), *position = random_ints(N, T);
+    SHAPE("%dx%d", N, C);   // reads x, y and writes sum, out;  reads dout, sum, dsum and writes dsum
+    ROW("layernorm forward", UPDATE, 16.0 * NC) layernorm_forward(x, y, mean, rstd, z, w, weight, bias, N, C, 1e-5f);
+    ROW("layernorm backward", UPDATE, 16.0 * NC) layernorm_backward(x, weight, bias, y, z, mean, rstd, w, N, C);
+    // (same shape)         reads rows of wte, wpe and writes out;  reads dout, reads and writes rows of dwte, dwpe
+    ROW("embed forward", UPDATE, 12.0 * NC) embed_forward(x, token, position, y, z, N, C);
+    ROW("embed backward", UPDATE, 20.0 * NC) embed_backward(x, y, z, token, position, N, C);
+    SHAPE("%dx%d", N, F);   // reads inp and writes out;  reads and writes dout, inp
+    ROW("gelu forward", UPDATE, 8.0 * NF) gelu_forward(x, y, NF);
+    ROW("gelu backward", UPDATE, 16.0 * NF) gelu_backward(x, y, NF);
+    SHAPE("%d", ALL);       // reads x;  reads and writes w, g, m, v
+    ROW("sum_of_squares", READ, 4.0 * ALL) sink = (float)sum_of_squares(x, ALL);
+    for (size_t i = 0; i < ALL; i++) w[i] *= w[i];   // second moments are not negative
+    ROW("adamw", UPDATE, 32.0 * ALL) adamw(x, y, z, w, ALL, 1, 1e-5f, 0.9f, 0.95f, 1e-8f, 0.1f, 10), stop(), fill(y, ALL);   // g was zeroed
+    arrays_free();
+}
+
+/* ---- whole steps: forward, log-probability of every row, backward, AdamW ---------------------------------------- */
+
+static GPT2 *random_model(const GPT2Limits *limits) {
+    GPT2 *m = gpt2_create(&gpt2_124m, false);
+    gpt2_init_weights(m, 1);
+    if (limits) gpt2_reserve(m, limits);
+    return m;
+}
+
+/* S sequences of `length` random tokens each. */
+static Batch random_batch(int S, int length) { return (Batch){S, S * length, starts(S, length), random_ints(S * length, V), NULL}; }
+
+static const struct { int S, length; bool checkpointing; const char *note; } steps[] = {
+    {4, 256, false, ""}, {4, 256, true, " checkpointing"}, {2, 512, false, ""}, {4, 64, false, ""}, {1, 1024, false, ""}};
+
+/* FLOP = 6 x parameters x tokens + 3.5 x attention's forward pass in every layer. All parameters count: those of wpe, the norms and
+   the biases, which multiply little, are 0.7 % of them. What gradient checkpointing computes again does not count. */
+static void bench_step(int i) {
+    const int S = steps[i].S, length = steps[i].length, N = S * length;
+    const AdamW o = {.learning_rate = 1e-5f, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .weight_decay = 0.1f, .max_grad_norm = 1};
+    const GPT2Limits limits = {.tokens = N, .sequences = S, .scored = N, .train = true, .gradient_checkpointing = steps[i].checkpointing};
+    GPT2 *m = random_model(&limits);
+    const Batch b = random_batch(S, length);
+    const int *target = random_ints(N, V);
+    float *logp = array(sizeof(float) * (size_t)N), *dlogp = array(sizeof(float) * (size_t)N);
+    for (int j = 0; j < N; j++) dlogp[j] = -1.0f / (float)N;
+    SHAPE("%dx%d%s", S, length, steps[i].note);
+    begin("step", FMA, 6.0 * PARAMETERS * N + 3.5 * attention_flop(S, length) * L);
+    row.tokens = N;
+    row.memory = true;
+    for (int t = 1; again(); t++) {
+        gpt2_forward(m, &b, NULL);
+        gpt2_logprob(m, target, logp, NULL, NULL);
+        gpt2_backward(m, dlogp, NULL);
+        if (!isfinite(gpt2_step(m, &o, t))) die("step %s: the gradient is not finite", shape);
+    }
+    gpt2_free(m);
+    arrays_free();
+}
+
+/* Each in a process of its own, this program anew, so that the most memory it has had is that configuration's. */
+static void bench_steps(void) {
+    for (int i = 0; i < LENGTH(steps); i++) {
+        char index[16], threads[16];
+        snprintf(index, sizeof index, "%d", i);
+        snprintf(threads, sizeof threads, "%d", omp_get_max_threads());
+        SHAPE("%dx%d%s", steps[i].S, steps[i].length, steps[i].note);
+        if (!wanted("step")) continue;
+        int status, child = fork();
+        if (child == 0) execl("/proc/self/exe", "bench", "--threads", threads, "--step", index, quick ? "--quick" : NULL, NULL);
+        if (child <= 0) die("cannot run this program anew: %s", strerror(errno));
+        if (waitpid(child, &status, 0) < 0 || status) die("step %s failed", shape);
+    }
+}
+
+/* ---- decoding -------------------------------------------------------------------------------------------------- */
+
+/* A round, one token of every sequence, ends with the last sequence's. The time between two rounds is one repetition; the
+   first round, which has read the prompts, starts the repetition that is not timed. */
+static void round_ends(void *last, int sequence, int token) {
+    (void)token;
+    if (sequence == *(const int *)last) again();
+}
+
+/* Prompts of 64 tokens, 64 new tokens each. Prefill: 2 FLOP for each number of the layers' matrices and each token, the head on
+   the last row of each sequence, attention. Decoding: every round reads each matrix once, wte (as the head) among them, and
+   so many bytes count; with one sequence the percentage is that of what memory bandwidth allows. */
+static void bench_decode(void) {
+    enum { EACH = 64, MOST_S = 64 };
+    const int sequences[] = {1, 4, 16, 32, MOST_S};
+    const GPT2Limits limits = {.tokens = MOST_S * EACH, .sequences = MOST_S, .slots = MOST_S, .positions = 2 * EACH};
+    const double layers = L * (4.0 * C * C + 2.0 * C * F), head = (double)V * C;
+    GPT2 *m = NULL;
+    for (int i = 0; i < LENGTH(sequences); i++) {
+        const int S = sequences[i], last = S - 1;
+        Sampler sampler = {.temperature = 1, .top_p = 1, .max_new_tokens = 1, .stop_token = -1};
+        SHAPE("%dx%d", S, EACH);
+        if (!wanted("prefill") && !wanted("decode")) continue;
+        if (!m) m = random_model(&limits);
+        const Batch prompts = random_batch(S, EACH);
+        Generation out;
+        begin("prefill", FMA, 2 * (layers * EACH + head) * S + attention_flop(S, EACH) * L);
+        row.tokens = prompts.N;
+        while (again()) gpt2_generate(m, &prompts, &sampler, &out, NULL, NULL), generation_free(&out);
+        begin("decode", READ, sizeof(real) * (layers + head));
+        row.tokens = S;
+        sampler.max_new_tokens = EACH;
+        if (row.active) gpt2_generate(m, &prompts, &sampler, &out, round_ends, (void *)&last), generation_free(&out);
+        arrays_free();
+    }
+    gpt2_free(m);
+}
+
+/* ---- files and text -------------------------------------------------------------------------------------------- */
+
+static char directory[256];     // of the model that is written and read
+
+static void remove_directory(void) {
+    DIR *d = opendir(directory);
+    for (struct dirent *entry; d && (entry = readdir(d));) unlinkat(dirfd(d), entry->d_name, 0);
+    if (d) closedir(d);
+    rmdir(directory);
+}
+
+/* A model to train, from a file in TMPDIR which the page cache holds. Bytes: those of the weights. */
+static void bench_load(void) {
+    Error e;
+    SHAPE("124M");
+    if (!wanted("load")) return;
+    GPT2 *m = random_model(NULL);
+    snprintf(directory, sizeof directory, "%.200s/bench.XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
+    if (!mkdtemp(directory)) die("cannot make %s: %s; set TMPDIR to a directory with 500 MB free", directory, strerror(errno));
+    atexit(remove_directory);
+    if (hf_save(m, directory, NULL, &e)) die("%s", e.text);
+    gpt2_free(m);
+    ROW("load", NOTHING, 4.0 * PARAMETERS) {
+        if (!(m = hf_load(directory, false, &e))) die("%s", e.text);
+        stop();
+        gpt2_free(m);
+    }
+}
+
+/* One million bytes of news articles (repeated: there is half of that) on one thread, by GPT-2's own vocabulary. */
+static void bench_tokenizer(void) {
+    const char *shared = getenv("SHARED") ? getenv("SHARED") : "../shared";
+    char vocabulary[512], news[512];
+    Records r = {0};
+    Error e;
+    SHAPE("1 MB of English");
+    snprintf(vocabulary, sizeof vocabulary, "%s/data/gpt2-vocab", shared);
+    snprintf(news, sizeof news, "%s/data/summaries/news.jsonl", shared);
+    if (!wanted("tokenise")) return;
+    if (access(vocabulary, R_OK) || access(news, R_OK)) {
+        printf("# no row tokenise: %s or %s is not there\n", vocabulary, news);
+        return;
+    }
+    Tokenizer *t = tokenizer_load(vocabulary, &e);
+    if (!t || records_read(news, TEMPLATE_DEFAULT, true, &r, &e)) die("%s", e.text);
+    Str text = {0};
+    Ints ids = {0};
+    for (int i = 0; text.n < 1000000; i = (i + 1) % r.n)
+        for (int j = 0; j < r.v[i].n; j++) str_add(&text, r.v[i].spans[j].text, r.v[i].spans[j].n);
+    ROW("tokenise", NOTHING, 1e6) ids.n = 0, tokenizer_encode(t, text.s, 1000000, false, &ids);
+    free(ids.v), free(text.s);
+    records_free(&r);
+    tokenizer_free(t);
+}
+
+/* ---- main ------------------------------------------------------------------------------------------------------ */
+
+/* The machine, and whether it is quiet. */
+static void print_heading(void) {
+    char cpu[128] = "";
+    double load = NAN;
+    look_up("/proc/cpuinfo", "model name", " : %127[^\n]", cpu);
+    look_up("/proc/loadavg", "", "%lf", &load);
+    printf("# %s; %s; compiled by " __VERSION__ "; ", cpu, device_name());
+    printf("load average %.2f%s\n", load, load > 0.5 ? ": not a quiet machine" : "");
+    printf("name\tshape\tms\trate\tunit\t%% of peak, best\t%% of peak, median\tnote\n");
+}
+
+int main(int argc, char **argv) {
+    int step = -1, threads = omp_get_max_threads();   // --step I, for bench_steps(): that configuration only, in this process
+    for (int i = 1; i < argc; i++) {
+        const char *flag = argv[i], *value = argv[i + 1];
+        if (!strcmp(flag, "--quick")) quick = true;
+        else if (!strcmp(flag, "--only") && value) only = argv[++i];
+        else if (!strcmp(flag, "--threads") && value && (threads = atoi(value)) > 0) i++;
+        else if (!strcmp(flag, "--step") && value && (step = atoi(value)) >= 0 && step < LENGTH(steps)) i++;
+        else die_usage("bad %s; usage: bench [--threads N] [--only SUBSTRING] [--quick]", flag);
+    }
+    omp_set_num_threads(threads);
+    setvbuf(stdout, NULL, _IOLBF, 0);   // a row is there when it is measured, and before a process is started
+    device_init();
+    if (step >= 0) return bench_step(step), 0;
+    print_heading();
+    void (*const sections[])(void) = {bench_probes, bench_linear, bench_head, bench_attention, bench_memory_bound,
+                                      bench_steps, bench_decode, bench_load, bench_tokenizer};
+    for (int i = 0; i < LENGTH(sections); i++) sections[i]();
+    return 0;
+}
