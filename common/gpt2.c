@@ -113,8 +113,8 @@ static inline Parts *of_layer(const GPT2 *m, int l) { return m->parts + FIRST_LA
 /* ---- memory ---------------------------------------------------------------------------------------------------- */
 
 /* The most memory the logits may take. Rows beyond it are scored in turns, and computed twice when trained on (a tenth of a
-   step, at GPT-2's size). 208 MB hold 1,034 rows of GPT-2's vocabulary. */
-enum { LOGIT_BYTES = 208 * 1000 * 1000 };
+   step, at GPT-2's size). 200 MB hold 994 rows of GPT-2's vocabulary. */
+enum { LOGIT_BYTES = 200 * 1000 * 1000 };
 
 /* Hands out pieces of one block. With base NULL it only counts. */
 typedef struct {

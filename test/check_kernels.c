@@ -124,7 +124,7 @@ static int *indices(size_t n, int below) {
 
 static float *copy(const float *x, size_t n) { return memcpy(room(n), x, n * sizeof(float)); }
 
-static float *filled(size_t n, float value) {
+__attribute__((noinline)) static float *filled(size_t n, float value) {
     float *x = room(n);
     for (size_t i = 0; i < n; i++) x[i] = value;
     return x;
