@@ -136,7 +136,11 @@ int main(int argc, char **argv) {
     GPT2Memory memory = gpt2_memory(&config, &limits);
     run_print_memory(&memory);
     task_show(&task, run.dry_run ? 3 : 1);
-    if (run.dry_run) return 0;
+    if (run.dry_run) {
+        task_free(&task);
+        run_free(&run);
+        return 0;
+    }
 
     GPT2 *model = from_scratch ? gpt2_create(&config, false) : hf_load(run_model_dir(&run), !limits.train, &e);
     if (!model) die_usage("%s", e.text);

@@ -343,10 +343,63 @@ static void product_few(int M, int N, int K, Matrix A, Matrix B, float *C, size_
     }
 }
 
+/*
+ * One row: a vector times B, which is read once, in place, as fast as memory gives it. Of a row-major B, 64 columns advance together
+ * down the rows; of a transposed one, 32 of its rows advance together, 8 x 8 blocks being turned in registers.
+ */
+enum { AHEAD = 8 };   // rows of B fetched in advance: the hardware does not guess a stride of kilobytes
+
+static void row_strip(int columns, int K, const float *x, const float *b, size_t stride, const float *start, float *c) {
+    __m256 sum[STRIP / 8];
+    for (int v = 0; v < STRIP / 8; v++) sum[v] = load(start + 8 * v, columns - 8 * v);
+    if (columns == STRIP) {
+        for (int k = 0; k < K; k++, b += stride) {
+            __m256 xk = _mm256_broadcast_ss(x + k);
+            for (int line = 0; line < STRIP; line += 16) _mm_prefetch((const char *)(b + AHEAD * stride + line), _MM_HINT_T0);
+            for (int v = 0; v < STRIP / 8; v++) sum[v] = _mm256_fmadd_ps(xk, _mm256_loadu_ps(b + 8 * v), sum[v]);
+        }
+    } else {
+        for (int k = 0; k < K; k++, b += stride)
+            for (int v = 0; 8 * v < columns; v++) sum[v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + k), load(b + 8 * v, columns - 8 * v), sum[v]);
+    }
+    for (int v = 0; 8 * v < columns; v++) store(c + 8 * v, sum[v], columns - 8 * v);
+}
+
+static void row_strip_transposed(int columns, int K, const float *x, const float *b, size_t stride, const float *start, float *c) {
+    enum { GROUP = 32 };
+    for (int j = 0; j < columns; j += GROUP) {
+        __m256 sum[GROUP / 8];
+        for (int v = 0; v < GROUP / 8; v++) sum[v] = load(start + j + 8 * v, columns - j - 8 * v);
+        for (int k = 0; k < K; k += 8) {
+            int depth = min_int(8, K - k);
+            for (int v = 0; v < GROUP / 8 && j + 8 * v < columns; v++) {
+                __m256 r[8];
+                for (int i = 0; i < 8; i++)
+                    r[i] = j + 8 * v + i < columns ? load(b + (size_t)(j + 8 * v + i) * stride + (size_t)k, depth) : _mm256_setzero_ps();
+                transpose8(r);
+                for (int d = 0; d < depth; d++) sum[v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + k + d), r[d], sum[v]);
+            }
+        }
+        for (int v = 0; v < GROUP / 8 && j + 8 * v < columns; v++) store(c + j + 8 * v, sum[v], columns - j - 8 * v);
+    }
+}
+
+static void product_one(int N, int K, const float *x, Matrix B, float *C, const float *bias, bool accumulate) {
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int j = 0; j < N; j += STRIP) {
+        static const float none[STRIP];
+        const float *start = accumulate ? C + j : bias ? bias + j : none;
+        int columns = min_int(STRIP, N - j);
+        if (B.transposed) row_strip_transposed(columns, K, x, B.p + (size_t)j * B.stride, B.stride, start, C + j);
+        else row_strip(columns, K, x, B.p + j, B.stride, start, C + j);
+    }
+}
+
 /* C (M,N) = A B, the chains starting from C (accumulate), or bias (N), or 0. */
 static void product(int M, int N, int K, Matrix A, Matrix B, float *C, size_t ldc, const float *bias, bool accumulate) {
     device_init();
-    if (M <= FEW && (size_t)round_up(M, MR) * (size_t)K <= (size_t)MB * KC) product_few(M, N, K, A, B, C, ldc, bias, accumulate);
+    if (M == 1 && !A.transposed) product_one(N, K, A.p, B, C, bias, accumulate);
+    else if (M <= FEW && (size_t)round_up(M, MR) * (size_t)K <= (size_t)MB * KC) product_few(M, N, K, A, B, C, ldc, bias, accumulate);
     else product_large(M, N, K, A, B, C, ldc, bias, accumulate);
 }
 

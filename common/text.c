@@ -751,17 +751,17 @@ typedef struct {
    wins. */
 typedef struct {
     const char *prompt, *input, *response;   // input: a field that may be there, too
-    bool complete;                           // without a --template the prompt is taken as it is
+    const char *before, *after;              // what stands around the prompt without a --template; NULL: the default template
 } Fields;
 
 static const Fields known_fields[] = {
-    {"instruction", "input", "output", false},
-    {"instruction", "input", "response", false},
-    {"prompt", NULL, "completion", true},
-    {"prompt", NULL, "response", false},
-    {"input", NULL, "output", false},
-    {"text", NULL, "summary", false},
-    {"question", NULL, "answer", false},
+    {"instruction", "input", "output", NULL, NULL},
+    {"instruction", "input", "response", NULL, NULL},
+    {"prompt", NULL, "completion", "", ""},
+    {"prompt", NULL, "response", NULL, NULL},
+    {"input", NULL, "output", NULL, NULL},
+    {"text", NULL, "summary", "Summarize the following text.\n\n", "\n\nSummary:\n"},
+    {"question", NULL, "answer", NULL, NULL},
 };
 
 /* How a conversation is spelled. */
@@ -826,8 +826,13 @@ static int read_pair(const json_t *object, const Fields *fields, const Style *st
     if (extra && !json_is_null(extra) && get_text(object, fields->input, &input, f)) return -1;
     if (input.n == 0) input.s = NULL;   // "input": "" is how Alpaca says that there is none
     Str text = {0};
-    if (fields->complete && !style->given) str_add(&text, prompt.s, prompt.n);
-    else render(&style->template, prompt, input, &text);
+    if (fields->before && !style->given) {
+        str_add(&text, fields->before, strlen(fields->before));
+        str_add(&text, prompt.s, prompt.n);
+        str_add(&text, fields->after, strlen(fields->after));
+    } else {
+        render(&style->template, prompt, input, &text);
+    }
     add_span(r, &text, false);
     add_response(r, &style->template, response);
     return 0;

@@ -68,7 +68,8 @@ typedef struct {
  * template without {input} gets the input after the instruction, on a new line. What follows {response}, if it appears,
  * ends the response. The default is
  *   "### Instruction:\n{instruction}\n\n[[### Input:\n{input}\n\n]]### Response:\n"
- * except that prompt/completion is taken as it is, since its prompt is complete.
+ * except that prompt/completion is taken as it is, since its prompt is complete, and that text/summary asks for a summary:
+ *   "Summarize the following text.\n\n{instruction}\n\nSummary:\n"
  *
  * A conversation: the system's message first, if there is one, as it stands and followed by an empty line; then each
  * user's message in the template, and the assistant's answer. User and assistant alternate; a last question without an

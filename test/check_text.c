@@ -654,7 +654,9 @@ START_TEST(kinds) {
     check_record("{\"prompt\": \"P\", \"completion\": \"R\"}", "<{instruction}>", "prompt/completion", "-<P>", "+R", NULL);
     check_record("{\"prompt\": \"P\", \"response\": \"R\"}", NULL, "prompt/response", P, "+R", NULL);
     check_record("{\"input\": \"P\", \"output\": \"R\"}", NULL, "input/output", P, "+R", NULL);
-    check_record("{\"text\": \"P\", \"summary\": \"R\"}", NULL, "text/summary", P, "+R", NULL);
+    check_record("{\"text\": \"P\", \"summary\": \"R\"}", NULL, "text/summary",
+                 "-Summarize the following text.\n\nP\n\nSummary:\n", "+R", NULL);
+    check_record("{\"text\": \"P\", \"summary\": \"R\"}", "{instruction}=", "text/summary", "-P=", "+R", NULL);
     check_record("{\"question\": \"P\", \"answer\": \"\"}", NULL, "question/answer", P, "+", NULL);
     check_record("{\"text\": \"T\", \"id\": 12345678901234567890123}", "{instruction}{response}>", "text", "+T", NULL);
     check_record("{\"instruction\": \"I\", \"response\": \"R\"}", "{instruction}|{response}\\n>", pair, "-I|",
