@@ -75,7 +75,7 @@ $(PROGRAMS): %: $(B)/% FORCE
 
 # --- tests ----------------------------------------------------------------------------------------------------------
 
-.PHONY: all test asan ubsan tsan fuzz bench tiny help clean FORCE
+.PHONY: all test asan ubsan tsan fuzz bench tiny tiny-out tiny-check demo help clean FORCE
 FORCE:
 
 test: $(addprefix run-,$(CHECKS))
@@ -112,15 +112,25 @@ bench: $(B)/bench
 # --- the built-in world and model -----------------------------------------------------------------------------------
 
 # test/world.c writes the world; full_ft pre-trains the tiny model on it (test/tiny/README.md). Two minutes on two cores.
-tiny: $(B)/world $(B)/full_ft
+tiny-out: $(B)/world $(B)/full_ft
 	rm -rf $(B)/tiny && $(B)/world $(B)/tiny/world
 	$(B)/full_ft --init d3-c128-h4-t256 --model test/tiny --data $(B)/tiny/world/pretrain.jsonl --eval $(B)/tiny/world/pretrain-eval.jsonl \
 	    --output $(B)/tiny/out --per_device_train_batch_size 5 --gradient_accumulation_steps 1 --max_steps 2400 --learning_rate 3e-3 \
 	    --warmup_steps 60 --lr_scheduler_type cosine --weight_decay 0.1 --adam_beta2 0.99 --no_gradient_checkpointing --max_length 256 \
 	    --logging_steps 400 --eval_steps 800 --save_steps 0 --seed 1
+
+tiny: tiny-out
 	cp $(B)/tiny/out/model.safetensors test/tiny/
 	for f in sft sft-eval sft-korean-eval summaries summaries-eval; do cp $(B)/tiny/world/$$f.jsonl test/tiny/; done
 	sha256sum test/tiny/model.safetensors
+
+# Every program on the built-in world, and one table of what it learned there.
+demo: $(addprefix $(B)/,$(PROGRAMS))
+	sh test/demo.sh $(B)
+
+# The slow test: with the compiler that made it, the committed model comes out again, bit for bit.
+tiny-check: tiny-out
+	cmp $(B)/tiny/out/model.safetensors test/tiny/model.safetensors
 
 # --- the rest -------------------------------------------------------------------------------------------------------
 
@@ -131,6 +141,7 @@ help:
 	@echo "make asan       the tests under AddressSanitizer; also ubsan, tsan (clang)"
 	@echo "make fuzz       fuzz every file reader for FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)"
 	@echo "make bench      how fast each kernel is, next to this machine's peak"
+	@echo "make demo       every program on the built-in world, and a table of what it learned"
 	@echo "make tiny       make the built-in model again, from its world (two minutes)"
 	@echo "make clean      remove what was built"
 

@@ -64,12 +64,13 @@ static Run defaults(bool example) {
         run.eval = run_example_file("tiny/summaries-eval.jsonl");
         run.per_device_train_batch_size = 16;
         run.gradient_accumulation_steps = 1;
-        run.max_steps = 150;
-        run.learning_rate = 5e-4f;
+        run.max_steps = 400;
+        run.learning_rate = 1.5e-3f;
         run.adam_beta2 = 0.99f;
         run.lr_scheduler_type = "cosine";
         run.warmup_steps = 20;
-        run.eval_steps = 50;
+        run.eval_steps = 200;
+        run.logging_steps = 50;
         task.eval_samples = 64;
         task.max_new_tokens = 96;
     }

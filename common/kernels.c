@@ -58,7 +58,7 @@ size_t device_memory_free(void) {
 }
 
 /* Large arrays are mapped on 2 MB boundaries and offered to the kernel as huge pages: walking down a column of a weight
-   matrix touches a new 4 KB page at every row. Measured: see "huge pages" in test/BENCHMARKS.md. */
+   matrix touches a new 4 KB page at every row. */
 enum { HUGE_PAGE = 1 << 21 };
 
 void *device_alloc(size_t bytes) {

@@ -384,11 +384,16 @@ static bool value_follows(const Flag *f, int argc, char **argv, int i) {
 }
 
 const char *run_example_file(const char *name) {
-    char program[4096];
+    char program[4096], *dir = program;
     ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
     program[n > 0 ? n : 0] = 0;
     Str path = {0};
-    str_printf(&path, "%s/test/%s", n > 0 ? dirname(program) : ".", name);
+    for (int up = 0; up < 3; up++) {   // ./sft stands beside test/, the Makefile's own builds two directories below
+        dir = dirname(dir);
+        path.n = 0;
+        str_printf(&path, "%s/test/%s", dir, name);
+        if (access(path.s, F_OK) == 0) break;
+    }
     return path.s;
 }
 

@@ -72,7 +72,8 @@ typedef struct {
 
 /* The defaults a stage starts from. */
 Run  run_defaults(void);
-/* The path of a file of the built-in example, test/NAME beside the program, wherever it was started from. Kept for the life of the program. */
+/* The path of a file of the built-in example, test/NAME beside the program or up to two directories above it, wherever it was
+   started from. Kept for the life of the program. */
 const char *run_example_file(const char *name);
 /* Fills run and the stage's own flags (a table that ends with {0}; NULL = none) from the command line, and does
    nothing else. 0, or -1 with e filled: the flag, its value, what it takes, and for an unknown flag the nearest there
