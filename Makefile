@@ -113,7 +113,7 @@ bench: $(B)/bench
 
 # test/world.c writes the world; full_ft pre-trains the tiny model on it (test/tiny/README.md). Two minutes on two cores.
 tiny-out: $(B)/world $(B)/full_ft
-	rm -rf $(B)/tiny && $(B)/world $(B)/tiny/world
+	rm -rf $(B)/tiny && mkdir -p $(B)/tiny && $(B)/world $(B)/tiny/world
 	$(B)/full_ft --init d3-c128-h4-t256 --model test/tiny --data $(B)/tiny/world/pretrain.jsonl --eval $(B)/tiny/world/pretrain-eval.jsonl \
 	    --output $(B)/tiny/out --per_device_train_batch_size 5 --gradient_accumulation_steps 1 --max_steps 2400 --learning_rate 3e-3 \
 	    --warmup_steps 60 --lr_scheduler_type cosine --weight_decay 0.1 --adam_beta2 0.99 --no_gradient_checkpointing --max_length 256 \

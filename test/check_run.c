@@ -101,17 +101,19 @@ static double toy_step(GPT2 *m, const int *which, int n, float rate) {
 
 static int toy_main(const char *program, int argc, char **argv) {
     static Run run;
-    static int examples = 18, signal_at = -1, die_at = -1, full_at = -1;
+    static int examples = 18, signal_at = -1, late_at = -1, die_at = -1, full_at = -1, room = 4000;
     static bool twice, terminate;
     static const char *template = "";
     static double best = INFINITY;
     const Flag own[] = {
         {"examples", FLAG_INT, &examples, .help = "how many there are", .low = 0, .high = 1e6, .free_on_resume = true},
         {"signal_at", FLAG_INT, &signal_at, .help = "step of an interruption", .free_on_resume = true},
+        {"late_at", FLAG_INT, &late_at, .help = "step after whose saving an interruption comes", .free_on_resume = true},
         {"terminate", FLAG_BOOL, &terminate, .help = "interrupt by SIGTERM", .free_on_resume = true},
         {"twice", FLAG_BOOL, &twice, .help = "interrupt again at once", .free_on_resume = true},
         {"die_at", FLAG_INT, &die_at, .help = "step of a sudden end", .free_on_resume = true},
-        {"full_at", FLAG_INT, &full_at, .help = "step from which no file grows beyond 4000 bytes", .free_on_resume = true},
+        {"full_at", FLAG_INT, &full_at, .help = "step from which no file grows beyond --room", .free_on_resume = true},
+        {"room", FLAG_INT, &room, .help = "bytes", .free_on_resume = true},
         {"template", FLAG_STRING, &template, .help = "any text"},
         {0},
     };
@@ -143,11 +145,12 @@ static int toy_main(const char *program, int argc, char **argv) {
         if (run.step == signal_at && twice) raise(SIGINT);
         if (run.step == signal_at && run.output && run_interrupted() && !run_should_save(&run))
             die("interrupted, but not to be saved");
-        if (run.step == full_at) setrlimit(RLIMIT_FSIZE, &(struct rlimit){4000, 4000});
+        if (run.step == full_at) setrlimit(RLIMIT_FSIZE, &(struct rlimit){(rlim_t)room, (rlim_t)room});
         if (loss < best) best = loss;
         run_progress(&run, loss, n);
         if (run_should_log(&run)) run_log(&run, {"loss", loss}, {"best", best}, {"epoch", run_epoch(&run)}, {"examples", n});
         if (run_should_save(&run)) run_checkpoint(&run, m);
+        if (run.step == late_at) raise(SIGINT);
     }
     const int status = run_finish(&run, m);
     gpt2_free(m);
@@ -1053,6 +1056,8 @@ START_TEST(test_other_signals) {
     ck_assert(exists("out/checkpoint-3"));
     ck_toy(0, TRAIN " --signal_at 23 --output %s", at("last"));   // in the last step: nothing is left to stop
     ck_assert(exists("last/model.safetensors"));
+    ck_toy(130, TRAIN " --late_at 8 --output %s", at("late"));   // too late for this step's saving, and there is no next
+    ck_assert(exists("late/checkpoint-8/state.safetensors"));
     ignoring = true;
     ck_toy(0, TRAIN " --signal_at 3 --output %s", at("background"));
     ignoring = false;
@@ -1247,6 +1252,11 @@ START_TEST(test_full_disk) {
     assert_said("--resume");
     ck_assert_int_eq(count_entries("out", ".tmp-"), 0);
     ck_assert(!exists("out/checkpoint-10") && exists("out/checkpoint-5/state.safetensors"));
+    struct stat model;   // the model fits, and the moments, twice its size, do not
+    ck_assert_int_eq(stat(at("whole/model.safetensors"), &model), 0);
+    ck_toy(1, TRAIN " --resume --full_at 9 --room %ld --output %s", (long)model.st_size + 100, at("out"));
+    assert_said("state.safetensors: File too large");
+    ck_assert(!exists("out/checkpoint-10"));
     ck_toy(0, TRAIN " --resume --output %s", at("out"));   // there is room again
     assert_same_run("whole", "out");
     ck_toy(1, TRAIN " --save_steps 0 --logging_steps 1000 --full_at 22 --output %s", at("late"));
