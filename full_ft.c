@@ -177,9 +177,9 @@ int main(int argc, char **argv) {
         for (int i = 0; i < n; i += batch_size) {
             ragged_fill(&task.batch, task.train.data, which + i, n - i < batch_size ? n - i : batch_size);
             gpt2_forward(model, &batch->batch, &noise);
-            gpt2_logprob(model, batch->target, task.y.logp, task.y.entropy, task.y.best);
+            gpt2_logprob(model, batch->target, 1, task.y.logp, task.y.entropy, task.y.best);
             loss += cross_entropy(batch->batch.N, batch->target, task.y.logp, M, task.y.dlogp);
-            gpt2_backward(model, task.y.dlogp, NULL);
+            gpt2_backward(model, task.y.dlogp, NULL, NULL);
             task_add(&task, &interval);
             tokens += batch->batch.N;
         }

@@ -13,11 +13,12 @@
 #include "gpt2.h"
 
 #include "kernels.h"
+#include "tap.h"
 #include "util.h"
 
 /* ---- tensors --------------------------------------------------------------------------------------------------- */
 
-/* Order of the tensors: wte, wpe, then these twelve for each layer, then ln_f's two. */
+/* Order of the tensors: wte, wpe, then these twelve for each layer, then ln_f's two, the scalar head's, and those that were added. */
 enum { LN1_W, LN1_B, QKV_W, QKV_B, PROJ_W, PROJ_B, LN2_W, LN2_B, FC_W, FC_B, OUT_W, OUT_B, PER_LAYER };
 enum { WTE, WPE, FIRST_LAYER };
 
@@ -39,10 +40,11 @@ struct GPT2 {
     GPT2Limits limits;
     GPT2Memory memory;
     bool mapped, reserved;
-    int tensors;
+    Tap tap;
+    int tensors, own;                          // all, and the model's own
     GPT2Tensor *tensor;
     Parts *parts;
-    real *weights;                             // one block each for weights, gradients, moments, and the rest
+    real *weights, *more;                      // one block each for weights, added weights, gradients, moments, and the rest
     float *gradients, *moments;
     char *scratch;
     void (*release)(void *context);
@@ -52,14 +54,15 @@ struct GPT2 {
     real *r_final, *norm, *d_r, *d_norm;       // (N,C)
     float *mean_f, *rstd_f;                    // (N)
     real *branch, *wide;                       // [(N,C)] a layer's branch, [(N,max(F,3C))]
+    real *act;                                 // [(N,F)] gelu(fc) beside fc, for a tap at mlp.c_proj
     real *logits, *head_in;                    // (logit_rows,ldv), (scored,C)
     int logit_rows, ldv;
     float *logp, *entropy, *lse;               // (scored)
     float *dlogp, *dentropy;                   // (scored)
     int *best, *target, *row;                  // (scored)
-    int *start, *token, *position;             // (S+1) (N) (N)
+    int *start, *parent, *token, *position;    // (S+1) (S) (N) (N)
     uint32_t *sequence;                        // (N) id of each token's sequence
-    float *magnitude;                          // (N) of NEFTune's noise
+    float *magnitude, *value;                  // (N) of NEFTune's noise; (N) the scalar head's output or its gradient
     char *cache;                               // keys and values: L layers
     // host memory, for what is staged on its way to or from the device
     int *host_int;                             // (max(N, S+1))
@@ -69,7 +72,9 @@ struct GPT2 {
     Batch batch;                               // start, tokens, id are the caller's
     GPT2Noise noise;
     bool noisy;
+    bool again, decoding;                      // a layer's second run, with gradient checkpointing; a run from the cache
     int scored, kept;                          // rows with a target; rows [0,kept) have their logits in memory
+    float beta;                                // 1 / temperature of their distributions
     bool with_entropy;
 };
 
@@ -84,12 +89,12 @@ static void add_tensor(GPT2Tensor *t, int ndim, int rows, int columns) {
     t->n = (size_t)rows * (size_t)columns;
 }
 
-/* The table of all tensors; columns is 1 for vectors. */
-static GPT2Tensor *tensor_table(const GPT2Config *c, int *count) {
+/* The table of the model's own tensors, with room for `more`; columns is 1 for vectors. */
+static GPT2Tensor *tensor_table(const GPT2Config *c, int more, int *count) {
     const int C = c->n_embd, F = c->n_inner, shapes[PER_LAYER][3] = {
         {1, C, 1}, {1, C, 1}, {2, C, 3 * C}, {1, 3 * C, 1}, {2, C, C}, {1, C, 1}, {1, C, 1}, {1, C, 1}, {2, C, F}, {1, F, 1}, {2, F, C}, {1, C, 1}};
-    *count = FIRST_LAYER + PER_LAYER * c->n_layer + 2;
-    GPT2Tensor *table = (GPT2Tensor *)xcalloc((size_t)*count, sizeof *table), *t = table;
+    *count = FIRST_LAYER + PER_LAYER * c->n_layer + 2 + (int)c->head;   // a score has one tensor, a value head two
+    GPT2Tensor *table = (GPT2Tensor *)xcalloc((size_t)(*count + more), sizeof *table), *t = table;
     strcpy(t->name, "wte.weight"), add_tensor(t++, 2, c->vocab_size, C);
     strcpy(t->name, "wpe.weight"), add_tensor(t++, 2, c->n_positions, C);
     for (int l = 0; l < c->n_layer; l++)
@@ -99,12 +104,38 @@ static GPT2Tensor *tensor_table(const GPT2Config *c, int *count) {
         }
     strcpy(t->name, "ln_f.weight"), add_tensor(t++, 1, C, 1);
     strcpy(t->name, "ln_f.bias"), add_tensor(t++, 1, C, 1);
+    if (c->head == SCORE_HEAD) strcpy(t->name, "score.weight"), add_tensor(t++, 2, 1, C);
+    if (c->head == LM_AND_VALUE_HEAD) {
+        strcpy(t->name, "v_head.summary.weight"), add_tensor(t++, 2, 1, C);
+        strcpy(t->name, "v_head.summary.bias"), add_tensor(t++, 1, 1, 1);
+    }
     return table;
+}
+
+/* Fills in which tensors train, and appends the added ones. */
+static void plan_tensors(GPT2Tensor *table, int own, const GPT2Config *c, const GPT2Limits *limits) {
+    const int body = own - (int)c->head;
+    for (int i = 0; i < own; i++) {
+        bool norm = strstr(table[i].name, "ln_") != NULL;
+        table[i].trains = limits->train && (i >= body || limits->trains == TRAIN_ALL || (limits->trains == TRAIN_NORMS && norm));
+    }
+    for (int i = 0; i < limits->more_n; i++) {
+        table[own + i] = limits->more[i];
+        table[own + i].trains = limits->train;
+        table[own + i].n = (size_t)limits->more[i].shape[0] * (size_t)(limits->more[i].ndim == 2 ? limits->more[i].shape[1] : 1);
+    }
 }
 
 static size_t parameters(const GPT2Tensor *t, int count) {
     size_t n = 0;
     for (int i = 0; i < count; i++) n += (t[i].n + 15) / 16 * 16;   // each starts on a cache line
+    return n;
+}
+
+/* The same of those that train. */
+static size_t trained_parameters(const GPT2Tensor *t, int count) {
+    size_t n = 0;
+    for (int i = 0; i < count; i++) n += t[i].trains ? parameters(t + i, 1) : 0;
     return n;
 }
 
@@ -165,6 +196,7 @@ static void place(GPT2 *m, Arena *a, GPT2Memory *memory) {
     m->logits = take(a, (size_t)m->logit_rows * (size_t)m->ldv, sizeof(real));
     m->branch = take(&layer, N * C, sizeof(real));
     m->wide = take(&layer, N * (F > 3 * C ? F : 3 * C), sizeof(real));
+    if (lim->train && lim->tap && lim->tap->at[TAP_MLP_C_PROJ]) m->act = take(&layer, N * F, sizeof(real));
     if (layer.used > a->used) a->used = layer.used;
     memory->logits = a->used - mark;
 
@@ -173,10 +205,10 @@ static void place(GPT2 *m, Arena *a, GPT2Memory *memory) {
     m->logp = take(a, rows, f), m->entropy = take(a, rows, f), m->lse = take(a, rows, f);
     m->dlogp = take(a, rows, f), m->dentropy = take(a, rows, f);
     m->best = take(a, rows, sizeof(int)), m->target = take(a, rows, sizeof(int)), m->row = take(a, rows, sizeof(int));
-    m->start = take(a, (size_t)lim->sequences + 1, sizeof(int));
+    m->start = take(a, (size_t)lim->sequences + 1, sizeof(int)), m->parent = take(a, (size_t)lim->sequences, sizeof(int));
     m->token = take(a, N, sizeof(int)), m->position = take(a, N, sizeof(int));
     m->sequence = take(a, N, sizeof(uint32_t));
-    m->magnitude = take(a, N, f);
+    m->magnitude = take(a, N, f), m->value = take(a, N, f);
     memory->workspace = a->used - mark;
 
     mark = a->used;
@@ -188,9 +220,11 @@ static void place(GPT2 *m, Arena *a, GPT2Memory *memory) {
 GPT2Memory gpt2_memory(const GPT2Config *config, const GPT2Limits *limits) {
     GPT2 m = {.config = *config, .limits = *limits, .layer = (Layer *)xcalloc((size_t)config->n_layer, sizeof(Layer))};
     GPT2Memory memory = {0};
-    GPT2Tensor *table = tensor_table(config, &m.tensors);
+    GPT2Tensor *table = tensor_table(config, limits->more_n, &m.own);
+    plan_tensors(table, m.own, config, limits);
+    m.tensors = m.own + limits->more_n;
     memory.weights = parameters(table, m.tensors) * sizeof(real);
-    if (limits->train) memory.gradients = parameters(table, m.tensors) * sizeof(float), memory.moments = 2 * memory.gradients;
+    memory.gradients = trained_parameters(table, m.tensors) * sizeof(float), memory.moments = 2 * memory.gradients;
     Arena count = {0};
     place(&m, &count, &memory);
     memory.total = memory.weights + memory.gradients + memory.moments + count.used;
@@ -209,7 +243,8 @@ GPT2 *gpt2_create(const GPT2Config *config, bool mapped) {
     GPT2 *m = (GPT2 *)xcalloc(1, sizeof *m);
     m->config = *config;
     m->mapped = mapped;
-    m->tensor = tensor_table(config, &m->tensors);
+    m->tensor = tensor_table(config, 0, &m->own);
+    m->tensors = m->own;
     m->parts = (Parts *)xcalloc((size_t)m->tensors, sizeof *m->parts);
     m->layer = (Layer *)xcalloc((size_t)config->n_layer, sizeof *m->layer);
     if (mapped) return m;
@@ -225,26 +260,37 @@ GPT2 *gpt2_create(const GPT2Config *config, bool mapped) {
 
 void gpt2_reserve(GPT2 *m, const GPT2Limits *limits) {
     if (m->reserved) die("gpt2_reserve: a model is given its memory once");
-    if (m->mapped && limits->train) die("gpt2_reserve: a model mapped from its file cannot train");
+    if (m->mapped && limits->train && (limits->trains != TRAIN_NONE || m->config.head != LM_HEAD))
+        die("gpt2_reserve: weights mapped from their file cannot train");
     m->limits = *limits;
+    if (limits->tap) m->tap = *limits->tap;
     m->reserved = true;
     m->memory = gpt2_memory(&m->config, limits);
+    free(m->tensor);
+    m->tensor = tensor_table(&m->config, limits->more_n, &m->own);
+    plan_tensors(m->tensor, m->own, &m->config, limits);
+    m->tensors = m->own + limits->more_n;
+    m->parts = (Parts *)xrealloc(m->parts, (size_t)m->tensors, sizeof *m->parts);
+    size_t added = parameters(m->tensor + m->own, limits->more_n);
     size_t scratch = m->memory.activations + m->memory.logits + m->memory.cache + m->memory.workspace;
-    size_t more = scratch + m->memory.gradients + m->memory.moments;
+    size_t more = scratch + m->memory.gradients + m->memory.moments + added * sizeof(real);
     if (more > device_memory_free()) no_memory("this run", more);
     if (!(m->scratch = device_alloc(scratch))) no_memory("this run", more);
     Arena a = {m->scratch, 0};
     place(m, &a, &m->memory);
-    if (limits->train) {
+    if (added && !(m->more = device_alloc(added * sizeof(real)))) no_memory("this run", more);
+    size_t at = 0;
+    for (int i = m->own; i < m->tensors; at += parameters(m->tensor + i++, 1)) m->parts[i] = (Parts){.w = m->more + at};
+    if (m->memory.gradients) {
         m->gradients = device_alloc(m->memory.gradients);
         m->moments = device_alloc(m->memory.moments);
         if (!m->gradients || !m->moments) no_memory("this run", more);
         size_t n = 0, all = m->memory.gradients / sizeof(float);
         for (int i = 0; i < m->tensors; i++) {
+            if (!m->tensor[i].trains) continue;
             m->parts[i].g = m->gradients + n;
             m->parts[i].m1 = m->moments + n;
             m->parts[i].m2 = m->moments + all + n;
-            m->tensor[i].trains = true;
             n += parameters(m->tensor + i, 1);
         }
     }
@@ -258,7 +304,8 @@ void gpt2_free(GPT2 *m) {
     if (!m) return;
     for (int i = 0; i < m->tensors; i++)
         if (m->parts[i].own) device_free(m->parts[i].w, m->tensor[i].n * sizeof(real));
-    if (m->weights) device_free(m->weights, parameters(m->tensor, m->tensors) * sizeof(real));
+    if (m->weights) device_free(m->weights, parameters(m->tensor, m->own) * sizeof(real));
+    if (m->more) device_free(m->more, parameters(m->tensor + m->own, m->tensors - m->own) * sizeof(real));
     if (m->gradients) device_free(m->gradients, m->memory.gradients);
     if (m->moments) device_free(m->moments, m->memory.moments);
     if (m->scratch) device_free(m->scratch, m->memory.activations + m->memory.logits + m->memory.cache + m->memory.workspace);
@@ -270,6 +317,7 @@ void gpt2_free(GPT2 *m) {
 
 const GPT2Config *gpt2_config(const GPT2 *m) { return &m->config; }
 int gpt2_tensors(const GPT2 *m) { return m->tensors; }
+int gpt2_own_tensors(const GPT2 *m) { return m->own; }
 const GPT2Tensor *gpt2_tensor(const GPT2 *m, int i) { return &m->tensor[i]; }
 
 void gpt2_read(const GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, float *host) {
@@ -292,6 +340,9 @@ bool gpt2_map(GPT2 *m, int i, const void *data) {
     return false;
 }
 
+real *gpt2_weight(const GPT2 *m, int i) { return m->parts[i].w; }
+float *gpt2_gradient(const GPT2 *m, int i) { return m->parts[i].g; }
+
 void gpt2_at_free(GPT2 *m, void (*release)(void *context), void *context) {
     m->release = release;
     m->release_context = context;
@@ -301,7 +352,7 @@ void gpt2_init_weights(GPT2 *m, uint64_t seed) {
     const float residual = 0.02f / sqrtf(2.0f * (float)m->config.n_layer);
     enum { BLOCK = 1 << 16 };
     float *block = (float *)xmalloc(sizeof(float) * BLOCK);
-    for (int i = 0; i < m->tensors; i++) {
+    for (int i = 0; i < m->own; i++) {
         const GPT2Tensor *t = &m->tensor[i];
         size_t length = strlen(t->name);
         bool norm = !strncmp(t->name, "ln_f.w", 6) || strstr(t->name, "ln_1.w") || strstr(t->name, "ln_2.w");
@@ -338,11 +389,15 @@ static void upload(GPT2 *m, const Batch *b) {
                       b->tokens[i], m->config.vocab_size);
     device_write(m->token, b->tokens, sizeof(int) * (size_t)b->N);
     device_write(m->start, b->start, sizeof(int) * ((size_t)b->S + 1));
+    if (b->parent) device_write(m->parent, b->parent, sizeof(int) * (size_t)b->S);
     for (int s = 0; s < b->S; s++) {
-        if (b->start[s + 1] - b->start[s] > m->config.n_positions)
-            die_usage("a sequence of %d tokens, and the model has %d positions; lower --max_length", b->start[s + 1] - b->start[s],
+        int parent = b->parent ? b->parent[s] : -1, before = parent < 0 ? 0 : b->start[parent + 1] - b->start[parent];
+        if (parent >= s || (parent >= 0 && b->parent[parent] >= 0))
+            die("sequence %d of a batch goes on from sequence %d, which must stand before it and have no parent itself", s, parent);
+        if (before + b->start[s + 1] - b->start[s] > m->config.n_positions)
+            die_usage("a sequence of %d tokens, and the model has %d positions; lower --max_length", before + b->start[s + 1] - b->start[s],
                       m->config.n_positions);
-        for (int i = b->start[s]; i < b->start[s + 1]; i++) m->host_int[i] = i - b->start[s];
+        for (int i = b->start[s]; i < b->start[s + 1]; i++) m->host_int[i] = before + i - b->start[s];
     }
     device_write(m->position, m->host_int, sizeof(int) * (size_t)b->N);
     for (int s = 0; s < b->S; s++)
@@ -365,6 +420,24 @@ static void embed(GPT2 *m, real *r) {
     dropout(r, N, C, site(m, m->noise.embd_pdrop, RANDOM_DROPOUT_EMBD, 0));
 }
 
+Noise tap_noise(const TapCall *call, float p, RandomPurpose purpose) {
+    return site(call->m, p, (RandomPurpose)((uint32_t)purpose | (uint32_t)call->site << 24), call->layer);
+}
+
+/* What a tap gets to know of a call at a place of layer l. */
+static TapCall tap_call(const GPT2 *m, int l, TapSite place, int N, int IC, int OC, const real *inp) {
+    int keep = m->decoding || !m->limits.train ? -1 : !m->limits.gradient_checkpointing ? l : m->again ? 0 : -1;
+    return (TapCall){.m = m, .layer = l, .site = place, .N = N, .IC = IC, .OC = OC, .inp = inp, .keep = keep};
+}
+
+static void tap_forward(const GPT2 *m, int l, TapSite place, int N, int IC, int OC, const real *inp, real *out, const real *residual) {
+    if (!m->tap.at[place]) return;
+    TapCall call = tap_call(m, l, place, N, IC, OC, inp);
+    call.out = out;
+    call.residual = residual;
+    m->tap.forward(m->tap.context, &call);
+}
+
 /* Layer l from norm = ln_1(r) to fc: all that its backward pass needs. */
 static void layer_forward(GPT2 *m, int l) {
     const GPT2Config *c = &m->config;
@@ -372,12 +445,16 @@ static void layer_forward(GPT2 *m, int l) {
     const Parts *p = of_layer(m, l);
     Layer *y = &m->layer[l];
     linear_forward(y->qkv, m->norm, p[QKV_W].w, p[QKV_B].w, N, C, 3 * C);
-    attention_forward(y->att, y->lse, y->qkv, m->start, m->batch.S, c->n_head, C / c->n_head,
+    tap_forward(m, l, TAP_C_ATTN, N, C, 3 * C, m->norm, y->qkv, NULL);
+    attention_forward(y->att, y->lse, y->qkv, m->start, m->batch.parent ? m->parent : NULL, m->batch.S, c->n_head, C / c->n_head,
                       site(m, m->noise.attn_pdrop, RANDOM_DROPOUT_ATTN, l));
     linear_forward(m->branch, y->att, p[PROJ_W].w, p[PROJ_B].w, N, C, C);
+    tap_forward(m, l, TAP_ATTN_C_PROJ, N, C, C, y->att, m->branch, NULL);
     dropout(m->branch, N, C, site(m, m->noise.resid_pdrop, RANDOM_DROPOUT_ATTN_RESID, l));
+    tap_forward(m, l, TAP_ATTN, N, 0, C, NULL, m->branch, y->r);
     layernorm_forward(y->h, m->norm, y->mean2, y->rstd2, y->r, m->branch, p[LN2_W].w, p[LN2_B].w, N, C, c->layer_norm_epsilon);
     linear_forward(y->fc, m->norm, p[FC_W].w, p[FC_B].w, N, C, F);
+    tap_forward(m, l, TAP_C_FC, N, C, F, m->norm, y->fc, NULL);
 }
 
 /* branch = what layer l's MLP adds to h. */
@@ -386,7 +463,9 @@ static void layer_output(GPT2 *m, int l) {
     const Parts *p = of_layer(m, l);
     gelu_forward(m->wide, m->layer[l].fc, (size_t)N * (size_t)F);
     linear_forward(m->branch, m->wide, p[OUT_W].w, p[OUT_B].w, N, F, C);
+    tap_forward(m, l, TAP_MLP_C_PROJ, N, F, C, m->wide, m->branch, NULL);
     dropout(m->branch, N, C, site(m, m->noise.resid_pdrop, RANDOM_DROPOUT_MLP_RESID, l));
+    tap_forward(m, l, TAP_MLP, N, 0, C, NULL, m->branch, m->layer[l].h);
 }
 
 void gpt2_forward(GPT2 *m, const Batch *b, const GPT2Noise *noise) {
@@ -396,6 +475,7 @@ void gpt2_forward(GPT2 *m, const Batch *b, const GPT2Noise *noise) {
     m->noisy = noise != NULL;
     if (noise) m->noise = *noise;
     m->scored = m->kept = 0;
+    m->decoding = m->again = false;
     upload(m, b);
     embed(m, m->layer[0].r);
     for (int l = 0; l < c->n_layer; l++) {
@@ -415,7 +495,7 @@ void gpt2_forward(GPT2 *m, const Batch *b, const GPT2Noise *noise) {
 
 /* Rows with a target are gathered, and scored logit_rows at a time: the last rows first, so that the rows [0,kept) whose logits are
    left in memory for backward are as many as fit. */
-void gpt2_logprob(GPT2 *m, const int *target, float *logp, float *entropy, int *best) {
+void gpt2_logprob(GPT2 *m, const int *target, float temperature, float *logp, float *entropy, int *best) {
     const int N = m->batch.N, C = m->config.n_embd, V = m->config.vocab_size;
     int R = 0;
     for (int i = 0; i < N; i++) {
@@ -428,6 +508,8 @@ void gpt2_logprob(GPT2 *m, const int *target, float *logp, float *entropy, int *
         m->host_row[R] = i;
         m->host_int[R++] = target[i];
     }
+    if (!(temperature > 0)) die("gpt2_logprob: a temperature of %g, where it must be above 0", (double)temperature);
+    m->beta = 1.0f / temperature;
     m->scored = R;
     m->kept = R < m->logit_rows ? R : m->logit_rows;
     m->with_entropy = entropy != NULL;
@@ -439,7 +521,7 @@ void gpt2_logprob(GPT2 *m, const int *target, float *logp, float *entropy, int *
         int rows = R - from < m->logit_rows ? R - from : m->logit_rows;
         head_forward(m->logits, m->head_in + (size_t)from * (size_t)C, m->parts[WTE].w, rows, C, V, m->ldv);
         logprob_forward(m->logp + from, entropy ? m->entropy + from : NULL, m->lse + from, best ? m->best + from : NULL, m->logits, m->target + from,
-                        rows, V, m->ldv);
+                        m->beta, rows, V, m->ldv);
     }
     device_read(m->host_float, m->logp, sizeof(float) * (size_t)R);
     for (int r = 0; r < R; r++) logp[m->host_row[r]] = m->host_float[r];
@@ -453,11 +535,48 @@ void gpt2_logprob(GPT2 *m, const int *target, float *logp, float *entropy, int *
     }
 }
 
-/* d_norm (N,C) = gradient with respect to ln_f's output; wte's share of the head goes to its gradient. */
-static void head_backward_rows(GPT2 *m, const float *dlogp, const float *dentropy) {
-    const int C = m->config.n_embd, V = m->config.vocab_size, R = m->scored;
-    device_zero(m->d_norm, sizeof(real) * (size_t)m->batch.N * (size_t)C);
+/* Logits of the scored rows [from, from + rows): those in memory, or computed again in their place. */
+static real *logits_of(GPT2 *m, int from, int rows) {
+    const int C = m->config.n_embd;
+    if (from + rows <= m->kept) return m->logits + (size_t)from * (size_t)m->ldv;
+    m->kept = 0;
+    head_forward(m->logits, m->head_in + (size_t)from * (size_t)C, m->parts[WTE].w, rows, C, m->config.vocab_size, m->ldv);
+    return m->logits;
+}
+
+void gpt2_kl(GPT2 *m, GPT2 *reference, float *kl) {
+    const int R = m->scored, V = m->config.vocab_size;
+    const int most = m->logit_rows < reference->logit_rows ? m->logit_rows : reference->logit_rows;
+    if (reference->scored != R || reference->config.vocab_size != V || reference->ldv != m->ldv || reference->beta != m->beta ||
+        memcmp(reference->host_row, m->host_row, sizeof(int) * (size_t)R))
+        die("gpt2_kl: the two models must just have scored the same rows at the same temperature");
+    for (int i = 0; i < m->batch.N; i++) kl[i] = 0;
     if (!R) return;
+    // the last rows first: then, where the logits of all rows fit, both models keep theirs, and backward finds them
+    for (int from = (R - 1) / most * most; from >= 0; from -= most) {
+        int rows = R - from < most ? R - from : most;
+        const real *p = logits_of(m, from, rows), *q = logits_of(reference, from, rows);
+        kl_forward(m->dlogp + from, p, m->lse + from, q, reference->lse + from, m->beta, rows, V, m->ldv);
+    }
+    device_read(m->host_float, m->dlogp, sizeof(float) * (size_t)R);
+    for (int r = 0; r < R; r++) kl[m->host_row[r]] = m->host_float[r];
+}
+
+/* The scalar head's tensors stand after ln_f's. */
+static Parts *scalar_head(const GPT2 *m) {
+    if (m->config.head == LM_HEAD) die("gpt2_value: this model has no scalar head");
+    return m->parts + m->own - (int)m->config.head;
+}
+
+void gpt2_value(GPT2 *m, float *value) {
+    const Parts *p = scalar_head(m);
+    value_forward(m->value, m->norm, p[0].w, m->config.head == LM_AND_VALUE_HEAD ? p[1].w : NULL, m->batch.N, m->config.n_embd);
+    device_read(value, m->value, sizeof(float) * (size_t)m->batch.N);
+}
+
+/* d_norm's scored rows = gradient of the vocabulary's head; wte's share goes to its gradient. */
+static void vocabulary_backward(GPT2 *m, const float *dlogp, const float *dentropy) {
+    const int C = m->config.n_embd, V = m->config.vocab_size, R = m->scored;
     if (dentropy && !m->with_entropy) die("gpt2_backward: a gradient by the entropy, which gpt2_logprob was not asked for");
     for (int r = 0; r < R; r++) m->host_float[r] = dlogp ? dlogp[m->host_row[r]] : 0;
     device_write(m->dlogp, m->host_float, sizeof(float) * (size_t)R);
@@ -468,23 +587,49 @@ static void head_backward_rows(GPT2 *m, const float *dlogp, const float *dentrop
     for (int from = 0; from < R; from += m->logit_rows) {
         int rows = R - from < m->logit_rows ? R - from : m->logit_rows;
         real *in = m->head_in + (size_t)from * (size_t)C;
-        if (from >= m->kept) head_forward(m->logits, in, m->parts[WTE].w, rows, C, V, m->ldv);
-        logprob_backward(m->logits, m->lse + from, m->entropy + from, m->target + from, m->dlogp + from, dentropy ? m->dentropy + from : NULL,
-                         rows, V, m->ldv);
-        head_backward(NULL, m->parts[WTE].g, m->logits, in, m->parts[WTE].w, rows, C, V, m->ldv);
-        head_backward(in, NULL, m->logits, NULL, m->parts[WTE].w, rows, C, V, m->ldv);   // in place: these rows have done their duty
+        real *logits = logits_of(m, from, rows);
+        m->kept = 0;   // they become gradients
+        logprob_backward(logits, m->lse + from, m->entropy + from, m->target + from, m->dlogp + from, dentropy ? m->dentropy + from : NULL,
+                         m->beta, rows, V, m->ldv);
+        head_backward(NULL, m->parts[WTE].g, logits, in, m->parts[WTE].w, rows, C, V, m->ldv);
+        head_backward(in, NULL, logits, NULL, m->parts[WTE].w, rows, C, V, m->ldv);   // in place: these rows have done their duty
     }
     scatter_rows(m->d_norm, m->head_in, m->row, R, C);
 }
 
+/* d_norm (N,C) = gradient with respect to ln_f's output, of both heads. */
+static void heads_backward(GPT2 *m, const float *dlogp, const float *dentropy, const float *dvalue) {
+    const int N = m->batch.N, C = m->config.n_embd;
+    device_zero(m->d_norm, sizeof(real) * (size_t)N * (size_t)C);
+    if (m->scored) vocabulary_backward(m, dlogp, dentropy);
+    if (!dvalue) return;
+    // value = norm w + b
+    const Parts *p = scalar_head(m);
+    device_write(m->value, dvalue, sizeof(float) * (size_t)N);
+    value_backward(m->d_norm, p[0].g, m->config.head == LM_AND_VALUE_HEAD ? p[1].g : NULL, m->value, m->norm, p[0].w, N, C);
+}
+
 /* ---- backward -------------------------------------------------------------------------------------------------- */
 
-/* d_r has passed the residual connection untouched; the branch beside it sees d_r through that branch's dropout. */
-static const real *branch_gradient(GPT2 *m, RandomPurpose purpose, int l) {
+/* Calls the tap at a linear layer out = inp w + b, when dinp = dout w^T is there; dinp NULL: nothing below trains. */
+static void tap_backward(const GPT2 *m, int l, TapSite place, int IC, int OC, const real *inp, const real *dout, real *dinp) {
+    if (!m->tap.at[place]) return;
+    TapCall call = tap_call(m, l, place, m->batch.N, IC, OC, inp);
+    call.dout = (real *)dout, call.dinp = dinp;
+    m->tap.backward(m->tap.context, &call);
+}
+
+/* d_r has passed the residual connection untouched; the branch beside it sees d_r through its tap and its dropout. */
+static const real *branch_gradient(GPT2 *m, RandomPurpose purpose, int l, TapSite place, const real *residual) {
     const int N = m->batch.N, C = m->config.n_embd;
     Noise noise = site(m, m->noise.resid_pdrop, purpose, l);
-    if (noise.p <= 0) return m->d_r;
+    if (noise.p <= 0 && !m->tap.at[place]) return m->d_r;
     device_copy(m->branch, m->d_r, sizeof(real) * (size_t)N * (size_t)C);
+    if (m->tap.at[place]) {
+        TapCall call = tap_call(m, l, place, N, 0, C, NULL);
+        call.residual = residual, call.dout = m->branch, call.dresidual = m->d_r;
+        m->tap.backward(m->tap.context, &call);
+    }
     dropout(m->branch, N, C, noise);
     return m->branch;
 }
@@ -495,42 +640,53 @@ static void layer_backward(GPT2 *m, int l) {
     const int N = m->batch.N, C = c->n_embd, F = c->n_inner, S = m->batch.S;
     const Parts *p = of_layer(m, l);
     Layer *y = &m->layer[l];
+    const bool norms = p[LN1_W].g, lowest = l == 0 && !norms && !m->parts[WTE].g;   // lowest: nothing below c_attn of layer 0 trains
     if (m->limits.gradient_checkpointing) {
+        m->again = true;
         layernorm_forward(NULL, m->norm, y->mean1, y->rstd1, y->r, NULL, p[LN1_W].w, p[LN1_B].w, N, C, c->layer_norm_epsilon);
         layer_forward(m, l);
+        if (m->tap.at[TAP_MLP]) layer_output(m, l);
     }
     // r' = h + dropout(c_proj(gelu(fc)))
-    const real *d = branch_gradient(m, RANDOM_DROPOUT_MLP_RESID, l);
+    const real *d = branch_gradient(m, RANDOM_DROPOUT_MLP_RESID, l, TAP_MLP, y->h);
+    if (m->tap.at[TAP_MLP_C_PROJ]) gelu_forward(m->act, y->fc, (size_t)N * (size_t)F);
     linear_backward_input(m->wide, d, p[OUT_W].w, N, F, C);
+    tap_backward(m, l, TAP_MLP_C_PROJ, F, C, m->act, d, m->wide);
     gelu_backward(m->wide, y->fc, (size_t)N * (size_t)F);            // fc becomes gelu(fc)
     linear_backward_weight(p[OUT_W].g, p[OUT_B].g, y->fc, d, N, F, C);
     // fc = c_fc(ln_2(h))
-    layernorm_forward(NULL, m->norm, y->mean2, y->rstd2, y->h, NULL, p[LN2_W].w, p[LN2_B].w, N, C, c->layer_norm_epsilon);
+    if (p[FC_W].g || m->tap.at[TAP_C_FC])
+        layernorm_forward(NULL, m->norm, y->mean2, y->rstd2, y->h, NULL, p[LN2_W].w, p[LN2_B].w, N, C, c->layer_norm_epsilon);
     linear_backward_weight(p[FC_W].g, p[FC_B].g, m->norm, m->wide, N, C, F);
     linear_backward_input(m->d_norm, m->wide, p[FC_W].w, N, C, F);
+    tap_backward(m, l, TAP_C_FC, C, F, m->norm, m->wide, m->d_norm);
     layernorm_backward(m->d_r, p[LN2_W].g, p[LN2_B].g, m->d_norm, y->h, y->mean2, y->rstd2, p[LN2_W].w, N, C);
     // h = r + dropout(c_proj(att))
-    d = branch_gradient(m, RANDOM_DROPOUT_ATTN_RESID, l);
+    d = branch_gradient(m, RANDOM_DROPOUT_ATTN_RESID, l, TAP_ATTN, y->r);
     linear_backward_weight(p[PROJ_W].g, p[PROJ_B].g, y->att, d, N, C, C);
     linear_backward_input(m->d_norm, d, p[PROJ_W].w, N, C, C);
-    attention_backward(m->wide, m->d_norm, y->qkv, y->att, y->lse, m->start, S, c->n_head, C / c->n_head,
+    tap_backward(m, l, TAP_ATTN_C_PROJ, C, C, y->att, d, m->d_norm);
+    attention_backward(m->wide, m->d_norm, y->qkv, y->att, y->lse, m->start, m->batch.parent ? m->parent : NULL, S, c->n_head, C / c->n_head,
                        site(m, m->noise.attn_pdrop, RANDOM_DROPOUT_ATTN, l));
     // qkv = c_attn(ln_1(r))
-    layernorm_forward(NULL, m->norm, y->mean1, y->rstd1, y->r, NULL, p[LN1_W].w, p[LN1_B].w, N, C, c->layer_norm_epsilon);
+    if (p[QKV_W].g || m->tap.at[TAP_C_ATTN])
+        layernorm_forward(NULL, m->norm, y->mean1, y->rstd1, y->r, NULL, p[LN1_W].w, p[LN1_B].w, N, C, c->layer_norm_epsilon);
     linear_backward_weight(p[QKV_W].g, p[QKV_B].g, m->norm, m->wide, N, C, 3 * C);
-    linear_backward_input(m->d_norm, m->wide, p[QKV_W].w, N, C, 3 * C);
-    layernorm_backward(m->d_r, p[LN1_W].g, p[LN1_B].g, m->d_norm, y->r, y->mean1, y->rstd1, p[LN1_W].w, N, C);
+    if (!lowest) linear_backward_input(m->d_norm, m->wide, p[QKV_W].w, N, C, 3 * C);
+    tap_backward(m, l, TAP_C_ATTN, C, 3 * C, m->norm, m->wide, lowest ? NULL : m->d_norm);
+    if (!lowest) layernorm_backward(m->d_r, p[LN1_W].g, p[LN1_B].g, m->d_norm, y->r, y->mean1, y->rstd1, p[LN1_W].w, N, C);
 }
 
-void gpt2_backward(GPT2 *m, const float *dlogp, const float *dentropy) {
+void gpt2_backward(GPT2 *m, const float *dlogp, const float *dentropy, const float *dvalue) {
     const GPT2Config *c = &m->config;
     const int N = m->batch.N, C = c->n_embd;
     if (!m->limits.train) die("gpt2_backward: this model was reserved without training");
-    head_backward_rows(m, dlogp, dentropy);
+    heads_backward(m, dlogp, dentropy, dvalue);
     const Parts *f = of_layer(m, c->n_layer);
     device_zero(m->d_r, sizeof(real) * (size_t)N * (size_t)C);
     layernorm_backward(m->d_r, f[0].g, f[1].g, m->d_norm, m->r_final, m->mean_f, m->rstd_f, f[0].w, N, C);
     for (int l = c->n_layer - 1; l >= 0; l--) layer_backward(m, l);
+    if (!m->parts[WTE].g) return;
     dropout(m->d_r, N, C, site(m, m->noise.embd_pdrop, RANDOM_DROPOUT_EMBD, 0));
     embed_backward(m->parts[WTE].g, m->parts[WPE].g, m->d_r, m->token, m->position, N, C);
 }
@@ -578,12 +734,18 @@ static void forward_cached(GPT2 *m, int N, const int *slot, const int *position)
         layernorm_forward(y->r, m->norm, y->mean1, y->rstd1, y->r, l ? m->branch : NULL, p[LN1_W].w, p[LN1_B].w, N, C, c->layer_norm_epsilon);
         if (l == c->n_layer) break;   // that was ln_f
         linear_forward(y->qkv, m->norm, p[QKV_W].w, p[QKV_B].w, N, C, 3 * C);
+        tap_forward(m, l, TAP_C_ATTN, N, C, 3 * C, m->norm, y->qkv, NULL);
         attention_cached(y->att, (real *)(m->cache + (size_t)l * bytes), y->qkv, slot, position, N, slots, T, c->n_head, C / c->n_head);
         linear_forward(m->branch, y->att, p[PROJ_W].w, p[PROJ_B].w, N, C, C);
+        tap_forward(m, l, TAP_ATTN_C_PROJ, N, C, C, y->att, m->branch, NULL);
+        tap_forward(m, l, TAP_ATTN, N, 0, C, NULL, m->branch, y->r);
         layernorm_forward(y->r, m->norm, y->mean2, y->rstd2, y->r, m->branch, p[LN2_W].w, p[LN2_B].w, N, C, c->layer_norm_epsilon);
         linear_forward(y->fc, m->norm, p[FC_W].w, p[FC_B].w, N, C, F);
+        tap_forward(m, l, TAP_C_FC, N, C, F, m->norm, y->fc, NULL);
         gelu_forward(m->wide, y->fc, (size_t)N * (size_t)F);
         linear_forward(m->branch, m->wide, p[OUT_W].w, p[OUT_B].w, N, F, C);
+        tap_forward(m, l, TAP_MLP_C_PROJ, N, F, C, m->wide, m->branch, NULL);
+        tap_forward(m, l, TAP_MLP, N, 0, C, NULL, m->branch, y->r);
     }
 }
 
@@ -592,6 +754,7 @@ void gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *
     const int N_max = m->limits.tokens, V = m->config.vocab_size, S = prompts->S;
     if (slots < 1 || N_max < slots) die("gpt2_generate: gpt2_reserve was told of %d slots and %d tokens; it takes 1 and as many tokens as slots", slots, N_max);
     m->scored = m->kept = 0;
+    m->decoding = true, m->noisy = false;
     Slot *slot = (Slot *)xcalloc((size_t)slots, sizeof *slot);
     for (int i = 0; i < slots; i++) slot[i] = (Slot){.sequence = -1, .text = (int *)xmalloc(sizeof(int) * ((size_t)T + 1))};
     int *row_slot = (int *)xmalloc(sizeof(int) * (size_t)N_max * 3), *row_position = row_slot + N_max, *row_token = row_position + N_max;

@@ -8,7 +8,8 @@
  *   S sequences   N tokens   C channels (n_embd)   V vocabulary   L layers   NH heads   T positions
  *
  * A batch is ragged: S sequences laid end to end, no padding, no attention mask. What a sequence gives does not depend
- * on its neighbours, to the bit.
+ * on its neighbours, to the bit. Several may go on from one common beginning, their parent, which is then computed once: each
+ * gets the same bits as if it stood there whole.
  */
 #ifndef POSTTRAIN_GPT2_H
 #define POSTTRAIN_GPT2_H
@@ -17,10 +18,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* What stands on the final norm. The vocabulary's head is tied to wte and adds no tensor; a scalar head adds score.weight (1,C), and
+   beside a vocabulary's head v_head.summary.weight (1,C) and v_head.summary.bias (1). */
+typedef enum { LM_HEAD, SCORE_HEAD, LM_AND_VALUE_HEAD } GPT2Head;
+
 typedef struct {
     int n_positions, vocab_size, n_layer, n_head, n_embd, n_inner;   // T V L NH C F; n_inner is 4C in every release
     float layer_norm_epsilon;
     float embd_pdrop, attn_pdrop, resid_pdrop;                       // what the model was trained with; used on request
+    GPT2Head head;
 } GPT2Config;
 
 typedef struct {
@@ -28,17 +34,33 @@ typedef struct {
     const int *start;            // (S+1) sequence s is tokens[start[s] .. start[s+1]); start[0] = 0, start[S] = N
     const int *tokens;           // (N)
     const uint32_t *id;          // (S) what names a sequence in the random streams, e.g. its record; NULL = 0, 1, 2, ...
+    const int *parent;           // (S) the earlier sequence of this batch that comes before it, itself without a parent; -1 = none; NULL = none has
 } Batch;
 
 typedef struct GPT2 GPT2;
 
 /* ---- life ------------------------------------------------------------------------------------------------------ */
 
+typedef struct {
+    char name[64];               // Hugging Face's, without "transformer.": "h.0.attn.c_attn.weight"
+    int ndim, shape[2];
+    size_t n;                    // elements
+    bool trains;
+} GPT2Tensor;
+
+/* Which of the model's own tensors train. A frozen one has no gradient and no moments, and the product for its gradient is never
+   computed; a scalar head always trains. */
+typedef enum { TRAIN_ALL, TRAIN_NORMS, TRAIN_NONE } GPT2Trains;
+
 /* Ceilings, known before the first step: everything is allocated once. */
 typedef struct {
     int tokens, sequences;       // largest N and S of a batch
     int scored;                  // most tokens of a batch that have a target
     bool train;                  // gradients and moments for what trains, activations of every layer
+    GPT2Trains trains;
+    const GPT2Tensor *more;      // trained tensors that the technique adds (name, ndim, shape), zeros until written; they follow the
+    int more_n;                  //   model's own in gpt2_tensor,
+    const struct Tap *tap;       //   and a Tap (tap.h) gives them a meaning; NULL = none
     bool gradient_checkpointing; // keep only each layer's input; compute the rest again in backward (a third more time)
     int slots, positions;        // decoding: sequences at once, and the longest of them; 0 = no decoding
 } GPT2Limits;
@@ -48,7 +70,7 @@ typedef struct {
     size_t weights, gradients, moments, activations, logits, cache, workspace, total;
 } GPT2Memory;
 
-/* A model without weights. mapped: weights will be pointed at (gpt2_map) instead of owned; such a model cannot train. */
+/* A model without weights. mapped: weights will be pointed at (gpt2_map) instead of owned; none of them can train. */
 GPT2 *gpt2_create(const GPT2Config *config, bool mapped);
 void  gpt2_free(GPT2 *m);
 const GPT2Config *gpt2_config(const GPT2 *m);
@@ -71,11 +93,17 @@ typedef struct {
 
 /* Runs the batch up to the final norm. noise NULL: none (evaluation). */
 void  gpt2_forward (GPT2 *m, const Batch *b, const GPT2Noise *noise);
-/* Of the last forward, per token (N): log p(target[i] | tokens up to i), the entropy of that distribution in nats, and
-   its likeliest token. target[i] < 0: not scored, the row never reaches the vocabulary, and its outputs are 0. entropy, best may be NULL. */
-void  gpt2_logprob (GPT2 *m, const int *target, float *logp, float *entropy, int *best);
-/* Adds to the gradients those of a loss whose derivatives by the numbers above are dlogp and dentropy (N, or NULL). */
-void  gpt2_backward(GPT2 *m, const float *dlogp, const float *dentropy);
+/* Of the last forward, per token (N): log p(target[i] | tokens up to i) under softmax(logits / temperature), the entropy of that
+   distribution in nats, and its likeliest token. target[i] < 0: not scored, the row never reaches the vocabulary, and its outputs
+   are 0. entropy, best may be NULL. A token that gpt2_generate drew at this temperature has here the bits of its logp there. */
+void  gpt2_logprob (GPT2 *m, const int *target, float temperature, float *logp, float *entropy, int *best);
+/* The exact divergence of the two models' distributions, per token (N): KL(p || q) = sum over the vocabulary of p log(p / q), p of m and q of
+   reference, in nats. Both have just had gpt2_forward and gpt2_logprob of the same batch, targets and temperature. 0 where not scored. */
+void  gpt2_kl      (GPT2 *m, GPT2 *reference, float *kl);
+/* The scalar head on the last forward, per token (N): value[i] = w . ln_f(h_i) (+ bias). */
+void  gpt2_value   (GPT2 *m, float *value);
+/* Adds to the gradients those of a loss whose derivatives by the numbers above are dlogp, dentropy and dvalue (N, or NULL). */
+void  gpt2_backward(GPT2 *m, const float *dlogp, const float *dentropy, const float *dvalue);
 
 typedef struct {
     float learning_rate, beta1, beta2, epsilon;
@@ -116,16 +144,10 @@ void  generation_free(Generation *g);
 
 /* ---- tensors, for files and tests ------------------------------------------------------------------------------ */
 
-typedef struct {
-    char name[48];               // Hugging Face's, without "transformer.": "h.0.attn.c_attn.weight"
-    int ndim, shape[2];
-    size_t n;                    // elements
-    bool trains;
-} GPT2Tensor;
-
 typedef enum { GPT2_WEIGHT, GPT2_GRADIENT, GPT2_MOMENT1, GPT2_MOMENT2 } GPT2Part;
 
-int   gpt2_tensors(const GPT2 *m);
+int   gpt2_tensors(const GPT2 *m);                             // the model's own, and after gpt2_reserve those of limits.more
+int   gpt2_own_tensors(const GPT2 *m);                         // the model's own, which come first
 const GPT2Tensor *gpt2_tensor(const GPT2 *m, int i);
 /* Copies elements [offset, offset + n) of a part of tensor i. Only trained tensors of a reserved model have more than a weight. */
 void  gpt2_read (const GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, float *host);

@@ -543,13 +543,25 @@ static int check_kind(json_t *config, const char *path, Error *e) {
     return 0;
 }
 
+/* A GPT2ForSequenceClassification has a scalar head, and may have no more labels than that. Any other architecture counts as a language
+   model: of a reward model in TRL's older form only its weights tell. */
+static int read_head(json_t *config, const char *path, GPT2Config *c, Error *e) {
+    const char *kind = json_string_value(json_array_get(json_object_get(config, "architectures"), 0));
+    if (!kind || strcmp(kind, "GPT2ForSequenceClassification")) return 0;
+    c->head = SCORE_HEAD;
+    json_t *labels = json_object_get(config, "id2label");   // num_labels is not stored; without id2label there are two
+    size_t n = labels ? json_object_size(labels) : 2;
+    if (n != 1) return fail(e, "%s: a classifier with %zu labels (id2label), expected 1: a score", path, n);
+    return 0;
+}
+
 static int parse_config(json_t *config, const char *path, GPT2Config *c, Error *e) {
     *c = (GPT2Config){0};
     if (check_kind(config, path, e) || check_switches(config, path, e) || read_sizes(config, path, c, e) ||
         read_fraction(config, path, "layer_norm_epsilon", 1e-12, 1e-5f, &c->layer_norm_epsilon, e) ||
         read_fraction(config, path, "embd_pdrop", 0, 0.1f, &c->embd_pdrop, e) ||
         read_fraction(config, path, "attn_pdrop", 0, 0.1f, &c->attn_pdrop, e) ||
-        read_fraction(config, path, "resid_pdrop", 0, 0.1f, &c->resid_pdrop, e))
+        read_fraction(config, path, "resid_pdrop", 0, 0.1f, &c->resid_pdrop, e) || read_head(config, path, c, e))
         return -1;
     return 0;
 }
@@ -662,7 +674,12 @@ static const STTensor *find_prefixed(const Weights *w, const char *prefix, const
     return t;
 }
 
-static const STTensor *find_weight(const Weights *w, const char *name) { return find_prefixed(w, w->prefix, name); }
+/* The scalar heads stand outside "transformer."; the names of the model's other tensors all begin within it. */
+static bool is_head(const char *name) { return !strcmp(name, "score.weight") || !strncmp(name, "v_head.", 7); }
+
+static const STTensor *find_weight(const Weights *w, const char *name) {
+    return find_prefixed(w, is_head(name) ? "" : w->prefix, name);
+}
 
 static int find_prefix(Weights *w, Error *e) {
     bool bare = find_prefixed(w, "", "wte.weight"), prefixed = find_prefixed(w, "transformer.", "wte.weight");
@@ -714,11 +731,21 @@ static int check_head(const Weights *w, Error *e) {
     return status;
 }
 
+/* What the files have for a tensor of the model. Of a scalar head that may be the other form's, or nothing: NULL. */
+static const STTensor *find_source(const Weights *w, const char *name) {
+    static const char *const other[][2] = {{"score.weight", "v_head.summary.weight"}, {"v_head.summary.weight", "score.weight"}};
+    const STTensor *t = find_weight(w, name);
+    for (int i = 0; i < 2 && !t; i++)
+        if (!strcmp(name, other[i][0])) t = find_weight(w, other[i][1]);
+    return t;
+}
+
 /* A tensor of the model must be there, in its shape. (Its type is looked at by whoever reads it.) */
 static int check_weight(const Weights *w, const GPT2Tensor *wanted, Error *e) {
-    const STTensor *t = find_weight(w, wanted->name);
+    const STTensor *t = find_source(w, wanted->name);
     size_t shape[2] = {(size_t)wanted->shape[0], (size_t)wanted->shape[1]};
     char a[192], b[192];
+    if (!t && is_head(wanted->name)) return 0;
     if (!t)
         return fail(e, "%s: tensor %s%s is missing, expected with shape %s by config.json", w->path, w->prefix, wanted->name,
                     shape_text(b, wanted->ndim, shape));
@@ -728,14 +755,19 @@ static int check_weight(const Weights *w, const GPT2Tensor *wanted, Error *e) {
     return 0;
 }
 
-/* A tensor of file number `file` must be one of the model's (wanted), or one that is known to be superfluous. */
-static int check_place(const Weights *w, int file, const STTensor *t, bool wanted, Error *e) {
+/* A tensor of file number `file` must be one of the model's (wanted), or one that is known to be superfluous: the head of the vocabulary,
+   masks, and for a model with a scalar head the other form's bias, which hf_load_head reads. */
+static int check_place(const Weights *w, int file, const STTensor *t, bool wanted, GPT2Head head, Error *e) {
     size_t prefix = strlen(w->prefix);
     for (int i = 0; i < file; i++)
         if (st_find(w->file[i], t->name))
             return fail(e, "%s: tensor %.*s is also in %s", t->file, SHOWN, t->name, w->file[i]->name);
     if (wanted || !strcmp(t->name, "lm_head.weight")) return 0;
     if (!strncmp(t->name, w->prefix, prefix) && is_mask(t->name + prefix)) return 0;
+    if (head == SCORE_HEAD && !strcmp(t->name, "v_head.summary.bias")) return 0;
+    if (head == LM_HEAD && is_head(t->name))
+        return fail(e, "%s: tensor %.*s makes this a reward or value model, not a language model; give it where one is asked for", t->file, SHOWN,
+                    t->name);
     return fail(e, "%s: tensor %.*s is none of the model that config.json describes, whose names are like %swte.weight",
                 t->file, SHOWN, t->name, w->prefix);
 }
@@ -749,10 +781,10 @@ static int check_weights(Weights *w, const GPT2 *plan, Error *e) {
         SafeTensors *st = w->file[f];
         bool *wanted = xcalloc((size_t)st->count, sizeof *wanted);
         for (int i = 0; i < gpt2_tensors(plan); i++) {
-            const STTensor *t = find_weight(w, gpt2_tensor(plan, i)->name);
-            if (t->file == st->name) wanted[t - st->tensor] = true;
+            const STTensor *t = find_source(w, gpt2_tensor(plan, i)->name);
+            if (t && t->file == st->name) wanted[t - st->tensor] = true;
         }
-        for (int i = 0; i < st->count && !status; i++) status = check_place(w, f, &st->tensor[i], wanted[i], e);
+        for (int i = 0; i < st->count && !status; i++) status = check_place(w, f, &st->tensor[i], wanted[i], gpt2_config(plan)->head, e);
         free(wanted);
     }
     return status;
@@ -782,7 +814,11 @@ static int fill(GPT2 *m, const Weights *w, bool frozen, Error *e) {
     float *piece = xmalloc(PIECE * sizeof *piece);
     int status = 0;
     for (int i = 0; i < gpt2_tensors(m) && !status; i++) {
-        const STTensor *t = find_weight(w, gpt2_tensor(m, i)->name);
+        const STTensor *t = find_source(w, gpt2_tensor(m, i)->name);
+        if (!t) {   // a scalar head that is not there yet
+            if (frozen) gpt2_map(m, i, NULL);
+            continue;
+        }
         if (frozen && gpt2_map(m, i, t->type == ST_F32 ? t->data : NULL)) continue;
         status = copy_tensor(m, i, GPT2_WEIGHT, t, piece, e);
         let_go(t);
@@ -791,9 +827,34 @@ static int fill(GPT2 *m, const Weights *w, bool frozen, Error *e) {
     return status;
 }
 
-GPT2 *hf_load(const char *dir, bool frozen, Error *e) {
+/* The bias of a v_head, for a head that has none: score = w . ln_f(h), and ln_f's own bias b += bias w / |w|^2 adds it to every score. */
+static int fold_bias(GPT2 *m, const Weights *w, Error *e) {
+    const STTensor *t = find_prefixed(w, "", "v_head.summary.bias");
+    const int C = gpt2_config(m)->n_embd, score = gpt2_own_tensors(m) - 1, ln_f_bias = score - 1;
+    float bias = 0;
+    if (gpt2_config(m)->head != SCORE_HEAD || !t) return 0;
+    if (t->n != 1) return fail(e, "%s: tensor %s has %zu elements, expected 1", t->file, t->name, t->n);
+    if (st_floats(t, 0, 1, &bias, e)) return -1;
+    if (bias == 0) return 0;
+    float *x = xmalloc(2 * (size_t)C * sizeof *x), *b = x + C;
+    double square = 0;
+    gpt2_read(m, score, GPT2_WEIGHT, 0, (size_t)C, x);
+    gpt2_read(m, ln_f_bias, GPT2_WEIGHT, 0, (size_t)C, b);
+    for (int c = 0; c < C; c++) square += (double)x[c] * (double)x[c];
+    for (int c = 0; c < C && square > 0; c++) b[c] += (float)((double)bias * (double)x[c] / square);
+    gpt2_write(m, ln_f_bias, GPT2_WEIGHT, 0, (size_t)C, b);
+    free(x);
+    return 0;
+}
+
+GPT2 *hf_load_head(const char *dir, GPT2Head head, bool frozen, bool *found, Error *e) {
     GPT2Config config;
     if (hf_config(dir, &config, e)) return NULL;
+    if (head == LM_HEAD && config.head != LM_HEAD) {
+        fail(e, "%s holds a reward model (GPT2ForSequenceClassification), not a language model; give it where a reward model is asked for", dir);
+        return NULL;
+    }
+    config.head = head;
     Weights *w = weights_open(dir, e);
     if (!w) return NULL;
     GPT2 *m = gpt2_create(&config, true);   // takes no room for weights: config.json may promise more than the files have
@@ -802,17 +863,21 @@ GPT2 *hf_load(const char *dir, bool frozen, Error *e) {
         weights_close(w);
         return NULL;
     }
+    if (found) *found = find_source(w, head == SCORE_HEAD ? "score.weight" : "v_head.summary.weight");
+    if (head == SCORE_HEAD && find_prefixed(w, "", "v_head.summary.bias")) frozen = false;   // ln_f.bias will differ from the file's
     if (!frozen) {
         gpt2_free(m);
         m = gpt2_create(&config, false);
     }
-    int status = fill(m, w, frozen, e);
+    int status = fill(m, w, frozen, e) || fold_bias(m, w, e) ? -1 : 0;
     if (frozen) gpt2_at_free(m, weights_close, w);
     else weights_close(w);
     if (!status) return m;
     gpt2_free(m);
     return NULL;
 }
+
+GPT2 *hf_load(const char *dir, bool frozen, Error *e) { return hf_load_head(dir, LM_HEAD, frozen, NULL, e); }
 
 /* ---- saving ---------------------------------------------------------------------------------------------------- */
 
@@ -854,7 +919,13 @@ static json_t *new_config(const GPT2Config *c) {
 
 /* What must change in a config so that it describes the model as it is saved: float32, not quantised, these sizes. */
 static void patch_config(json_t *config, const GPT2Config *c) {
-    json_object_set_new(config, "architectures", json_pack("[s]", "GPT2LMHeadModel"));
+    json_object_set_new(config, "architectures", json_pack("[s]", c->head == SCORE_HEAD ? "GPT2ForSequenceClassification" : "GPT2LMHeadModel"));
+    if (c->head == SCORE_HEAD) {   // one label; and the library asks for a pad token, which only its batches of several texts use
+        json_object_set_new(config, "id2label", json_pack("{s:s}", "0", "LABEL_0"));
+        json_object_set_new(config, "label2id", json_pack("{s:i}", "LABEL_0", 0));
+        json_t *pad = json_object_get(config, "pad_token_id"), *end = json_object_get(config, "eos_token_id");
+        if ((!pad || json_is_null(pad)) && end) json_object_set(config, "pad_token_id", end);
+    }
     bool newer = json_object_get(config, "dtype");   // the name since transformers 5, which still reads the older one
     if (newer) json_object_set_new(config, "dtype", json_string("float32"));
     if (!newer || json_object_get(config, "torch_dtype")) json_object_set_new(config, "torch_dtype", json_string("float32"));
@@ -975,11 +1046,12 @@ static void declare(STWriter *w, const GPT2Tensor *t, const char *before) {
 }
 
 static int write_weights(STWriter *w, const GPT2 *m, const char *path, Error *e) {
-    for (int i = 0; i < gpt2_tensors(m); i++) declare(w, gpt2_tensor(m, i), "transformer.");
+    for (int i = 0; i < gpt2_own_tensors(m); i++)
+        declare(w, gpt2_tensor(m, i), is_head(gpt2_tensor(m, i)->name) ? "" : "transformer.");
     if (st_begin(w, path, e)) return -1;
     float *piece = xmalloc(PIECE * sizeof *piece);
     int status = 0;
-    for (int i = 0; i < gpt2_tensors(m) && !status; i++) status = write_tensor(w, m, i, GPT2_WEIGHT, piece, e);
+    for (int i = 0; i < gpt2_own_tensors(m) && !status; i++) status = write_tensor(w, m, i, GPT2_WEIGHT, piece, e);
     free(piece);
     return status;
 }

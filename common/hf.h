@@ -54,13 +54,19 @@ int   st_end(STWriter *w, bool keep, Error *e);                                 
 
 /* Reads dir/config.json. 0, or -1 with e filled: not GPT-2, another activation, an absurd size, ... */
 int   hf_config(const char *dir, GPT2Config *config, Error *e);
-/* Reads a model. frozen: never to be trained, and so left in the mapped file; tensors that are not F32, or not aligned,
-   are copied all the same. NULL with e filled. */
+/* Reads a language model. frozen: never to be trained, and so left in the mapped file; tensors that are not F32, or not aligned,
+   are copied all the same. NULL with e filled; a reward model is refused. */
 GPT2 *hf_load(const char *dir, bool frozen, Error *e);
+/* Reads a model with the given head. A scalar head is found as score.weight (GPT2ForSequenceClassification with one label) or as TRL's
+   v_head.summary.weight and .bias; where the directory has none it is left 0 and *found (which may be NULL) is false. The bias of a
+   v_head read as SCORE_HEAD, which has none, goes into ln_f.bias, b += bias w / |w|^2, which adds it to every score. */
+GPT2 *hf_load_head(const char *dir, GPT2Head head, bool frozen, bool *found, Error *e);
 /* Writes model.safetensors, config.json and the tokenizer's files into dir (made if need be), so that from_pretrained
    loads them. from: the directory the model came from, whose config.json is patched and whose tokenizer files are copied
    as they are; NULL for a model that came from none (then no tokenizer files). from may be dir itself. Until the weights
-   are safely written aside nothing in dir changes. 0, or -1 with e filled. */
+   are safely written aside nothing in dir changes. With SCORE_HEAD the directory is a GPT2ForSequenceClassification with one label,
+   with LM_AND_VALUE_HEAD a GPT2LMHeadModel with v_head.* beside it, as TRL's AutoModelForCausalLMWithValueHead reads. Of tensors
+   added by GPT2Limits.more nothing is written. 0, or -1 with e filled. */
 int   hf_save(const GPT2 *m, const char *dir, const char *from, Error *e);
 /* AdamW's moments of every trained tensor, as PREFIXm.NAME and PREFIXv.NAME, in a file with whatever else the caller
    declares, in the same order. Reading refuses a file whose trained tensors are others, and then has changed nothing. */

@@ -685,18 +685,36 @@ static void attend(float *out, size_t out_row, float *lse, size_t lse_row, const
     }
 }
 
-void attention_forward(real *out, float *lse, const real *qkv, const int *start, int S, int NH, int hs, Noise noise) {
+/* Where the tokens of a sequence lie: those of its parent, P of them from row before, then its own, T from row own. */
+typedef struct {
+    int before, P, own, T;
+} Rows;
+
+static inline Rows rows_of(const int *start, const int *parent, int s) {
+    int p = parent ? parent[s] : -1;
+    return (Rows){p < 0 ? 0 : start[p], p < 0 ? 0 : start[p + 1] - start[p], start[s], start[s + 1] - start[s]};
+}
+
+/* The batch row of the token at position t. */
+static inline size_t row_at(Rows r, int t) { return (size_t)(t < r.P ? r.before + t : r.own + t - r.P); }
+
+void attention_forward(real *out, float *lse, const real *qkv, const int *start, const int *parent, int S, int NH, int hs, Noise noise) {
     const int hsp = padded_head(hs);
     const size_t C = (size_t)NH * (size_t)hs;
 #pragma omp parallel for schedule(dynamic, 1)
     for (int item = 0; item < S * NH; item++) {
-        int h = item % NH, n0 = start[item / NH], T = start[item / NH + 1] - n0, blocks = (T + KB - 1) / KB;
+        Rows r = rows_of(start, parent, item / NH);
+        int h = item % NH, end = r.P + r.T, blocks = (end + KB - 1) / KB;
         float *keys = workspace((size_t)blocks * KB * (size_t)(hs + hsp)), *values = keys + (size_t)blocks * KB * (size_t)hs;
-        const float *q = qkv + (size_t)n0 * 3 * C + (size_t)(h * hs);
-        for (int t = 0; t < T; t++) put_key_value(keys, values, q + (size_t)t * 3 * C + C, q + (size_t)t * 3 * C + 2 * C, t, hs);
-        for (int t = 0; t < T; t += MR)
-            attend(out + (size_t)(n0 + t) * C + (size_t)(h * hs), C, lse + (size_t)(n0 + t) * (size_t)NH + h, (size_t)NH, q + (size_t)t * 3 * C,
-                   3 * C, min_int(MR, T - t), t, keys, values, hs, noise.p > 0 ? &noise : NULL, n0 + t, h, NH);
+        for (int t = 0; t < end; t++) {
+            const float *q = qkv + row_at(r, t) * 3 * C + (size_t)(h * hs);
+            put_key_value(keys, values, q + C, q + 2 * C, t, hs);
+        }
+        for (int t = r.P; t < end; t += MR) {
+            size_t n = row_at(r, t);
+            attend(out + n * C + (size_t)(h * hs), C, lse + n * (size_t)NH + h, (size_t)NH, qkv + n * 3 * C + (size_t)(h * hs), 3 * C,
+                   min_int(MR, end - t), t, keys, values, hs, noise.p > 0 ? &noise : NULL, (int)n, h, NH);
+        }
     }
 }
 
@@ -709,81 +727,116 @@ static inline __attribute__((always_inline)) void small_product(int M, int K, in
                  c + (size_t)i * (size_t)hsp + j, (size_t)hsp);
 }
 
-void attention_backward(real *dqkv, const real *dout, const real *qkv, const real *out, const float *lse, const int *start,
-                        int S, int NH, int hs, Noise noise) {
-    const int hsp = padded_head(hs);
-    const size_t C = (size_t)NH * (size_t)hs;
+/* One head's arrays for the backward pass of a sequence, with rows for every position of it, its parent's too. */
+typedef struct {
+    float *q, *k, *dO, *keys, *values;         // rows padded to hsp; k and v also in transposed blocks
+    float *dq, *dk, *dv, *delta;
+} HeadArrays;
+
+static inline size_t head_array_rows(int positions, int hsp) { return (size_t)round_up(positions, KB) * (size_t)hsp; }
+
+/* dq of a sequence's own queries, and dk, dv of all it sees. q, dO and delta are 0 at the parent's positions: a block of queries that
+   begins there adds nothing for them. */
+static void head_backward_sequence(HeadArrays a, const real *dout, const real *qkv, const real *out, const float *lse, Rows r, int h, int NH, int hs,
+                                   const Noise *noise) {
+    const int hsp = padded_head(hs), T = r.P + r.T;
+    const size_t C = (size_t)NH * (size_t)hs, rows = head_array_rows(T, hsp);
     const float scale = 1.0f / sqrtf((float)hs);
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int item = 0; item < S * NH; item++) {
-        int h = item % NH, n0 = start[item / NH], T = start[item / NH + 1] - n0, blocks = (T + KB - 1) / KB;
-        // this head's rows, padded to hsp: q, k, do and the gradients; k and v also in transposed blocks
-        size_t rows = (size_t)blocks * KB * (size_t)hsp;
-        float *q = workspace(8 * rows + (size_t)blocks * KB), *k = q + rows, *dO = k + rows, *keys = dO + rows, *values = keys + rows;
-        float *dq = values + rows, *dk = dq + rows, *dv = dk + rows, *delta = dv + rows;
-        memset(q, 0, sizeof(float) * 8 * rows);
-        for (int t = 0; t < T; t++) {
-            const float *from = qkv + (size_t)(n0 + t) * 3 * C + (size_t)(h * hs);
-            const float *o = out + (size_t)(n0 + t) * C + (size_t)(h * hs), *d = dout + (size_t)(n0 + t) * C + (size_t)(h * hs);
-            size_t column = (size_t)(t / KB) * (size_t)(hs * KB) + (size_t)(t % KB), row = (size_t)t * (size_t)hsp;
-            delta[t] = 0;
-            for (int i = 0; i < hs; i++) {
-                q[row + (size_t)i] = from[i];
-                k[row + (size_t)i] = keys[column + (size_t)i * KB] = from[C + (size_t)i];
-                values[column + (size_t)i * KB] = from[2 * C + (size_t)i];
-                dO[row + (size_t)i] = d[i];
-                delta[t] = fmaf(o[i], d[i], delta[t]);
+    float *const q = a.q, *const k = a.k, *const dO = a.dO, *const delta = a.delta;
+    memset(q, 0, sizeof(float) * 8 * rows);
+    for (int t = 0; t < T; t++) {
+        const size_t n = row_at(r, t);
+        const float *from = qkv + n * 3 * C + (size_t)(h * hs), *o = out + n * C + (size_t)(h * hs), *d = dout + n * C + (size_t)(h * hs);
+        size_t column = (size_t)(t / KB) * (size_t)(hs * KB) + (size_t)(t % KB), row = (size_t)t * (size_t)hsp;
+        delta[t] = 0;
+        for (int i = 0; i < hs; i++) {
+            k[row + (size_t)i] = a.keys[column + (size_t)i * KB] = from[C + (size_t)i];
+            a.values[column + (size_t)i * KB] = from[2 * C + (size_t)i];
+            if (t < r.P) continue;
+            q[row + (size_t)i] = from[i];
+            dO[row + (size_t)i] = d[i];
+            delta[t] = fmaf(o[i], d[i], delta[t]);
+        }
+    }
+    float p[KB * KB], ds[KB * KB];
+    for (int q0 = r.P / KB * KB; q0 < T; q0 += KB)
+        for (int k0 = 0; k0 <= q0; k0 += KB) {
+            int queries = min_int(KB, T - q0), columns = min_int(KB, T - k0);
+            size_t block = (size_t)k0 * (size_t)hs, qrow = (size_t)q0 * (size_t)hsp, krow = (size_t)k0 * (size_t)hsp;
+            for (int i = 0; i < queries; i += MR) {
+                int n = min_int(MR, queries - i), seen = min_int(KB, q0 + i + n - k0);
+                for (int j = 0; j < seen; j += NR) {
+                    tile(n, hs, q + qrow + (size_t)(i * hsp), (size_t)hsp, 1, a.keys + block + j, KB, zeros, 0, p + i * KB + j, KB);
+                    tile(n, hs, dO + qrow + (size_t)(i * hsp), (size_t)hsp, 1, a.values + block + j, KB, zeros, 0, ds + i * KB + j, KB);
+                }
+            }
+            for (int i = 0; i < queries; i++) {
+                int visible = q0 + i < r.P ? 0 : min_int(columns, q0 + i + 1 - k0), n = (int)row_at(r, q0 + i), j = 0;
+                __m256 lse8 = _mm256_set1_ps(lse[(size_t)n * (size_t)NH + (size_t)h]), delta8 = _mm256_set1_ps(delta[q0 + i]);
+                for (; j < visible; j += 8) {
+                    // p = softmax(scale q k^T);  o = p v  =>  dv += p^T do,  dp = do v^T
+                    // ds = p (dp - sum_j p dp) scale, and sum_j p dp = do . o = delta
+                    float keep[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+                    if (noise)
+                        for (int jj = j; jj < min_int(j + 8, visible); jj++) keep[jj - j] = attention_keep(noise, n, k0 + jj, h, NH);
+                    __m256 keep8 = _mm256_loadu_ps(keep);
+                    __m256 x = exp8(_mm256_fmsub_ps(_mm256_loadu_ps(p + i * KB + j), _mm256_set1_ps(scale), lse8));
+                    if (visible - j < 8) x = _mm256_and_ps(x, _mm256_castsi256_ps(lanes(visible - j)));
+                    __m256 d = _mm256_sub_ps(_mm256_mul_ps(_mm256_loadu_ps(ds + i * KB + j), keep8), delta8);
+                    d = _mm256_mul_ps(_mm256_mul_ps(x, d), _mm256_set1_ps(scale));
+                    if (visible - j < 8) d = _mm256_and_ps(d, _mm256_castsi256_ps(lanes(visible - j)));
+                    _mm256_storeu_ps(p + i * KB + j, _mm256_mul_ps(x, keep8));
+                    _mm256_storeu_ps(ds + i * KB + j, d);
+                }
+                for (; j < KB; j++) p[i * KB + j] = ds[i * KB + j] = 0;
+            }
+            // s = scale q k^T:  dq += ds k,  dk += ds^T q.  On the diagonal, keys i.. are seen by queries i.. only
+            for (int i = 0; i < columns; i += MR) {
+                int n = min_int(MR, columns - i), from = k0 == q0 ? i : 0;
+                size_t fromrow = qrow + (size_t)(from * hsp);
+                small_product(n, queries - from, hsp, p + from * KB + i, 1, KB, dO + fromrow, a.dv + krow + (size_t)(i * hsp));
+                small_product(n, queries - from, hsp, ds + from * KB + i, 1, KB, q + fromrow, a.dk + krow + (size_t)(i * hsp));
+            }
+            for (int i = 0; i < queries; i += MR) {
+                int n = min_int(MR, queries - i);
+                small_product(n, min_int(columns, q0 + i + n - k0), hsp, ds + i * KB, KB, 1, k + krow, a.dq + qrow + (size_t)(i * hsp));
             }
         }
-        float p[KB * KB], ds[KB * KB];
-        for (int q0 = 0; q0 < T; q0 += KB)
-            for (int k0 = 0; k0 <= q0; k0 += KB) {
-                int queries = min_int(KB, T - q0), columns = min_int(KB, T - k0);
-                size_t block = (size_t)k0 * (size_t)hs, qrow = (size_t)q0 * (size_t)hsp, krow = (size_t)k0 * (size_t)hsp;
-                for (int i = 0; i < queries; i += MR) {
-                    int r = min_int(MR, queries - i), seen = min_int(KB, q0 + i + r - k0);
-                    for (int j = 0; j < seen; j += NR) {
-                        tile(r, hs, q + qrow + (size_t)(i * hsp), (size_t)hsp, 1, keys + block + j, KB, zeros, 0, p + i * KB + j, KB);
-                        tile(r, hs, dO + qrow + (size_t)(i * hsp), (size_t)hsp, 1, values + block + j, KB, zeros, 0, ds + i * KB + j, KB);
-                    }
-                }
-                for (int i = 0; i < queries; i++) {
-                    int visible = min_int(columns, q0 + i + 1 - k0), j = 0;
-                    __m256 lse8 = _mm256_set1_ps(lse[(size_t)(n0 + q0 + i) * (size_t)NH + (size_t)h]), delta8 = _mm256_set1_ps(delta[q0 + i]);
-                    for (; j < visible; j += 8) {
-                        // p = softmax(scale q k^T);  o = p v  =>  dv += p^T do,  dp = do v^T
-                        // ds = p (dp - sum_j p dp) scale, and sum_j p dp = do . o = delta
-                        float keep[8] = {1, 1, 1, 1, 1, 1, 1, 1};
-                        if (noise.p > 0)
-                            for (int jj = j; jj < min_int(j + 8, visible); jj++) keep[jj - j] = attention_keep(&noise, n0 + q0 + i, k0 + jj, h, NH);
-                        __m256 keep8 = _mm256_loadu_ps(keep);
-                        __m256 x = exp8(_mm256_fmsub_ps(_mm256_loadu_ps(p + i * KB + j), _mm256_set1_ps(scale), lse8));
-                        if (visible - j < 8) x = _mm256_and_ps(x, _mm256_castsi256_ps(lanes(visible - j)));
-                        __m256 d = _mm256_sub_ps(_mm256_mul_ps(_mm256_loadu_ps(ds + i * KB + j), keep8), delta8);
-                        d = _mm256_mul_ps(_mm256_mul_ps(x, d), _mm256_set1_ps(scale));
-                        if (visible - j < 8) d = _mm256_and_ps(d, _mm256_castsi256_ps(lanes(visible - j)));
-                        _mm256_storeu_ps(p + i * KB + j, _mm256_mul_ps(x, keep8));
-                        _mm256_storeu_ps(ds + i * KB + j, d);
-                    }
-                    for (; j < KB; j++) p[i * KB + j] = ds[i * KB + j] = 0;
-                }
-                // s = scale q k^T:  dq += ds k,  dk += ds^T q.  On the diagonal, keys i.. are seen by queries i.. only
-                for (int i = 0; i < columns; i += MR) {
-                    int r = min_int(MR, columns - i), from = k0 == q0 ? i : 0;
-                    size_t fromrow = qrow + (size_t)(from * hsp);
-                    small_product(r, queries - from, hsp, p + from * KB + i, 1, KB, dO + fromrow, dv + krow + (size_t)(i * hsp));
-                    small_product(r, queries - from, hsp, ds + from * KB + i, 1, KB, q + fromrow, dk + krow + (size_t)(i * hsp));
-                }
-                for (int i = 0; i < queries; i += MR) {
-                    int r = min_int(MR, queries - i);
-                    small_product(r, min_int(columns, q0 + i + r - k0), hsp, ds + i * KB, KB, 1, k + krow, dq + qrow + (size_t)(i * hsp));
-                }
-            }
-        for (int t = 0; t < T; t++) {
-            float *to = dqkv + (size_t)(n0 + t) * 3 * C + (size_t)(h * hs);
-            memcpy(to, dq + (size_t)t * (size_t)hsp, sizeof(float) * (size_t)hs);
-            memcpy(to + C, dk + (size_t)t * (size_t)hsp, sizeof(float) * (size_t)hs);
-            memcpy(to + 2 * C, dv + (size_t)t * (size_t)hsp, sizeof(float) * (size_t)hs);
+}
+
+/* Into dqkv: of a sequence's own positions dq, dk and dv; of its parent's, whose own are there already, dk and dv are added. */
+static void put_head_gradients(real *dqkv, HeadArrays a, Rows r, int h, int NH, int hs, bool parents) {
+    const int hsp = padded_head(hs);
+    const size_t C = (size_t)NH * (size_t)hs;
+    for (int t = parents ? 0 : r.P; t < (parents ? r.P : r.P + r.T); t++) {
+        float *to = dqkv + row_at(r, t) * 3 * C + (size_t)(h * hs);
+        const size_t row = (size_t)t * (size_t)hsp;
+        if (!parents) memcpy(to, a.dq + row, sizeof(float) * (size_t)hs);
+        for (int i = 0; i < hs; i++) {
+            to[C + (size_t)i] = parents ? to[C + (size_t)i] + a.dk[row + (size_t)i] : a.dk[row + (size_t)i];
+            to[2 * C + (size_t)i] = parents ? to[2 * C + (size_t)i] + a.dv[row + (size_t)i] : a.dv[row + (size_t)i];
+        }
+    }
+}
+
+/* Work is shared by (sequence without a parent, head): one thread goes through it and through those that go on from it, in their order,
+   and so adds up the gradients of the keys and values they share. */
+void attention_backward(real *dqkv, const real *dout, const real *qkv, const real *out, const float *lse, const int *start, const int *parent,
+                        int S, int NH, int hs, Noise noise) {
+    const int hsp = padded_head(hs);
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int item = 0; item < S * NH; item++) {
+        int h = item % NH, first = item / NH;
+        if (parent && parent[first] >= 0) continue;
+        for (int s = first; s < (parent ? S : first + 1); s++) {
+            if (s != first && parent[s] != first) continue;
+            Rows r = rows_of(start, parent, s);
+            size_t rows = head_array_rows(r.P + r.T, hsp);
+            float *q = workspace(8 * rows + (size_t)round_up(r.P + r.T, KB)), *k = q + rows, *dO = k + rows, *keys = dO + rows, *values = keys + rows;
+            HeadArrays a = {q, k, dO, keys, values, values + rows, values + 2 * rows, values + 3 * rows, values + 4 * rows};
+            head_backward_sequence(a, dout, qkv, out, lse, r, h, NH, hs, noise.p > 0 ? &noise : NULL);
+            put_head_gradients(dqkv, a, r, h, NH, hs, false);
+            if (r.P) put_head_gradients(dqkv, a, r, h, NH, hs, true);
         }
     }
 }
@@ -877,39 +930,94 @@ static double row_sum(const float *x, int V, float top, float beta, double *weig
     return sum;
 }
 
-void logprob_forward(float *logp, float *entropy, float *lse, int *best, const real *logits, const int *target, int R, int V, int ldv) {
+void logprob_forward(float *logp, float *entropy, float *lse, int *best, const real *logits, const int *target, float beta, int R, int V, int ldv) {
 #pragma omp parallel for
     for (int r = 0; r < R; r++) {
         const float *x = logits + (size_t)r * (size_t)ldv;
         int where;
         double weighted;
         float top = row_max(x, V, &where);
-        double sum = row_sum(x, V, top, 1.0f, entropy ? &weighted : NULL), log_sum = log(sum);
-        lse[r] = (float)(top + log_sum);
-        logp[r] = (float)((double)(x[target[r]] - top) - log_sum);
-        if (entropy) entropy[r] = (float)(log_sum - weighted / sum);   // -sum p log p, log p = (x - top) - log_sum
+        double sum = row_sum(x, V, top, beta, entropy ? &weighted : NULL), log_sum = log(sum);
+        lse[r] = (float)((double)top * (double)beta + log_sum);
+        logp[r] = (float)((double)(x[target[r]] - top) * (double)beta - log_sum);   // as in sample(), to the bit
+        if (entropy) entropy[r] = (float)(log_sum - weighted / sum);   // -sum p log p, log p = (x - top) beta - log_sum
         if (best) best[r] = where;
     }
 }
 
 void logprob_backward(real *logits, const float *lse, const float *entropy, const int *target, const float *dlogp,
-                      const float *dentropy, int R, int V, int ldv) {
+                      const float *dentropy, float beta, int R, int V, int ldv) {
 #pragma omp parallel for
     for (int r = 0; r < R; r++) {
         float *x = logits + (size_t)r * (size_t)ldv;
-        __m256 lse8 = _mm256_set1_ps(lse[r]), minus_dlogp = _mm256_set1_ps(-dlogp[r]);
+        __m256 lse8 = _mm256_set1_ps(lse[r]), minus_dlogp = _mm256_set1_ps(-dlogp[r]), beta8 = _mm256_set1_ps(beta);
         bool with_entropy = dentropy && dentropy[r] != 0;
         for (int j = 0; j < V; j += 8) {
-            // log p_j = x_j - lse:   d log p[target] / d x_j = 1[j = target] - p_j
-            // entropy = -sum p log p:   d entropy / d x_j = -p_j (log p_j + entropy)
-            __m256 log_p = _mm256_sub_ps(load(x + j, V - j), lse8), p = exp8(log_p), factor = minus_dlogp;
+            // log p_j = beta x_j - lse:   d log p[target] / d x_j = beta (1[j = target] - p_j)
+            // entropy = -sum p log p:   d entropy / d x_j = -beta p_j (log p_j + entropy)
+            __m256 log_p = _mm256_sub_ps(_mm256_mul_ps(beta8, load(x + j, V - j)), lse8), p = exp8(log_p), factor = minus_dlogp;
             if (with_entropy)
                 factor = _mm256_fnmadd_ps(_mm256_set1_ps(dentropy[r]),
                                           _mm256_add_ps(_mm256_max_ps(_mm256_set1_ps(-1e4f), log_p), _mm256_set1_ps(entropy[r])), factor);
-            store(x + j, _mm256_mul_ps(p, factor), V - j);
+            store(x + j, _mm256_mul_ps(beta8, _mm256_mul_ps(p, factor)), V - j);
         }
-        x[target[r]] += dlogp[r];
+        x[target[r]] += beta * dlogp[r];
     }
+}
+
+void kl_forward(float *kl, const real *logits_p, const float *lse_p, const real *logits_q, const float *lse_q, float beta, int R, int V, int ldv) {
+#pragma omp parallel for
+    for (int r = 0; r < R; r++) {
+        const float *x = logits_p + (size_t)r * (size_t)ldv, *y = logits_q + (size_t)r * (size_t)ldv;
+        const __m256 beta8 = _mm256_set1_ps(beta), lse_x = _mm256_set1_ps(lse_p[r]), lse_y = _mm256_set1_ps(lse_q[r]);
+        double sum = 0;   // in blocks of 512, as in row_sum
+        for (int j0 = 0; j0 < V; j0 += 512) {
+            __m256 s = _mm256_setzero_ps();
+            for (int j = j0, end = min_int(j0 + 512, V); j < end; j += 8) {
+                __m256 log_p = _mm256_sub_ps(_mm256_mul_ps(beta8, load(x + j, end - j)), lse_x);
+                __m256 log_q = _mm256_sub_ps(_mm256_mul_ps(beta8, load(y + j, end - j)), lse_y), p = exp8(log_p);
+                if (end - j < 8) p = _mm256_and_ps(p, _mm256_castsi256_ps(lanes(end - j)));
+                // where p is 0 the term is, even when a logit of -infinity makes the difference NaN
+                __m256 term = _mm256_mul_ps(p, _mm256_sub_ps(log_p, log_q));
+                s = _mm256_add_ps(s, _mm256_andnot_ps(_mm256_cmp_ps(p, _mm256_setzero_ps(), _CMP_EQ_OQ), term));
+            }
+            sum += (double)sum8(s);
+        }
+        kl[r] = (float)sum;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * The scalar head
+ */
+
+void value_forward(float *value, const real *inp, const real *weight, const real *bias, int N, int C) {
+#pragma omp parallel for
+    for (int n = 0; n < N; n++) {
+        __m256 sum = _mm256_setzero_ps();
+        for (int c = 0; c < C; c += 8) sum = _mm256_fmadd_ps(load(inp + (size_t)n * (size_t)C + c, C - c), load(weight + c, C - c), sum);
+        value[n] = sum8(sum) + (bias ? *bias : 0);
+    }
+}
+
+void value_backward(real *dinp, float *dweight, float *dbias, const float *dvalue, const real *inp, const real *weight, int N, int C) {
+    // value[n] = sum_c inp[n][c] weight[c] + bias
+#pragma omp parallel for
+    for (int n = 0; n < N; n++) {
+        const __m256 d = _mm256_set1_ps(dvalue[n]);
+        float *to = dinp + (size_t)n * (size_t)C;
+        if (dvalue[n] == 0) continue;
+        for (int c = 0; c < C; c += 8) store(to + c, _mm256_fmadd_ps(d, load(weight + c, C - c), load(to + c, C - c)), C - c);
+    }
+    if (dweight) {
+#pragma omp parallel for
+        for (int c0 = 0; c0 < C; c0 += 32)   // columns: each thread its own, over the tokens in order
+            for (int n = 0; n < N; n++)
+                for (int c = c0; c < min_int(c0 + 32, C) && dvalue[n] != 0; c += 8)
+                    store(dweight + c, _mm256_fmadd_ps(_mm256_set1_ps(dvalue[n]), load(inp + (size_t)n * (size_t)C + c, C - c), load(dweight + c, C - c)), C - c);
+    }
+    if (dbias)
+        for (int n = 0; n < N; n++) *dbias += dvalue[n];
 }
 
 /* ------------------------------------------------------------------------------------------------------------------

@@ -104,14 +104,15 @@ void add_uniform_noise(real *x, const float *magnitude, int N, int C, Noise nois
 
 /* ------------------------------------------------------------------------------------------------------------------
  * Causal self-attention over ragged sequences, blockwise (Dao et al. 2022): out = dropout(softmax(q k^T / sqrt(hs))) v
- * qkv (N,3C) holds q | k | v; sequence s is rows start[s] .. start[s+1]. Keeps lse (N,NH), the log of the sum of
+ * qkv (N,3C) holds q | k | v; sequence s is rows start[s] .. start[s+1]. A sequence with parent[s] >= 0 goes on from that earlier one,
+ * which has no parent itself: its rows also attend to all of the parent's. parent NULL: none does. Keeps lse (N,NH), the log of the sum of
  * exponentials, instead of the T x T probabilities. In dropout, c of element (query, key, head) is key * NH + head.
  */
 
-void attention_forward (real *out, float *lse, const real *qkv, const int *start, int S, int NH, int hs, Noise noise);
+void attention_forward (real *out, float *lse, const real *qkv, const int *start, const int *parent, int S, int NH, int hs, Noise noise);
 /* dqkv (N,3C) = gradient; out and lse from the forward pass */
 void attention_backward(real *dqkv, const real *dout, const real *qkv, const real *out, const float *lse,
-                        const int *start, int S, int NH, int hs, Noise noise);
+                        const int *start, const int *parent, int S, int NH, int hs, Noise noise);
 
 /* The same attention for decoding. A cache holds `slots` sequences of up to `positions` tokens (a multiple of 64). */
 size_t cache_bytes(int slots, int positions, int NH, int hs);        // keys and values of one layer
@@ -131,12 +132,24 @@ void scatter_rows(real *out, const real *inp, const int *row, int R, int C);   /
 void head_forward (real *logits, const real *inp, const real *wte, int R, int C, int V, int ldv);
 /* dinp (R,C) = dlogits wte;  dwte (V,C) += dlogits^T inp; either may be NULL */
 void head_backward(real *dinp, float *dwte, const real *dlogits, const real *inp, const real *wte, int R, int C, int V, int ldv);
-/* per row, p = softmax(logits): logp = log p[target], entropy = -sum p log p, lse, best = argmax (lowest index of ties).
-   All (device) (R); target (R) in [0,V); any of entropy, best may be NULL */
-void logprob_forward (float *logp, float *entropy, float *lse, int *best, const real *logits, const int *target, int R, int V, int ldv);
-/* logits become dlogits:  dlogp (1[j = target] - p_j) - dentropy p_j (log p_j + entropy);  dentropy, entropy may be NULL */
+/* per row, p = softmax(beta logits): logp = log p[target], entropy = -sum p log p, lse = log sum e^(beta logits), best = argmax (lowest index
+   of ties). All (device) (R); target (R) in [0,V); any of entropy, best may be NULL */
+void logprob_forward (float *logp, float *entropy, float *lse, int *best, const real *logits, const int *target, float beta, int R, int V, int ldv);
+/* logits become dlogits:  beta (dlogp (1[j = target] - p_j) - dentropy p_j (log p_j + entropy));  dentropy, entropy may be NULL */
 void logprob_backward(real *logits, const float *lse, const float *entropy, const int *target, const float *dlogp,
-                      const float *dentropy, int R, int V, int ldv);
+                      const float *dentropy, float beta, int R, int V, int ldv);
+/* per row, kl = sum_j p_j (log p_j - log q_j), p = softmax(beta logits_p), q = softmax(beta logits_q); their lse from logprob_forward.
+   kl (device) (R) */
+void kl_forward      (float *kl, const real *logits_p, const float *lse_p, const real *logits_q, const float *lse_q, float beta, int R, int V, int ldv);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * The scalar head:  value[n] = inp[n] . weight + bias;  weight (C), bias (1) or NULL
+ */
+
+/* value (device) (N); the sum over c in eight interleaved chains, added in one fixed order */
+void value_forward (float *value, const real *inp, const real *weight, const real *bias, int N, int C);
+/* dinp (N,C) += dvalue[n] weight;  dweight (C), dbias (1) += over n in order, or NULL */
+void value_backward(real *dinp, float *dweight, float *dbias, const float *dvalue, const real *inp, const real *weight, int N, int C);
 
 /* ------------------------------------------------------------------------------------------------------------------
  * Sampling: one token a row from softmax(logits / temperature), after keeping the top_k likeliest (0: all) and then the

@@ -31,6 +31,13 @@ typedef struct {
     char *text;                  // size and hash
 } Fingerprint;
 
+/* A second model of the run, in its own directory of every checkpoint. */
+typedef struct {
+    const char *name;
+    GPT2 *m;
+    char *from;                  // whose config.json and tokenizer go with it
+} Also;
+
 struct RunState {
     const char *program;
     Flag *flags;                 // Run's own rows, then the stage's; ends with {0}
@@ -57,6 +64,10 @@ struct RunState {
     int kept_n;
     Fingerprint *fingerprint;
     int fingerprint_n;
+    Also *also;
+    int also_n;
+    RunSaver *save;              // in place of hf_save, or NULL
+    const char *loading;
     int saved_step;              // of the last checkpoint written or read
 };
 
@@ -75,6 +86,8 @@ void run_free(Run *run) {
     if (!s) return;
     if (s->log) fclose(s->log);
     for (int i = 0; i < s->fingerprint_n; i++) free(s->fingerprint[i].text);
+    for (int i = 0; i < s->also_n; i++) free(s->also[i].from);
+    free(s->also);
     free(s->flags), free(s->model_dir), free(s->checkpoint), free(s->order), free(s->kept), free(s->fingerprint), free(s);
     run->state = NULL;
 }
@@ -904,6 +917,38 @@ void run_keep(Run *run, const char *name, double *value) {
     s->kept[s->kept_n++] = (Kept){name, value};
 }
 
+void run_also(Run *run, const char *name, GPT2 *m, const char *from) {
+    struct RunState *s = state_of(run);
+    s->also = xrealloc(s->also, (size_t)s->also_n + 1, sizeof *s->also);
+    s->also[s->also_n++] = (Also){name, m, xstrdup(from)};
+}
+
+void run_saver(Run *run, RunSaver *save, const char *loading) {
+    struct RunState *s = state_of(run);
+    s->save = save;
+    s->loading = loading;
+}
+
+/* Writes what this run is to produce into dir: the model or the stage's own form of it, and the second models. */
+static int save_models(const Run *run, const GPT2 *m, const char *dir, bool others, Error *e) {
+    const struct RunState *s = run->state;
+    if (s->save ? s->save(m, dir, run->model, e) : hf_save(m, dir, s->model_dir, e)) return -1;
+    int status = 0;
+    for (int i = 0; i < s->also_n && others && !status; i++) {
+        char *place = join(dir, s->also[i].name);
+        status = hf_save(s->also[i].m, place, s->also[i].from, e);
+        free(place);
+    }
+    return status;
+}
+
+/* The prefix of a second model's moments in the state. */
+static char *moments_of(const Also *a) {
+    Str prefix = {0};
+    str_printf(&prefix, "%s.", a->name);
+    return prefix.s;
+}
+
 /* Notes one thing under "kind.name". */
 static void note(STWriter *w, const char *kind, const char *name, const char *value) {
     Str key = {0};
@@ -933,7 +978,13 @@ static int write_state(const Run *run, const GPT2 *m, const char *path, Error *e
         note(w, "keep", s->kept[i].name, text);
     }
     hf_declare_moments(w, m, "");
-    const bool written = !st_begin(w, path, e) && !hf_write_moments(w, m, e);
+    for (int i = 0; i < s->also_n; i++) {
+        char *prefix = moments_of(&s->also[i]);
+        hf_declare_moments(w, s->also[i].m, prefix);
+        free(prefix);
+    }
+    bool written = !st_begin(w, path, e) && !hf_write_moments(w, m, e);
+    for (int i = 0; i < s->also_n; i++) written = written && !hf_write_moments(w, s->also[i].m, e);
     return st_end(w, written, written ? e : NULL) || !written ? -1 : 0;
 }
 
@@ -941,7 +992,7 @@ static int write_state(const Run *run, const GPT2 *m, const char *path, Error *e
 static int write_checkpoint(const Run *run, const GPT2 *m, const char *dir, Error *e) {
     if (mkdir(dir, 0777)) return fail(e, "cannot make %s: %s", dir, strerror(errno));
     char *state = join(dir, STATE_FILE);
-    int status = hf_save(m, dir, run->state->model_dir, e) || write_state(run, m, state, e) ? -1 : 0;
+    int status = save_models(run, m, dir, true, e) || write_state(run, m, state, e) ? -1 : 0;
     if (!status) sync_directory_of(state);
     free(state);
     return status;
@@ -967,7 +1018,7 @@ void run_save(const Run *run, const GPT2 *m, const char *name) {
     if (!writes(run)) return;
     Error e;
     char *dir = join(run->output, name);
-    if (hf_save(m, dir, run->state->model_dir, &e)) die("%s", e.text);
+    if (save_models(run, m, dir, false, &e)) die("%s", e.text);
     free(dir);
 }
 
@@ -988,6 +1039,10 @@ void run_checkpoint(Run *run, const GPT2 *m) {
     if (s->checkpoint) {   // the one resumed from may now be removed: the new one says as well what the model is
         free(s->model_dir);
         s->model_dir = xstrdup(path.s);
+        for (int i = 0; i < s->also_n; i++) {
+            free(s->also[i].from);
+            s->also[i].from = join(path.s, s->also[i].name);
+        }
     }
     if (run->save_total_limit > 0) rotate_checkpoints(run, run->step, run->save_total_limit);
     clear_progress(s);
@@ -998,8 +1053,8 @@ void run_checkpoint(Run *run, const GPT2 *m) {
 
 /* Is every safetensors file of the checkpoint all there? */
 static int check_checkpoint(const char *dir, Error *e) {
-    const char *const names[] = {STATE_FILE, "model.safetensors"};
-    for (int i = 0; i < 2; i++) {
+    const char *const names[] = {STATE_FILE, "model.safetensors", "adapter_model.safetensors", "adapter.safetensors"};
+    for (int i = 0; i < 4; i++) {
         if (i && !exists_in(dir, names[i])) continue;   // a large model may be in shards, which hf_load checks
         char *path = join(dir, names[i]);
         SafeTensors *st = st_open(path, e);
@@ -1035,8 +1090,12 @@ static char *newest_checkpoint(const char *output, Error *e) {
  * Resume
  */
 
-const char *run_model_dir(const Run *run) {
-    return run->state && run->state->checkpoint ? run->state->checkpoint : run->model;
+const char *run_checkpoint_dir(const Run *run) { return run->state ? run->state->checkpoint : NULL; }
+
+const char *run_model_dir(const Run *run) { return run_checkpoint_dir(run) ? run_checkpoint_dir(run) : run->model; }
+
+char *run_also_dir(const Run *run, const char *name, const char *otherwise) {
+    return run_checkpoint_dir(run) ? join(run_checkpoint_dir(run), name) : xstrdup(otherwise);
 }
 
 /* Refuses when what the checkpoint says of one thing is not what holds now. */
@@ -1119,7 +1178,13 @@ void run_resume(Run *run, GPT2 *m) {
     long long step = 0;
     if (!text || !read_whole(text, &step) || step < 0 || step > run->total_steps)
         die_usage("%s: its step is \"%s\"; expected a number from 0 to %d", path, text ? text : "", run->total_steps);
-    if (hf_read_moments(st, m, "", &e)) die_usage("cannot go on from %s: %s", s->checkpoint, e.text);
+    bool read = !hf_read_moments(st, m, "", &e);
+    for (int i = 0; i < s->also_n && read; i++) {
+        char *prefix = moments_of(&s->also[i]);
+        read = !hf_read_moments(st, s->also[i].m, prefix, &e);
+        free(prefix);
+    }
+    if (!read) die_usage("cannot go on from %s: %s", s->checkpoint, e.text);
     restore_kept(run, st);
     st_close(st);
     run->step = s->saved_step = (int)step;
@@ -1216,9 +1281,12 @@ int run_finish(Run *run, const GPT2 *m) {
     } else if (writes(run)) {
         Error e;
         begin_writing(run);
-        if (hf_save(m, run->output, s->model_dir, &e)) die("%s; the checkpoints in %s are whole", e.text, run->output);
-        printf("the model is in %s: give it to --model, or in Python to AutoModelForCausalLM.from_pretrained(\"%s\")\n",
-               run->output, run->output);
+        if (save_models(run, m, run->output, true, &e)) die("%s; the checkpoints in %s are whole", e.text, run->output);
+        if (s->save) printf(s->loading, run->output), putchar('\n');
+        else
+            printf("the model is in %s: give it to --model, or in Python to %s.from_pretrained(\"%s\")\n", run->output,
+                   gpt2_config(m)->head == SCORE_HEAD ? "AutoModelForSequenceClassification" : "AutoModelForCausalLM", run->output);
+        for (int i = 0; i < s->also_n; i++) printf("the %s is in %s/%s\n", s->also[i].name, run->output, s->also[i].name);
     }
     fflush(stdout);
     run_free(run);

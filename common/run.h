@@ -154,6 +154,17 @@ void run_keep(Run *run, const char *name, double *value);
 /* The directory to load the model from: the checkpoint named by --resume ("latest": the newest in OUTPUT that is
    whole), or run->model. */
 const char *run_model_dir(const Run *run);
+/* The checkpoint alone, or NULL when this run does not resume one: for a stage whose checkpoints hold less than a model. */
+const char *run_checkpoint_dir(const Run *run);
+/* A second model of this run (a critic, ...). Call before run_resume: from then on checkpoints and OUTPUT hold it as the directory
+   `name`, its moments are part of the state, and run_resume restores them. from: the directory it was loaded from. */
+void run_also(Run *run, const char *name, GPT2 *m, const char *from);
+/* The directory to load that model from: its place in the checkpoint to resume from, or, when there is none, `otherwise`. To be freed. */
+char *run_also_dir(const Run *run, const char *name, const char *otherwise);
+/* Writes m into dir for a stage whose result is not a whole model (an adapter): used for checkpoints, run_save and run_finish in place of
+   hf_save. `from` is run->model. loading: how run_finish says where it is and how to load it, with one %s for OUTPUT. */
+typedef int RunSaver(const GPT2 *m, const char *dir, const char *from, Error *e);
+void run_saver(Run *run, RunSaver *save, const char *loading);
 /* After the model is loaded and reserved, and after run_plan_steps, run_fingerprint and run_keep: with --resume,
    restores moments, step and kept numbers, and cuts the log back to that step. A run whose flags or data differ is
    refused (exit 2) with both values. Without --resume: nothing. */

@@ -136,7 +136,7 @@ Totals task_evaluate(Task *t, GPT2 *model, int batch_size) {
     for (int i = 0; i < t->held_out.n; i += batch_size) {
         ragged_fill(&t->batch, t->held_out.data, t->held_out.which + i, min_int(batch_size, t->held_out.n - i));
         gpt2_forward(model, &t->batch.batch, NULL);
-        gpt2_logprob(model, t->batch.target, t->y.logp, t->y.entropy, t->y.best);
+        gpt2_logprob(model, t->batch.target, 1, t->y.logp, t->y.entropy, t->y.best);
         task_add(t, &totals);
     }
     return totals;
@@ -153,7 +153,7 @@ Generation task_answer(const Task *t, GPT2 *model) {
         for (int j = 0; j < n; j++) ints_push(&tokens, d->tokens[d->start[example] + (size_t)j]);
         start[i + 1] = (int)tokens.n;
     }
-    Batch prompts = {t->answers, (int)tokens.n, start, tokens.v, NULL};
+    Batch prompts = {t->answers, (int)tokens.n, start, tokens.v, NULL, NULL};
     Sampler greedy = {.temperature = 0, .top_p = 1, .max_new_tokens = t->max_new_tokens, .stop_token = tokenizer_eos(t->tokenizer)};
     gpt2_generate(model, &prompts, &greedy, &g, NULL, NULL);
     free(start);

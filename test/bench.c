@@ -31,7 +31,7 @@
 
 enum { T = 1024, V = 50257, LDV = (V + 15) / 16 * 16, L = 12, NH = 12, C = 768, F = 3072 };   // GPT-2 124M
 enum { PARAMETERS = V * C + T * C + L * (12 * C * C + 13 * C) + 2 * C };   // 124,439,808
-static const GPT2Config gpt2_124m = {T, V, L, NH, C, F, 1e-5f, 0.1f, 0.1f, 0.1f};
+static const GPT2Config gpt2_124m = {T, V, L, NH, C, F, 1e-5f, 0.1f, 0.1f, 0.1f, LM_HEAD};
 
 #define LENGTH(array) ((int)(sizeof(array) / sizeof *(array)))
 static const char *only = "";   // --only
@@ -263,9 +263,9 @@ static void bench_head(void) {
     ROW("head backward input", FMA, flop) head_backward(inp, NULL, logits, NULL, wte, R, C, V, LDV);
     ROW("head backward weight", FMA, flop) head_backward(NULL, dwte, logits, inp, wte, R, C, V, LDV);
     SHAPE("%dx%d", R, V);
-    ROW("logprob forward", READ, bytes) logprob_forward(logp, NULL, lse, NULL, logits, target, R, V, LDV);
-    ROW("logprob forward, entropy", READ, bytes) logprob_forward(logp, entropy, lse, NULL, logits, target, R, V, LDV);
-    ROW("logprob backward", UPDATE, 2 * bytes) logprob_backward(logits, lse, NULL, target, logp, NULL, R, V, LDV);
+    ROW("logprob forward", READ, bytes) logprob_forward(logp, NULL, lse, NULL, logits, target, 1, R, V, LDV);
+    ROW("logprob forward, entropy", READ, bytes) logprob_forward(logp, entropy, lse, NULL, logits, target, 1, R, V, LDV);
+    ROW("logprob backward", UPDATE, 2 * bytes) logprob_backward(logits, lse, NULL, target, logp, NULL, 1, R, V, LDV);
     for (int i = 0; i < LENGTH(samplers); i++) {
         const int rows = samplers[i].rows, top_k = samplers[i].top_k;
         SHAPE("%dx%d top_k %d top_p %g", rows, V, top_k, (double)samplers[i].top_p);
@@ -286,10 +286,10 @@ static void bench_attention(void) {
         real *qkv = random_array(3 * NC), *dqkv = random_array(3 * NC), *out = random_array(NC), *dout = random_array(NC);
         float *lse = random_array(NC / C * NH);
         SHAPE("%dx%d", S, length);
-        ROW("attention forward", FMA, attention_flop(S, length)) attention_forward(out, lse, qkv, start, S, NH, C / NH, (Noise){0});
-        attention_forward(out, lse, qkv, start, S, NH, C / NH, (Noise){0});   // backward needs it even where that row was not wanted
+        ROW("attention forward", FMA, attention_flop(S, length)) attention_forward(out, lse, qkv, start, NULL, S, NH, C / NH, (Noise){0});
+        attention_forward(out, lse, qkv, start, NULL, S, NH, C / NH, (Noise){0});   // backward needs it even where that row was not wanted
         ROW("attention backward", FMA, 2.5 * attention_flop(S, length))
-            attention_backward(dqkv, dout, qkv, out, lse, start, S, NH, C / NH, (Noise){0});
+            attention_backward(dqkv, dout, qkv, out, lse, start, NULL, S, NH, C / NH, (Noise){0});
         arrays_free();
     }
 }
@@ -326,7 +326,7 @@ static GPT2 *random_model(const GPT2Limits *limits) {
 }
 
 /* S sequences of `length` random tokens each. */
-static Batch random_batch(int S, int length) { return (Batch){S, S * length, starts(S, length), random_ints(S * length, V), NULL}; }
+static Batch random_batch(int S, int length) { return (Batch){.S = S, .N = S * length, .start = starts(S, length), .tokens = random_ints(S * length, V)}; }
 
 static const struct { int S, length; bool checkpointing; const char *note; } steps[] = {
     {4, 256, false, ""}, {4, 256, true, " checkpointing"}, {2, 512, false, ""}, {4, 64, false, ""}, {1, 1024, false, ""}};
@@ -348,8 +348,8 @@ static void bench_step(int i) {
     row.memory = true;
     for (int t = 1; again(); t++) {
         gpt2_forward(m, &b, NULL);
-        gpt2_logprob(m, target, logp, NULL, NULL);
-        gpt2_backward(m, dlogp, NULL);
+        gpt2_logprob(m, target, 1, logp, NULL, NULL);
+        gpt2_backward(m, dlogp, NULL, NULL);
         if (!isfinite(gpt2_step(m, &o, t))) die("step %s: the gradient is not finite", shape);
     }
     gpt2_free(m);

@@ -279,7 +279,7 @@ static Scores score(GPT2 *m, const Text *t, const GPT2Noise *noise) {
     Scores s = {floats(N), floats(N), floats(N)};
     for (size_t i = 0; i < N; i++) s.logp[i] = s.entropy[i] = s.best[i] = NAN, best[i] = -1;   // every one is to be written
     gpt2_forward(m, &t->batch, noise);
-    gpt2_logprob(m, t->target, s.logp, s.entropy, best);
+    gpt2_logprob(m, t->target, 1, s.logp, s.entropy, best);
     for (size_t i = 0; i < N; i++) s.best[i] = (float)best[i];
     return s;
 }
@@ -294,7 +294,7 @@ static Scores score(GPT2 *m, const Text *t, const GPT2Noise *noise) {
 /* Adds a text's gradient to what is there. */
 static Scores learn(GPT2 *m, const Text *t, const GPT2Noise *noise) {
     Scores s = score(m, t, noise);
-    gpt2_backward(m, t->dlogp, t->dentropy);
+    gpt2_backward(m, t->dlogp, t->dentropy, NULL);
     return s;
 }
 
@@ -403,7 +403,7 @@ START_TEST(golden_gradient) {
     GPT2 *m = golden_model();
     Text *t = golden_text();
     score(m, t, NULL);
-    gpt2_backward(m, t->dlogp, NULL);
+    gpt2_backward(m, t->dlogp, NULL, NULL);
     for (int i = 0; i < gpt2_tensors(m); i++)
         ck_complaint(compare_golden(&golden_grad[i], read_tensor(m, i, GPT2_GRADIENT)));
 }
@@ -417,7 +417,7 @@ START_TEST(golden_steps) {
         // PyTorch's float32 strays by 3.4e-7 (loss) and 5e-7 (norm)
         ck_assert_double_eq_tol(mean_loss(t, score(m, t, NULL).logp), golden_loss[step], 1.4e-6);
         if (step == 3) break;
-        gpt2_backward(m, t->dlogp, NULL);
+        gpt2_backward(m, t->dlogp, NULL, NULL);
         ck_assert_double_eq_tol((double)gpt2_step(m, &o, step + 1), golden_norm[step], 2e-6);
     }
     for (int i = 0; i < gpt2_tensors(m); i++) {
@@ -790,18 +790,18 @@ START_TEST(entropy_and_best_are_optional) {
     Text *t = text_of(MIDDLING);
     GPT2 *with = model(&MIDDLING->config, fit(t, true, false)), *without = model(&MIDDLING->config, fit(t, true, false));
     Scores want = score(with, t, NULL), got = {.logp = floats((size_t)t->batch.N)};
-    gpt2_backward(with, t->dlogp, NULL);
+    gpt2_backward(with, t->dlogp, NULL, NULL);
     gpt2_forward(without, &t->batch, NULL);
-    gpt2_logprob(without, t->target, got.logp, NULL, NULL);
-    gpt2_backward(without, t->dlogp, NULL);
+    gpt2_logprob(without, t->target, 1, got.logp, NULL, NULL);
+    gpt2_backward(without, t->dlogp, NULL, NULL);
     ck_bits(got.logp, want.logp, (size_t)t->batch.N);
     ck_bits(read_all(without, GPT2_GRADIENT), read_all(with, GPT2_GRADIENT), elements(with));
     // a loss by the entropy alone
     GPT2 *by_entropy = model(&MIDDLING->config, fit(t, true, false)),
          *by_zero = model(&MIDDLING->config, fit(t, true, false));
     const float *none = floats((size_t)t->batch.N);
-    score(by_entropy, t, NULL), gpt2_backward(by_entropy, NULL, t->dentropy);
-    score(by_zero, t, NULL), gpt2_backward(by_zero, none, t->dentropy);
+    score(by_entropy, t, NULL), gpt2_backward(by_entropy, NULL, t->dentropy, NULL);
+    score(by_zero, t, NULL), gpt2_backward(by_zero, none, t->dentropy, NULL);
     ck_bits(read_all(by_entropy, GPT2_GRADIENT), read_all(by_zero, GPT2_GRADIENT), elements(with));
     double *g = widen(read_all(by_entropy, GPT2_GRADIENT), elements(with));
     ck_assert_double_gt(norm(g, elements(with)), 0.1);
@@ -816,8 +816,8 @@ START_TEST(the_last_scores_count) {
     for (int i = 0; i < t->batch.N; i++) shifted->target[i] = t->target[t->batch.N - 1 - i];
     score(twice, shifted, NULL);
     Scores got = {floats((size_t)t->batch.N), floats((size_t)t->batch.N), want.best};
-    gpt2_logprob(twice, t->target, got.logp, got.entropy, NULL);   // again, without another forward pass
-    gpt2_backward(twice, t->dlogp, t->dentropy);
+    gpt2_logprob(twice, t->target, 1, got.logp, got.entropy, NULL);   // again, without another forward pass
+    gpt2_backward(twice, t->dlogp, t->dentropy, NULL);
     ck_same_scores(got, want, (size_t)t->batch.N);
     ck_bits(read_all(twice, GPT2_GRADIENT), read_all(once, GPT2_GRADIENT), elements(once));
 }
@@ -861,7 +861,7 @@ START_TEST(rows_without_a_target_have_no_score_and_no_gradient) {
     // nor has a forward pass that was not scored at all
     score(m, text_of(MIDDLING), NULL);
     gpt2_forward(m, &t->batch, NULL);
-    gpt2_backward(m, t->dlogp, t->dentropy);
+    gpt2_backward(m, t->dlogp, t->dentropy, NULL);
     ck_zero(read_all(m, GPT2_GRADIENT), elements(m));
 }
 END_TEST
@@ -1578,7 +1578,7 @@ static void forward_of(GPT2 *m, int n, int token) {
 static void logprob_of(GPT2 *m, int target) {
     forward_of(m, 3, 0);
     float logp[3];
-    gpt2_logprob(m, (int[]){target, target, target}, logp, NULL, NULL);
+    gpt2_logprob(m, (int[]){target, target, target}, 1, logp, NULL, NULL);
 }
 
 static void generate_from(GPT2 *m, int n, int token) {
@@ -1626,13 +1626,13 @@ static void mapped_and_trained(GPT2 *m) {
 }
 static void backward_without_training(GPT2 *m) {
     forward_of(m, 3, 0);
-    gpt2_backward(m, NULL, NULL);
+    gpt2_backward(m, NULL, NULL, NULL);
 }
 static void entropy_not_asked_for(GPT2 *m) {
     (void)m;
     GPT2 *trains = reserved(false, (GPT2Limits){.tokens = 8, .sequences = 1, .scored = 3, .train = true});
     logprob_of(trains, 1);
-    gpt2_backward(trains, NULL, (float[]){1, 1, 1});
+    gpt2_backward(trains, NULL, (float[]){1, 1, 1}, NULL);
 }
 static void too_large_a_run(GPT2 *m) {
     (void)m;
@@ -1711,8 +1711,8 @@ static int measure_memory(bool checkpointing) {
     gpt2_init_weights(m, 1);
     gpt2_reserve(m, &limits);
     gpt2_forward(m, &(Batch){.S = 4, .N = 512, .start = start, .tokens = tokens}, NULL);
-    gpt2_logprob(m, target, logp, NULL, NULL);
-    gpt2_backward(m, dlogp, NULL);
+    gpt2_logprob(m, target, 1, logp, NULL, NULL);
+    gpt2_backward(m, dlogp, NULL, NULL);
     gpt2_step(m, &(AdamW){.learning_rate = 1e-3f, .beta1 = 0.9f, .beta2 = 0.999f, .epsilon = 1e-8f, .max_grad_norm = 1}, 1);
     printf("%.0f %.0f\n", (double)gpt2_memory(&c, &limits).total, resident("VmHWM") - before);
     gpt2_free(m);

@@ -826,7 +826,7 @@ START_TEST(refuses_models) {
         {{.retyped = "h.0.ln_1.weight"}, {"h.0.ln_1.weight", "I32", "F32"}},
         {{.retyped = "wte.weight", .head = 1}, {"wte.weight", "I32", "F32"}},
         {{.extra = "h.2.ln_1.weight"}, {"h.2.ln_1.weight", "none of the model"}},
-        {{.extra = "score.weight"}, {"score.weight", "none of the model"}},
+        {{.extra = "score.weight"}, {"score.weight", "reward or value model"}},
         {{.extra = "h.0.crossattention.c_attn.weight"}, {"h.0.crossattention.c_attn.weight", "none of the model"}},
         {{.extra = "h..attn.bias"}, {"h..attn.bias", "none of the model"}},
         {{.extra = "h.0.attn.bias", .prefix = "transformer."}, {"h.0.attn.bias", "transformer.wte.weight"}},
@@ -1025,7 +1025,7 @@ START_TEST(patches_the_config) {
     build_directory(&(Style){0});
     GPT2 *m = ck_load(here, false);
     put_text("config.json",
-             "{\"zebra\": [1, null, \"\\u00e9\"], \"architectures\": [\"GPT2ForSequenceClassification\"],\n"
+             "{\"zebra\": [1, null, \"\\u00e9\"], \"architectures\": [\"GPT2Model\"],\n"
              "\"model_type\": \"gpt2\", \"layer_norm_epsilon\": 1e-05, \"third\": 0.1, \"long\": 9.999999747378752e-06,\n"
              "\"quantization_config\": {\"bits\": 4}, \"n_embd\": 6, \"num_attention_heads\": 2, \"n_layer\": 2,\n"
              "\"n_positions\": 7, \"vocab_size\": 3, \"dtype\": \"float16\"}");

@@ -871,8 +871,8 @@ static Attention attention_inputs(const int *lengths, int S, int NH, int hs, dou
 
 static void attention_run(Attention *a) {
     a->out = room(a->out_n), a->lse = room(a->lse_n), a->dqkv = room(a->qkv_n);
-    attention_forward(a->out, a->lse, a->qkv, a->start, a->S, a->NH, a->hs, a->noise);
-    attention_backward(a->dqkv, a->dout, a->qkv, a->out, a->lse, a->start, a->S, a->NH, a->hs, a->noise);
+    attention_forward(a->out, a->lse, a->qkv, a->start, NULL, a->S, a->NH, a->hs, a->noise);
+    attention_backward(a->dqkv, a->dout, a->qkv, a->out, a->lse, a->start, NULL, a->S, a->NH, a->hs, a->noise);
 }
 
 /* The queries', keys' and values' gradients differ in size, so each is compared within its own. */
@@ -1083,7 +1083,7 @@ START_TEST(attention_with_a_cache_has_the_same_bits) {
             Attention a = {.S = CACHED_S, .NH = NH, .hs = hs, .N = 130 + 65 + 192 + 7, .C = NH * hs, .qkv = qkv,
                            .start = {0, 130, 195, 387, 394}};
             a.out = room((size_t)(a.N * a.C)), a.lse = room((size_t)(a.N * NH));
-            attention_forward(a.out, a.lse, a.qkv, a.start, a.S, NH, hs, (Noise){.p = 0});
+            attention_forward(a.out, a.lse, a.qkv, a.start, NULL, a.S, NH, hs, (Noise){.p = 0});
             check_cached(&a, cache, ways[k].chunk, ways[k].feeding);
         }
         release();
@@ -1221,9 +1221,9 @@ typedef struct {
 static void logprob_run(Logprob *l) {
     size_t R = (size_t)l->R;
     l->logp = room(R), l->entropy = room(R), l->lse = room(R), l->best = room(R);
-    logprob_forward(l->logp, l->entropy, l->lse, l->best, l->logits, l->target, l->R, l->V, l->ldv);
+    logprob_forward(l->logp, l->entropy, l->lse, l->best, l->logits, l->target, 1, l->R, l->V, l->ldv);
     l->dlogits = copy(l->logits, R * (size_t)l->ldv);
-    logprob_backward(l->dlogits, l->lse, l->entropy, l->target, l->dlogp, l->dentropy, l->R, l->V, l->ldv);
+    logprob_backward(l->dlogits, l->lse, l->entropy, l->target, l->dlogp, l->dentropy, 1, l->R, l->V, l->ldv);
 }
 
 static Logprob logprob_inputs(float *logits, int R, int V, int ldv) {
@@ -1286,7 +1286,7 @@ static void check_logprob(float *logits, int R, int V, int ldv, double size) {
         ck_bits(m.lse, l.lse, n);
         ck_bits((float *)m.best, (float *)l.best, n);
         ck_bits(m.dlogits, l.dlogits, all);
-        logprob_forward(m.logp, NULL, m.lse, NULL, logits, l.target, R, V, ldv);   // the optional outputs change nothing
+        logprob_forward(m.logp, NULL, m.lse, NULL, logits, l.target, 1, R, V, ldv);   // the optional outputs change nothing
         ck_bits(m.logp, l.logp, n);
         ck_bits(m.lse, l.lse, n);
     }
@@ -1305,10 +1305,10 @@ static void check_logprob(float *logits, int R, int V, int ldv, double size) {
     double *plain_ref = widen(logits, all);
     ref_logprob_backward(plain_ref, lse_ref, NULL, l.target, widen(l.dlogp, n), NULL, R, V, ldv);
     float *plain = copy(logits, all), *nothing = copy(logits, all), *zero = filled(n, 0);
-    logprob_backward(plain, l.lse, NULL, l.target, l.dlogp, NULL, R, V, ldv);
+    logprob_backward(plain, l.lse, NULL, l.target, l.dlogp, NULL, 1, R, V, ldv);
     ck_padding(plain, R, V, ldv);
     for (int r = 0; r < R; r++) ck_dlogits(&l, r, plain, plain_ref, NULL, tolerance);
-    logprob_backward(nothing, l.lse, l.entropy, l.target, zero, zero, R, V, ldv);
+    logprob_backward(nothing, l.lse, l.entropy, l.target, zero, zero, 1, R, V, ldv);
     for (int r = 0; r < R; r++)
         for (int v = 0; v < V; v++) ck_true(nothing[(size_t)r * ldv + v] == 0);
     release();
@@ -1359,7 +1359,7 @@ START_TEST(entropy_of_equal_logits_is_log_V) {
     for (int i = 0; i < LENGTH(sizes); i++) {
         int V = sizes[i], target = V - 1, best;
         float *x = filled((size_t)V, 3.25f), *logp = room(1), *entropy = room(1), *lse = room(1);
-        logprob_forward(logp, entropy, lse, &best, x, &target, 1, V, V);
+        logprob_forward(logp, entropy, lse, &best, x, &target, 1, 1, V, V);
         AT("V=%d", V);
         double want = log(V), minus = -want;
         ck_close(entropy, &want, 1, 16 * EPSILON);
@@ -1540,7 +1540,7 @@ START_TEST(sample_at_temperature_0_is_the_argmax) {
         ck_assert_int_eq(token[1], 7);
         ck_assert_int_eq(token[2], 60);
         ck_assert_int_eq(token[3], 0);
-        logprob_forward(want, NULL, lse, best, logits, token, R, V, LDV);   // logp is of temperature 1
+        logprob_forward(want, NULL, lse, best, logits, token, 1, R, V, LDV);   // logp is of temperature 1
         for (int r = 0; r < R; r++) {
             ck_assert_int_eq(token[r], best[r]);
             ck_true(fabs((double)(logp[r] - want[r])) <= 64 * EPSILON);
@@ -1717,14 +1717,14 @@ START_TEST(empty_batches) {
     gelu_forward(none, none, 0);
     gelu_backward(none, none, 0);
     dropout(none, 0, 3, noise);
-    attention_forward(none, none, none, zero, 0, 1, 3, noise);
-    attention_backward(none, none, none, none, none, zero, 0, 1, 3, noise);
+    attention_forward(none, none, none, zero, NULL, 0, 1, 3, noise);
+    attention_backward(none, none, none, none, none, zero, NULL, 0, 1, 3, noise);
     gather_rows(none, weight, zero, 0, 3);
     scatter_rows(weight, none, zero, 0, 3);
     head_forward(none, none, weight, 0, 3, 5, 5);
     head_backward(none, weight, none, none, weight, 0, 3, 5, 5);
-    logprob_forward(none, none, none, zero, none, zero, 0, 5, 5);
-    logprob_backward(none, none, none, zero, none, none, 0, 5, 5);
+    logprob_forward(none, none, none, zero, none, zero, 1, 0, 5, 5);
+    logprob_backward(none, none, none, zero, none, none, 1, 0, 5, 5);
     ck_bits(weight, kept, 15);
     release();
 }
