@@ -42,7 +42,7 @@ typedef struct GPT2 GPT2;
 /* ---- life ------------------------------------------------------------------------------------------------------ */
 
 typedef struct {
-    char name[64];               // Hugging Face's, without "transformer.": "h.0.attn.c_attn.weight"
+    char name[96];               // Hugging Face's, without "transformer.": "h.0.attn.c_attn.weight"
     int ndim, shape[2];
     size_t n;                    // elements
     bool trains;
