@@ -1081,6 +1081,104 @@ int hf_save(const GPT2 *m, const char *dir, const char *from, Error *e) {
     return status;
 }
 
+/* ---- adapters -------------------------------------------------------------------------------------------------- */
+
+/* dir/adapter_config.json, or NULL with e filled. *path, to be freed, is its name for messages. */
+static json_t *read_adapter_config(const char *dir, char **path, Error *e) {
+    *path = path_of(dir, "adapter_config.json");
+    return read_json(*path, MAX_CONFIG, e);
+}
+
+int hf_adapter_format(const char *dir, AdapterFormat *format, Error *e) {
+    char *path;
+    json_t *config = read_adapter_config(dir, &path, e);
+    const char *version = json_string_value(json_object_get(config, "version"));
+    int status = config ? 0 : -1;
+    if (json_object_get(config, "peft_type")) *format = ADAPTER_PEFT;
+    else if (json_is_object(json_object_get(config, "config")) && version && !strncmp(version, "adapters.", 9)) *format = ADAPTER_HUB;
+    else if (config)
+        status = fail(e, "%s: neither PEFT's (it has no peft_type) nor AdapterHub's (config, and a version like \"adapters.1.2.0\")", path);
+    json_decref(config);
+    free(path);
+    return status;
+}
+
+int hf_save_added(const GPT2 *m, const char *dir, const char *weights, const char *config, Error *e) {
+    if (make_directory(dir, e)) return -1;
+    char *path = path_of(dir, weights), *config_path = path_of(dir, "adapter_config.json");
+    STWriter *w = st_new();
+    for (int i = gpt2_own_tensors(m); i < gpt2_tensors(m); i++) declare(w, gpt2_tensor(m, i), "");
+    int status = st_begin(w, path, e);
+    float *piece = xmalloc(PIECE * sizeof *piece);
+    for (int i = gpt2_own_tensors(m); i < gpt2_tensors(m) && !status; i++) status = write_tensor(w, m, i, GPT2_WEIGHT, piece, e);
+    if (!status) status = write_text(config_path, config, e);
+    if (st_end(w, !status, e)) status = -1;
+    free(piece);
+    free(path);
+    free(config_path);
+    return status;
+}
+
+/* name, or when bare without the "transformer." in it, in st. NULL when absent. */
+static const STTensor *find_added(const SafeTensors *st, const char *name, bool bare) {
+    const char *cut = bare ? strstr(name, "transformer.") : NULL;
+    Str full = {0};
+    if (cut) str_add(&full, name, (size_t)(cut - name));
+    str_printf(&full, "%s", cut ? cut + strlen("transformer.") : name);
+    const STTensor *t = st_find(st, full.s);
+    free(full.s);
+    return t;
+}
+
+/* Every added tensor is in st, in its shape, and nothing else is. *bare: how they are called there. */
+static int check_added(const SafeTensors *st, const GPT2 *m, bool *bare, Error *e) {
+    const int own = gpt2_own_tensors(m), all = gpt2_tensors(m);
+    char a[192], b[192];
+    *bare = false;
+    for (int i = own; i < all && !*bare; i++) {   // one name tells: all of them are checked below
+        const char *name = gpt2_tensor(m, i)->name;
+        *bare = !find_added(st, name, false) && find_added(st, name, true);
+    }
+    bool *wanted = xcalloc((size_t)st->count, sizeof *wanted);
+    int status = 0;
+    for (int i = own; i < all && !status; i++) {
+        const GPT2Tensor *x = gpt2_tensor(m, i);
+        const STTensor *t = find_added(st, x->name, *bare);
+        size_t shape[2] = {(size_t)x->shape[0], (size_t)x->shape[1]};
+        if (!t)
+            status = fail(e, "%s: tensor %s is missing, expected with shape %s by adapter_config.json and the model", st->name, x->name,
+                          shape_text(b, x->ndim, shape));
+        else if (!same_shape(t, x->ndim, shape))
+            status = fail(e, "%s: tensor %s has shape %s, expected %s by adapter_config.json and the model", st->name, t->name,
+                          shape_text(a, t->ndim, t->shape), shape_text(b, x->ndim, shape));
+        else if (t->type != ST_F32 && t->type != ST_F16 && t->type != ST_BF16)
+            status = fail(e, "%s: tensor %s has type %s, expected F32, F16 or BF16", st->name, t->name, t->type_name);
+        else wanted[t - st->tensor] = true;
+    }
+    for (int i = 0; i < st->count && !status; i++)
+        if (!wanted[i])
+            status = fail(e, "%s: tensor %.*s is none of the %d that adapter_config.json and the model ask for, whose names are like %s", st->name,
+                          SHOWN, st->tensor[i].name, all - own, all > own ? gpt2_tensor(m, own)->name : "(none)");
+    free(wanted);
+    return status;
+}
+
+int hf_load_added(GPT2 *m, const char *dir, const char *weights, Error *e) {
+    char *path = path_of(dir, weights);
+    bool bare;
+    SafeTensors *st = st_open(path, e);
+    if (!st && !exists(dir, weights) && (exists(dir, "adapter_model.bin") || exists(dir, "pytorch_adapter.bin")))
+        fail(e, "%s is missing, and the .bin beside it, a pickle, is not read; save the adapter again as safetensors", path);
+    int status = st ? check_added(st, m, &bare, e) : -1;
+    float *piece = xmalloc(PIECE * sizeof *piece);
+    for (int i = gpt2_own_tensors(m); i < gpt2_tensors(m) && !status; i++)
+        status = copy_tensor(m, i, GPT2_WEIGHT, find_added(st, gpt2_tensor(m, i)->name, bare), piece, e);
+    free(piece);
+    st_close(st);
+    free(path);
+    return status;
+}
+
 /* ---- the moments of a training state --------------------------------------------------------------------------- */
 
 static const struct {
