@@ -52,12 +52,17 @@ typedef struct {
    computed; a scalar head always trains. */
 typedef enum { TRAIN_ALL, TRAIN_NORMS, TRAIN_NONE } GPT2Trains;
 
+/* How a model whose own tensors are frozen keeps the four matrices of each block: as they are, or in NF4 (kernels.h), with the
+   largest magnitudes of the blocks in 32 or again in 8 bits. */
+typedef enum { KEEP_FLOAT, KEEP_NF4, KEEP_NF4_DOUBLE } GPT2Keep;
+
 /* Ceilings, known before the first step: everything is allocated once. */
 typedef struct {
     int tokens, sequences;       // largest N and S of a batch
     int scored;                  // most tokens of a batch that have a target
     bool train;                  // gradients and moments for what trains, activations of every layer
     GPT2Trains trains;
+    GPT2Keep keep;               // of a mapped model; gpt2_reserve quantises, and lets go of the file's pages
     const GPT2Tensor *more;      // trained tensors that the technique adds (name, ndim, shape), zeros until written; they follow the
     int more_n;                  //   model's own in gpt2_tensor,
     const struct Tap *tap;       //   and a Tap (tap.h) gives them a meaning; NULL = none
@@ -149,7 +154,8 @@ typedef enum { GPT2_WEIGHT, GPT2_GRADIENT, GPT2_MOMENT1, GPT2_MOMENT2 } GPT2Part
 int   gpt2_tensors(const GPT2 *m);                             // the model's own, and after gpt2_reserve those of limits.more
 int   gpt2_own_tensors(const GPT2 *m);                         // the model's own, which come first
 const GPT2Tensor *gpt2_tensor(const GPT2 *m, int i);
-/* Copies elements [offset, offset + n) of a part of tensor i. Only trained tensors of a reserved model have more than a weight. */
+/* Copies elements [offset, offset + n) of a part of tensor i. Only trained tensors of a reserved model have more than a weight. Of
+   a quantised weight the numbers are those that it stands for; it cannot be written. */
 void  gpt2_read (const GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, float *host);
 void  gpt2_write(GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, const float *host);
 /* A mapped model: tensor i lives at data, for as long as the model does. False when the backend must have a copy:
