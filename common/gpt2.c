@@ -589,12 +589,16 @@ static real *logits_of(GPT2 *m, int from, int rows) {
     return m->logits;
 }
 
+/* Both must just have scored the same rows; returns how many of them fit into memory at a time. */
+static int rows_of_both(const GPT2 *m, const GPT2 *other, const char *caller) {
+    if (other->scored != m->scored || other->config.vocab_size != m->config.vocab_size || other->ldv != m->ldv || other->beta != m->beta ||
+        memcmp(other->host_row, m->host_row, sizeof(int) * (size_t)m->scored))
+        die("%s: the two models must just have scored the same rows at the same temperature", caller);
+    return m->logit_rows < other->logit_rows ? m->logit_rows : other->logit_rows;
+}
+
 void gpt2_kl(GPT2 *m, GPT2 *reference, float *kl) {
-    const int R = m->scored, V = m->config.vocab_size;
-    const int most = m->logit_rows < reference->logit_rows ? m->logit_rows : reference->logit_rows;
-    if (reference->scored != R || reference->config.vocab_size != V || reference->ldv != m->ldv || reference->beta != m->beta ||
-        memcmp(reference->host_row, m->host_row, sizeof(int) * (size_t)R))
-        die("gpt2_kl: the two models must just have scored the same rows at the same temperature");
+    const int R = m->scored, V = m->config.vocab_size, most = rows_of_both(m, reference, "gpt2_kl");
     for (int i = 0; i < m->batch.N; i++) kl[i] = 0;
     if (!R) return;
     // the last rows first: then, where the logits of all rows fit, both models keep theirs, and backward finds them
@@ -605,6 +609,19 @@ void gpt2_kl(GPT2 *m, GPT2 *reference, float *kl) {
     }
     device_read(m->host_float, m->dlogp, sizeof(float) * (size_t)R);
     for (int r = 0; r < R; r++) kl[m->host_row[r]] = m->host_float[r];
+}
+
+float gpt2_logit_difference(GPT2 *m, GPT2 *other, float *largest) {
+    const int R = m->scored, V = m->config.vocab_size, most = rows_of_both(m, other, "gpt2_logit_difference");
+    float difference = 0, size = 0;
+    for (int from = 0; from < R; from += most) {
+        int rows = R - from < most ? R - from : most;
+        const real *a = logits_of(m, from, rows), *b = logits_of(other, from, rows);
+        difference = fmaxf(difference, largest_difference(a, b, rows, V, m->ldv));
+        size = fmaxf(size, largest_difference(a, NULL, rows, V, m->ldv));
+    }
+    if (largest) *largest = size;
+    return difference;
 }
 
 /* The scalar head's tensors stand after ln_f's. */

@@ -105,6 +105,9 @@ void  gpt2_logprob (GPT2 *m, const int *target, float temperature, float *logp, 
 /* The exact divergence of the two models' distributions, per token (N): KL(p || q) = sum over the vocabulary of p log(p / q), p of m and q of
    reference, in nats. Both have just had gpt2_forward and gpt2_logprob of the same batch, targets and temperature. 0 where not scored. */
 void  gpt2_kl      (GPT2 *m, GPT2 *reference, float *kl);
+/* How far apart the two models' logits lie: the largest difference anywhere, after the same calls as for gpt2_kl; and, unless NULL, the
+   largest of m's magnitudes. Infinite when one is not finite. */
+float gpt2_logit_difference(GPT2 *m, GPT2 *other, float *largest);
 /* The scalar head on the last forward, per token (N): value[i] = w . ln_f(h_i) (+ bias). */
 void  gpt2_value   (GPT2 *m, float *value);
 /* Adds to the gradients those of a loss whose derivatives by the numbers above are dlogp, dentropy and dvalue (N, or NULL). */
