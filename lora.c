@@ -89,16 +89,17 @@ static Run defaults(bool example) {
         run.model = run_example_file("tiny");
         run.data = run_example_file("tiny/domain.jsonl");
         run.eval = run_example_file("tiny/domain-eval.jsonl");
-        run.per_device_train_batch_size = 16;
+        run.per_device_train_batch_size = 8;
         run.gradient_accumulation_steps = 1;
-        run.max_steps = 200;
+        run.max_steps = 400;
         run.learning_rate = 3e-3f;
         run.adam_beta2 = 0.99f;
         run.lr_scheduler_type = "cosine";
         run.warmup_steps = 20;
-        run.eval_steps = 100;
+        run.eval_steps = 200;
         run.logging_steps = 50;
         task.eval_samples = 128;
+        args.lora_dropout = 0;   // ten epochs of a few hundred short records: what a rank of 16 can hold it may use
     }
     return run;
 }
