@@ -390,8 +390,8 @@ static void product_few(int M, int N, int K, Matrix A, Matrix B, float *C, size_
 }
 
 /*
- * One row: a vector times B, which is read once, in place, as fast as memory gives it. All matrices of GPT-2 124M: 23 ms
- * by strips of 64 columns where a plain stream read 34 GB/s, and 17 ms so; 28 and 12 ms where it read 63.
+ * One row: a vector times B, which is read once, in place, as fast as memory gives it. All matrices of GPT-2 124M,
+ * where a plain stream read 63 GB/s: 28 ms by strips of 64 columns, 12 ms so.
  *
  * Of a row-major B each thread takes columns in as wide a segment as it can, and 8 rows of it at a time; the 8 rows below are fetched
  * meanwhile. Where a segment ends the hardware reads on in vain: with 384 columns a thread reaches two thirds of what it does with 1,536.
