@@ -121,7 +121,7 @@ tiny-out: $(B)/world $(B)/full_ft
 
 tiny: tiny-out
 	cp $(B)/tiny/out/model.safetensors test/tiny/
-	for f in sft sft-eval sft-korean-eval summaries summaries-eval; do cp $(B)/tiny/world/$$f.jsonl test/tiny/; done
+	for f in sft sft-eval sft-korean-eval summaries summaries-eval domain domain-eval domain-old-eval; do cp $(B)/tiny/world/$$f.jsonl test/tiny/; done
 	sha256sum test/tiny/model.safetensors
 
 # Every program on the built-in world, and one table of what it learned there.

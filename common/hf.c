@@ -1081,6 +1081,214 @@ int hf_save(const GPT2 *m, const char *dir, const char *from, Error *e) {
     return status;
 }
 
+/* ---- adapters -------------------------------------------------------------------------------------------------- */
+
+/* dir/adapter_config.json, or NULL with e filled. *path, to be freed, is its name for messages. */
+static json_t *read_adapter_config(const char *dir, char **path, Error *e) {
+    *path = path_of(dir, "adapter_config.json");
+    return read_json(*path, MAX_CONFIG, e);
+}
+
+int hf_adapter_format(const char *dir, AdapterFormat *format, Error *e) {
+    char *path;
+    json_t *config = read_adapter_config(dir, &path, e);
+    const char *version = json_string_value(json_object_get(config, "version"));
+    int status = config ? 0 : -1;
+    if (json_object_get(config, "peft_type")) *format = ADAPTER_PEFT;
+    else if (json_is_object(json_object_get(config, "config")) && version && !strncmp(version, "adapters.", 9)) *format = ADAPTER_HUB;
+    else if (config)
+        status = fail(e, "%s: neither PEFT's (it has no peft_type) nor AdapterHub's (config, and a version like \"adapters.1.2.0\")", path);
+    json_decref(config);
+    free(path);
+    return status;
+}
+
+/* Keys of PEFT's adapter_config.json that change nothing here: what a file says of itself, and what says only how training began. Conv1D
+   or not (fan_in_fan_out) is known from the model. */
+static const char *const harmless[] = {"base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode", "fan_in_fan_out",
+                                       "megatron_core", "qalora_group_size", "runtime_config", NULL};
+static const char *const understood[] = {"peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "bias",
+                                         "init_lora_weights", NULL};
+
+static bool among(const char *const *names, const char *name) {
+    while (*names && strcmp(*names, name)) names++;
+    return *names;
+}
+
+/* Says nothing: null, false, or an empty array, object or text. */
+static bool is_nothing(json_t *value) {
+    return json_is_null(value) || json_is_false(value) || (json_is_array(value) && !json_array_size(value)) ||
+           (json_is_object(value) && !json_object_size(value)) || (json_is_string(value) && !*json_string_value(value));
+}
+
+/* An absent key or one of these texts (NULL ends them). */
+static int expect_text(json_t *config, const char *path, const char *key, const char *const *allowed, const char *expected, Error *e) {
+    json_t *value = json_object_get(config, key);
+    const char *text = json_string_value(value);
+    if (!value || json_is_null(value) || (text && among(allowed, text))) return 0;
+    return refuse(e, path, config, key, "%s", expected);
+}
+
+/* target_modules: an array of names, or the word for all of them. */
+static int read_targets(json_t *config, const char *path, LoraConfig *lora, Error *e) {
+    json_t *value = json_object_get(config, "target_modules"), *name;
+    const char *all = json_string_value(value);
+    size_t i, n = 0;
+    if (all && !strcmp(all, "all-linear")) return strcpy(lora->targets, all), 0;
+    if (!json_array_size(value)) return refuse(e, path, config, "target_modules", "an array of names, or \"all-linear\" (patterns are not implemented)");
+    json_array_foreach(value, i, name) {
+        const char *text = json_string_value(name);
+        if (!text || !*text || strchr(text, ',')) return refuse(e, path, config, "target_modules", "names of modules, such as \"c_attn\"");
+        if (n + strlen(text) + 2 > sizeof lora->targets) return refuse(e, path, config, "target_modules", "at most %zu characters", sizeof lora->targets);
+        n += (size_t)snprintf(lora->targets + n, sizeof lora->targets - n, "%s%s", n ? "," : "", text);
+    }
+    return 0;
+}
+
+static int read_lora(json_t *config, const char *path, LoraConfig *lora, Error *e) {
+    static const char *const type[] = {"LORA", NULL}, *const task[] = {"CAUSAL_LM", NULL}, *const bias[] = {"none", NULL};
+    static const char *const init[] = {"gaussian", "orthogonal", "eva", NULL};   // the others start from another base than the model
+    json_t *value;
+    const char *key;
+    *lora = (LoraConfig){0};
+    if (expect_text(config, path, "peft_type", type, "\"LORA\": PEFT's other techniques are not implemented", e) ||
+        expect_text(config, path, "task_type", task, "\"CAUSAL_LM\" or null: a language model", e) ||
+        expect_text(config, path, "bias", bias, "\"none\": trained biases are not implemented", e))
+        return -1;
+    if (!json_is_boolean(json_object_get(config, "init_lora_weights")) &&
+        expect_text(config, path, "init_lora_weights", init, "true: otherwise the base model was changed, too", e))
+        return -1;
+    json_object_foreach(config, key, value) {
+        if (among(harmless, key) || among(understood, key) || is_nothing(value)) continue;
+        return refuse(e, path, config, key, "nothing: it is not implemented, and the adapter would not be what it was trained to be");
+    }
+    value = json_object_get(config, "r");
+    if (!json_is_integer(value) || json_integer_value(value) < 1 || json_integer_value(value) > 65536)
+        return refuse(e, path, config, "r", "a whole number from 1 to 65536");
+    lora->r = (int)json_integer_value(value);
+    value = json_object_get(config, "lora_alpha");
+    lora->alpha = (float)(value ? json_number_value(value) : 8);   // the library's default
+    if ((value && !json_is_number(value)) || !isfinite(lora->alpha)) return refuse(e, path, config, "lora_alpha", "a number");
+    value = json_object_get(config, "use_rslora");
+    if (value && !json_is_boolean(value) && !json_is_null(value)) return refuse(e, path, config, "use_rslora", "true or false");
+    lora->rslora = json_is_true(value);
+    return read_fraction(config, path, "lora_dropout", 0, 0, &lora->dropout, e) || read_targets(config, path, lora, e) ? -1 : 0;
+}
+
+int hf_lora_config(const char *dir, LoraConfig *lora, Error *e) {
+    AdapterFormat format;
+    if (hf_adapter_format(dir, &format, e)) return -1;
+    char *path;
+    json_t *config = read_adapter_config(dir, &path, e);
+    int status = !config ? -1 : format != ADAPTER_PEFT ? fail(e, "%s is AdapterHub's, a bottleneck adapter: it belongs to adapter.c", path)
+                                                       : read_lora(config, path, lora, e);
+    json_decref(config);
+    free(path);
+    return status;
+}
+
+/* -1, 0 or 1 as strcmp, for an array of texts. */
+static int by_text(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
+
+char *hf_lora_text(const LoraConfig *lora, const char *base) {
+    char *names = xstrdup(lora->targets), *rest = names;
+    const char *target[sizeof lora->targets];
+    size_t n = 0;
+    for (char *name; (name = strsep(&rest, ","));) target[n++] = name;
+    qsort(target, n, sizeof *target, by_text);   // PEFT's is a set
+    json_t *targets = json_array(), *alpha = json_real(decimal(lora->alpha));
+    for (size_t i = 0; i < n; i++) json_array_append_new(targets, json_string(target[i]));
+    if (lora->alpha == floorf(lora->alpha) && fabsf(lora->alpha) < 1e9f) json_decref(alpha), alpha = json_integer((json_int_t)lora->alpha);
+    if (n == 1 && !strcmp(target[0], "all-linear")) json_decref(targets), targets = json_string("all-linear");
+    json_t *config = json_pack("{s:n, s:s, s:s, s:b, s:b, s:b, s:n, s:n, s:o, s:f, s:n, s:s, s:i, s:n, s:o, s:s}", "auto_mapping",
+                               "base_model_name_or_path", base ? base : "", "bias", "none", "fan_in_fan_out", 1, "inference_mode", 1,
+                               "init_lora_weights", 1, "layers_pattern", "layers_to_transform", "lora_alpha", alpha, "lora_dropout",
+                               decimal(lora->dropout), "modules_to_save", "peft_type", "LORA", "r", lora->r, "revision", "target_modules",
+                               targets, "task_type", "CAUSAL_LM");
+    if (!config) die("the name of the base model or of a target is not UTF-8, and JSON cannot hold it");
+    if (lora->rslora) json_object_set_new(config, "use_rslora", json_true());   // older versions do not know the key
+    char *text = config_text(config);
+    json_decref(config);
+    free(names);
+    return text;
+}
+
+int hf_save_added(const GPT2 *m, const char *dir, const char *weights, const char *config, Error *e) {
+    if (make_directory(dir, e)) return -1;
+    char *path = path_of(dir, weights), *config_path = path_of(dir, "adapter_config.json");
+    STWriter *w = st_new();
+    for (int i = gpt2_own_tensors(m); i < gpt2_tensors(m); i++) declare(w, gpt2_tensor(m, i), "");
+    int status = st_begin(w, path, e);
+    float *piece = xmalloc(PIECE * sizeof *piece);
+    for (int i = gpt2_own_tensors(m); i < gpt2_tensors(m) && !status; i++) status = write_tensor(w, m, i, GPT2_WEIGHT, piece, e);
+    if (!status) status = write_text(config_path, config, e);
+    if (st_end(w, !status, e)) status = -1;
+    free(piece);
+    free(path);
+    free(config_path);
+    return status;
+}
+
+/* name, or when bare without the "transformer." in it, in st. NULL when absent. */
+static const STTensor *find_added(const SafeTensors *st, const char *name, bool bare) {
+    const char *cut = bare ? strstr(name, "transformer.") : NULL;
+    Str full = {0};
+    if (cut) str_add(&full, name, (size_t)(cut - name));
+    str_printf(&full, "%s", cut ? cut + strlen("transformer.") : name);
+    const STTensor *t = st_find(st, full.s);
+    free(full.s);
+    return t;
+}
+
+/* Every added tensor is in st, in its shape, and nothing else is. *bare: how they are called there. */
+static int check_added(const SafeTensors *st, const GPT2 *m, bool *bare, Error *e) {
+    const int own = gpt2_own_tensors(m), all = gpt2_tensors(m);
+    char a[192], b[192];
+    *bare = false;
+    for (int i = own; i < all && !*bare; i++) {   // one name tells: all of them are checked below
+        const char *name = gpt2_tensor(m, i)->name;
+        *bare = !find_added(st, name, false) && find_added(st, name, true);
+    }
+    bool *wanted = xcalloc((size_t)st->count, sizeof *wanted);
+    int status = 0;
+    for (int i = own; i < all && !status; i++) {
+        const GPT2Tensor *x = gpt2_tensor(m, i);
+        const STTensor *t = find_added(st, x->name, *bare);
+        size_t shape[2] = {(size_t)x->shape[0], (size_t)x->shape[1]};
+        if (!t)
+            status = fail(e, "%s: tensor %s is missing, expected with shape %s by adapter_config.json and the model", st->name, x->name,
+                          shape_text(b, x->ndim, shape));
+        else if (!same_shape(t, x->ndim, shape))
+            status = fail(e, "%s: tensor %s has shape %s, expected %s by adapter_config.json and the model", st->name, t->name,
+                          shape_text(a, t->ndim, t->shape), shape_text(b, x->ndim, shape));
+        else if (t->type != ST_F32 && t->type != ST_F16 && t->type != ST_BF16)
+            status = fail(e, "%s: tensor %s has type %s, expected F32, F16 or BF16", st->name, t->name, t->type_name);
+        else wanted[t - st->tensor] = true;
+    }
+    for (int i = 0; i < st->count && !status; i++)
+        if (!wanted[i])
+            status = fail(e, "%s: tensor %.*s is none of the %d that adapter_config.json and the model ask for, whose names are like %s", st->name,
+                          SHOWN, st->tensor[i].name, all - own, all > own ? gpt2_tensor(m, own)->name : "(none)");
+    free(wanted);
+    return status;
+}
+
+int hf_load_added(GPT2 *m, const char *dir, const char *weights, Error *e) {
+    char *path = path_of(dir, weights);
+    bool bare;
+    SafeTensors *st = st_open(path, e);
+    if (!st && !exists(dir, weights) && (exists(dir, "adapter_model.bin") || exists(dir, "pytorch_adapter.bin")))
+        fail(e, "%s is missing, and the .bin beside it, a pickle, is not read; save the adapter again as safetensors", path);
+    int status = st ? check_added(st, m, &bare, e) : -1;
+    float *piece = xmalloc(PIECE * sizeof *piece);
+    for (int i = gpt2_own_tensors(m); i < gpt2_tensors(m) && !status; i++)
+        status = copy_tensor(m, i, GPT2_WEIGHT, find_added(st, gpt2_tensor(m, i)->name, bare), piece, e);
+    free(piece);
+    st_close(st);
+    free(path);
+    return status;
+}
+
 /* ---- the moments of a training state --------------------------------------------------------------------------- */
 
 static const struct {
