@@ -231,6 +231,8 @@ typedef enum {
     RANDOM_DROPOUT_ATTN_RESID,
     RANDOM_DROPOUT_MLP_RESID,
     RANDOM_DATA,          // whatever a stage draws for its records
+    RANDOM_DROPOUT_LORA,  // on the input of a LoRA        (these two: add layer << 8 and the place << 24)
+    RANDOM_DROPOUT_ADAPTER,   // in a bottleneck adapter
 } RandomPurpose;
 
 typedef struct {
