@@ -84,6 +84,12 @@ void device_copy(void *to, const void *from, size_t bytes) { memcpy(to, from, by
 void device_write(void *device, const void *host, size_t bytes) { memcpy(device, host, bytes); }
 void device_read(void *host, const void *device, size_t bytes) { memcpy(host, device, bytes); }
 real *device_map(const void *host, size_t n) { return n && (uintptr_t)host % _Alignof(real) == 0 ? (real *)(uintptr_t)host : NULL; }
+
+void device_unmap(const real *device, size_t n) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = ((uintptr_t)device + page - 1) / page * page, end = (uintptr_t)(device + n) / page * page;
+    if (begin < end) madvise((void *)begin, end - begin, MADV_DONTNEED);
+}
+
 void real_write(real *device, const float *host, size_t n) { memcpy(device, host, n * sizeof *host); }
 void real_read(float *host, const real *device, size_t n) { memcpy(host, device, n * sizeof *host); }
 
@@ -214,12 +220,21 @@ static void tile_packed(int rows, int columns, int K, const float *a, const floa
     for (int i = 0; i < rows; i++) memcpy(c + i * c_row, edge + i * NR, sizeof(float) * (size_t)columns);
 }
 
-/* A factor of a product, as it lies in memory: row-major with a stride, or the transpose of such a matrix. */
+/* A factor of a product, as it lies in memory: row-major with a stride, or the transpose of such a matrix. The second factor may
+   have its numbers in four bits. */
 typedef struct {
     const float *p;
     size_t stride;
     bool transposed;
+    const NF4 *nf4;
 } Matrix;
+
+static inline __m256 nf4_load(const NF4 *q, size_t at, int n);   // below, with the rest of NF4
+
+/* Up to 8 elements from element `at` on, of which n exist. nf4 is known where this is inlined. */
+static inline __attribute__((always_inline)) __m256 load_from(const bool nf4, Matrix B, size_t at, int n) {
+    return nf4 ? nf4_load(B.nf4, at, n) : load(B.p + at, n);
+}
 
 /* Packs rows i .. i+6 (those below M; the rest 0) and columns k .. k+K of A, column after column: out[k * 6 + i].
    Writes 2 floats beyond, which the next panel overwrites. */
@@ -241,26 +256,31 @@ static void pack_a(float *out, Matrix A, int i, int M, int k, int K) {
 }
 
 /* Packs columns j .. j+columns (up to 16; the rest 0) and rows k .. k+K of B, row after row: out[k * 16 + j]. */
-static void pack_b(float *out, Matrix B, int j, int columns, int k, int K) {
+static inline __attribute__((always_inline)) void pack_b_from(const bool nf4, float *out, Matrix B, int j, int columns, int k, int K) {
     if (!B.transposed) {
-        const float *p = B.p + (size_t)k * B.stride + (size_t)j;
-        for (int kk = 0; kk < K; kk++, p += B.stride, out += NR) {
-            _mm256_store_ps(out, load(p, columns));
-            _mm256_store_ps(out + 8, load(p + 8, columns - 8));
+        size_t at = (size_t)k * B.stride + (size_t)j;
+        for (int kk = 0; kk < K; kk++, at += B.stride, out += NR) {
+            _mm256_store_ps(out, load_from(nf4, B, at, columns));
+            _mm256_store_ps(out + 8, columns > 8 ? load_from(nf4, B, at + 8, columns - 8) : _mm256_setzero_ps());
         }
         return;
     }
     for (int half = 0; half < NR; half += 8) {
-        const float *p = B.p + (size_t)(j + half) * B.stride + (size_t)k;
+        const size_t at = (size_t)(j + half) * B.stride + (size_t)k;
         for (int kk = 0; kk < K; kk += 8) {
             __m256 r[8];
             int depth = min_int(8, K - kk);
             for (int row = 0; row < 8; row++)
-                r[row] = half + row < columns ? load(p + (size_t)row * B.stride + (size_t)kk, depth) : _mm256_setzero_ps();
+                r[row] = half + row < columns ? load_from(nf4, B, at + (size_t)row * B.stride + (size_t)kk, depth) : _mm256_setzero_ps();
             transpose8(r);
             for (int d = 0; d < depth; d++) _mm256_store_ps(out + (kk + d) * NR + half, r[d]);
         }
     }
+}
+
+static void pack_b(float *out, Matrix B, int j, int columns, int k, int K) {
+    if (B.nf4) pack_b_from(true, out, B, j, columns, k, K);
+    else pack_b_from(false, out, B, j, columns, k, K);
 }
 
 static const float zeros[NR];
@@ -349,23 +369,27 @@ static void product_few(int M, int N, int K, Matrix A, Matrix B, float *C, size_
  */
 enum { AHEAD = 8 };   // rows of B fetched in advance: the hardware does not guess a stride of kilobytes
 
-static void row_strip(int columns, int K, const float *x, const float *b, size_t stride, const float *start, float *c) {
+static inline __attribute__((always_inline)) void row_strip(const bool nf4, int columns, int K, const float *x, Matrix B, int j, const float *start,
+                                                            float *c) {
     __m256 sum[STRIP / 8];
     for (int v = 0; v < STRIP / 8; v++) sum[v] = load(start + 8 * v, columns - 8 * v);
-    if (columns == STRIP) {
-        for (int k = 0; k < K; k++, b += stride) {
+    if (columns == STRIP && !nf4) {
+        const float *b = B.p + j;
+        for (int k = 0; k < K; k++, b += B.stride) {
             __m256 xk = _mm256_broadcast_ss(x + k);
-            for (int line = 0; line < STRIP; line += 16) _mm_prefetch((const char *)(b + AHEAD * stride + line), _MM_HINT_T0);
+            for (int line = 0; line < STRIP; line += 16) _mm_prefetch((const char *)(b + AHEAD * B.stride + line), _MM_HINT_T0);
             for (int v = 0; v < STRIP / 8; v++) sum[v] = _mm256_fmadd_ps(xk, _mm256_loadu_ps(b + 8 * v), sum[v]);
         }
     } else {
-        for (int k = 0; k < K; k++, b += stride)
-            for (int v = 0; 8 * v < columns; v++) sum[v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + k), load(b + 8 * v, columns - 8 * v), sum[v]);
+        for (int k = 0; k < K; k++)
+            for (int v = 0; 8 * v < columns; v++)
+                sum[v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + k), load_from(nf4, B, (size_t)k * B.stride + (size_t)(j + 8 * v), columns - 8 * v), sum[v]);
     }
     for (int v = 0; 8 * v < columns; v++) store(c + 8 * v, sum[v], columns - 8 * v);
 }
 
-static void row_strip_transposed(int columns, int K, const float *x, const float *b, size_t stride, const float *start, float *c) {
+static inline __attribute__((always_inline)) void row_strip_transposed(const bool nf4, int columns, int K, const float *x, Matrix B, int j0,
+                                                                       const float *start, float *c) {
     enum { GROUP = 32 };
     for (int j = 0; j < columns; j += GROUP) {
         __m256 sum[GROUP / 8];
@@ -375,7 +399,7 @@ static void row_strip_transposed(int columns, int K, const float *x, const float
             for (int v = 0; v < GROUP / 8 && j + 8 * v < columns; v++) {
                 __m256 r[8];
                 for (int i = 0; i < 8; i++)
-                    r[i] = j + 8 * v + i < columns ? load(b + (size_t)(j + 8 * v + i) * stride + (size_t)k, depth) : _mm256_setzero_ps();
+                    r[i] = j + 8 * v + i < columns ? load_from(nf4, B, (size_t)(j0 + j + 8 * v + i) * B.stride + (size_t)k, depth) : _mm256_setzero_ps();
                 transpose8(r);
                 for (int d = 0; d < depth; d++) sum[v] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + k + d), r[d], sum[v]);
             }
@@ -390,8 +414,10 @@ static void product_one(int N, int K, const float *x, Matrix B, float *C, const 
         static const float none[STRIP];
         const float *start = accumulate ? C + j : bias ? bias + j : none;
         int columns = min_int(STRIP, N - j);
-        if (B.transposed) row_strip_transposed(columns, K, x, B.p + (size_t)j * B.stride, B.stride, start, C + j);
-        else row_strip(columns, K, x, B.p + j, B.stride, start, C + j);
+        if (B.nf4 && B.transposed) row_strip_transposed(true, columns, K, x, B, j, start, C + j);
+        else if (B.nf4) row_strip(true, columns, K, x, B, j, start, C + j);
+        else if (B.transposed) row_strip_transposed(false, columns, K, x, B, j, start, C + j);
+        else row_strip(false, columns, K, x, B, j, start, C + j);
     }
 }
 
@@ -433,12 +459,12 @@ void embed_backward(float *dwte, float *dwpe, const real *dout, const int *token
  */
 
 void linear_forward(real *out, const real *inp, const real *weight, const real *bias, int N, int IC, int OC) {
-    product(N, OC, IC, (Matrix){inp, (size_t)IC, false}, (Matrix){weight, (size_t)OC, false}, out, (size_t)OC, bias, false);
+    product(N, OC, IC, (Matrix){inp, (size_t)IC, false, NULL}, (Matrix){weight, (size_t)OC, false, NULL}, out, (size_t)OC, bias, false);
 }
 
 void linear_backward_input(real *dinp, const real *dout, const real *weight, int N, int IC, int OC) {
     // out = inp weight:  dinp = dout weight^T
-    product(N, IC, OC, (Matrix){dout, (size_t)OC, false}, (Matrix){weight, (size_t)OC, true}, dinp, (size_t)IC, NULL, false);
+    product(N, IC, OC, (Matrix){dout, (size_t)OC, false, NULL}, (Matrix){weight, (size_t)OC, true, NULL}, dinp, (size_t)IC, NULL, false);
 }
 
 /* sum (OC) += the rows of x (N,OC), in their order. */
@@ -451,8 +477,21 @@ static void add_columns(float *sum, const real *x, int N, int OC) {
 
 void linear_backward_weight(float *dweight, float *dbias, const real *inp, const real *dout, int N, int IC, int OC) {
     // out = inp weight:  dweight = inp^T dout
-    if (dweight) product(IC, OC, N, (Matrix){inp, (size_t)IC, true}, (Matrix){dout, (size_t)OC, false}, dweight, (size_t)OC, NULL, true);
+    if (dweight) product(IC, OC, N, (Matrix){inp, (size_t)IC, true, NULL}, (Matrix){dout, (size_t)OC, false, NULL}, dweight, (size_t)OC, NULL, true);
     if (dbias) add_columns(dbias, dout, N, OC);
+}
+
+void linear_forward_add(real *out, const real *inp, const real *weight, int N, int IC, int OC) {
+    product(N, OC, IC, (Matrix){inp, (size_t)IC, false, NULL}, (Matrix){weight, (size_t)OC, false, NULL}, out, (size_t)OC, NULL, true);
+}
+
+void linear_backward_input_add(real *dinp, const real *dout, const real *weight, int N, int IC, int OC) {
+    product(N, IC, OC, (Matrix){dout, (size_t)OC, false, NULL}, (Matrix){weight, (size_t)OC, true, NULL}, dinp, (size_t)IC, NULL, true);
+}
+
+void scale(real *x, float factor, size_t n) {
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i++) x[i] *= factor;
 }
 
 /* ------------------------------------------------------------------------------------------------------------------
@@ -465,17 +504,17 @@ void projection_forward(real *out, const real *inp, const real *weight, const re
         for (int n = 0; n < N; n++)
             for (int j = 0; j < OC; j++) out[(size_t)n * (size_t)OC + (size_t)j] += bias[j];
     }
-    product(N, OC, IC, (Matrix){inp, (size_t)IC, false}, (Matrix){weight, (size_t)IC, true}, out, (size_t)OC, bias, add);
+    product(N, OC, IC, (Matrix){inp, (size_t)IC, false, NULL}, (Matrix){weight, (size_t)IC, true, NULL}, out, (size_t)OC, bias, add);
 }
 
 void projection_backward_input(real *dinp, const real *dout, const real *weight, bool add, int N, int IC, int OC) {
     // out = inp weight^T:  dinp = dout weight
-    product(N, IC, OC, (Matrix){dout, (size_t)OC, false}, (Matrix){weight, (size_t)IC, false}, dinp, (size_t)IC, NULL, add);
+    product(N, IC, OC, (Matrix){dout, (size_t)OC, false, NULL}, (Matrix){weight, (size_t)IC, false, NULL}, dinp, (size_t)IC, NULL, add);
 }
 
 void projection_backward_weight(float *dweight, float *dbias, const real *inp, const real *dout, int N, int IC, int OC) {
     // out = inp weight^T:  dweight = dout^T inp
-    if (dweight) product(OC, IC, N, (Matrix){dout, (size_t)OC, true}, (Matrix){inp, (size_t)IC, false}, dweight, (size_t)IC, NULL, true);
+    if (dweight) product(OC, IC, N, (Matrix){dout, (size_t)OC, true, NULL}, (Matrix){inp, (size_t)IC, false, NULL}, dweight, (size_t)IC, NULL, true);
     if (dbias) add_columns(dbias, dout, N, OC);
 }
 
@@ -485,6 +524,162 @@ void add_activations(real *out, const real *x, const real *y, size_t n) {
         int left = n - i < 8 ? (int)(n - i) : 8;
         store(out + i, _mm256_add_ps(load(x + i, left), load(y + i, left)), left);
     }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * The same layer in four bits. What a product needs of the weight is decoded where it is packed, eight numbers at a time: both halves of
+ * the table of 16 are looked up by the lower three bits of a code, and its upper bit chooses. Each number is unpacked once for
+ * all rows of a superblock, which is why it costs little in training and half of the speed where a single row is multiplied.
+ */
+
+static const float nf4_value[16] = {
+    -1.0f,          -0.6961928010f, -0.5250730515f, -0.3949174881f, -0.2844413817f, -0.1847734302f, -0.0910500363f, 0.0f,
+    0.0795802996f,  0.1609302014f,  0.2461123019f,  0.3379152417f,  0.4407098293f,  0.5626170039f,  0.7229568362f,  1.0f};
+
+/* A number above threshold[c] has a code above c: half way between two values. */
+static const float nf4_threshold[15] = {
+    -0.8480964005f, -0.6106329262f, -0.4599952698f, -0.3396794349f, -0.2346074060f, -0.1379117332f, -0.0455250181f, 0.0397901498f,
+    0.1202552505f,  0.2035212517f,  0.2920137718f,  0.3893125355f,  0.5016634166f,  0.6427869201f,  0.8614784181f};
+
+/* The 256 values of the 8-bit numbers: for e = 0 .. 6, the centres of 2^e equal parts of [0.1, 1], times 10^(e-6), with both signs; 0; and 1
+   (Dettmers 2016, "8-bit approximations for parallelism in deep learning"). In ascending order; in float throughout, as bitsandbytes does. */
+static float dynamic_map[256];
+
+static int ascending(const void *a, const void *b) {
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+static void fill_dynamic_map(void) {
+    int n = 0;
+    for (int e = 0; e < 7; e++) {
+        const float step = (1 - 0.1f) / (float)(1 << e), unit = (float)pow(10, e - 6);
+        for (int i = 0; i < 1 << e; i++) {
+            float centre = ((0.1f + step * (float)i) + (0.1f + step * (float)(i + 1))) / 2 * unit;
+            dynamic_map[n++] = centre, dynamic_map[n++] = -centre;
+        }
+    }
+    dynamic_map[n++] = 0, dynamic_map[n++] = 1;
+    qsort(dynamic_map, 256, sizeof *dynamic_map, ascending);
+}
+
+static inline size_t blocks_of(size_t n, size_t block) { return (n + block - 1) / block; }
+
+size_t nf4_bytes(int IC, int OC, bool double_quant) {
+    size_t n = (size_t)IC * (size_t)OC, blocks = blocks_of(n, NF4_BLOCK);
+    return blocks * (NF4_BLOCK / 2) + (double_quant ? blocks_of(blocks, NF4_BLOCK2) * sizeof(float) + blocks : blocks * sizeof(float));
+}
+
+static inline float nf4_absmax(const NF4 *q, size_t block) {
+    return q->absmax ? q->absmax[block] : dynamic_map[q->absmax8[block]] * q->absmax2[block / NF4_BLOCK2] + q->offset;
+}
+
+/* Element `at` of weight^T as it lies. */
+static inline float nf4_number(const NF4 *q, size_t at) {
+    return nf4_value[at % 2 ? q->code[at / 2] & 15 : q->code[at / 2] >> 4] * nf4_absmax(q, at / NF4_BLOCK);
+}
+
+static inline __m256 nf4_load(const NF4 *q, size_t at, int n) {
+    if (at % 8 || n < 8) {   // across blocks or bytes, or at an edge
+        float x[8] = {0};
+        for (int i = 0; i < min_int(n, 8); i++) x[i] = nf4_number(q, at + (size_t)i);
+        return _mm256_loadu_ps(x);
+    }
+    int four;
+    memcpy(&four, q->code + at / 2, sizeof four);
+    __m256i code = _mm256_srlv_epi32(_mm256_set1_epi32(four), _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24));
+    __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(nf4_value), code), high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(nf4_value + 8), code);
+    __m256 value = _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));
+    return _mm256_mul_ps(value, _mm256_set1_ps(nf4_absmax(q, at / NF4_BLOCK)));
+}
+
+/* The code of a number between -1 and 1. NaN gets 0: whoever quantises looks for it first. */
+static inline uint8_t nf4_code(float x) {
+    int code = 0;
+    for (int c = 0; c < 15; c++) code += x > nf4_threshold[c];
+    return (uint8_t)code;
+}
+
+/* The nearest of the 256 values; of two that are equally near, the lower. */
+static uint8_t dynamic_code(float x) {
+    int low = 0, high = 255;
+    while (high - low > 1) {
+        int middle = (low + high) / 2;
+        if (dynamic_map[middle] <= x) low = middle;
+        else high = middle;
+    }
+    return (uint8_t)(x - dynamic_map[low] <= dynamic_map[high] - x ? low : high);
+}
+
+/* absmax (blocks) -> absmax8, absmax2 and offset. */
+static void quantize_absmax(NF4 *q, float *absmax, size_t blocks) {
+    double sum = 0;
+    for (size_t b = 0; b < blocks; b++) sum += (double)absmax[b];
+    q->offset = (float)(sum / (double)blocks);
+    for (size_t b0 = 0; b0 < blocks; b0 += NF4_BLOCK2) {
+        size_t b1 = b0 + NF4_BLOCK2 < blocks ? b0 + NF4_BLOCK2 : blocks;
+        float top = 0;
+        for (size_t b = b0; b < b1; b++) top = fmaxf(top, fabsf(absmax[b] -= q->offset));
+        const float inverse = top > 0 ? 1.0f / top : 0;
+        for (size_t b = b0; b < b1; b++) q->absmax8[b] = dynamic_code(absmax[b] * inverse);
+        q->absmax2[b0 / NF4_BLOCK2] = top;
+    }
+}
+
+void nf4_quantize(NF4 *q, void *memory, const real *weight, int IC, int OC, bool double_quant) {
+    enum { ROWS = NF4_BLOCK };   // of weight^T at a time: whole blocks, whatever IC is
+    const size_t n = (size_t)IC * (size_t)OC, blocks = blocks_of(n, NF4_BLOCK);
+    *q = (NF4){.IC = IC, .OC = OC, .code = memory};
+    float *absmax = (float *)(void *)(q->code + blocks * (NF4_BLOCK / 2));
+    if (double_quant) {
+        fill_dynamic_map();
+        q->absmax2 = absmax;
+        q->absmax8 = (uint8_t *)(absmax + blocks_of(blocks, NF4_BLOCK2));
+        absmax = xmalloc(sizeof *absmax * blocks);
+    } else {
+        q->absmax = absmax;
+    }
+#pragma omp parallel
+    {
+        float *x = xmalloc(sizeof *x * ROWS * (size_t)IC);
+#pragma omp for schedule(dynamic, 1)
+        for (int o0 = 0; o0 < OC; o0 += ROWS) {
+            const int rows = min_int(ROWS, OC - o0);
+            for (int i = 0; i < IC; i++)
+                for (int o = 0; o < rows; o++) x[(size_t)o * (size_t)IC + (size_t)i] = weight[(size_t)i * (size_t)OC + (size_t)(o0 + o)];
+            const size_t first = (size_t)o0 * (size_t)IC, count = (size_t)rows * (size_t)IC;
+            for (size_t at = 0; at < count; at += NF4_BLOCK) {
+                const size_t end = at + NF4_BLOCK < count ? at + NF4_BLOCK : count, block = (first + at) / NF4_BLOCK;
+                float top = 0;
+                for (size_t k = at; k < end; k++) top = fmaxf(top, fabsf(x[k]));
+                const float inverse = top > 0 ? 1.0f / top : 0;
+                for (size_t k = at; k < at + NF4_BLOCK; k += 2) {   // past the end: the code of 0
+                    uint8_t a = nf4_code(k < end ? x[k] * inverse : 0), b = nf4_code(k + 1 < end ? x[k + 1] * inverse : 0);
+                    q->code[(first + k) / 2] = (uint8_t)(a << 4 | b);
+                }
+                absmax[block] = top;
+            }
+        }
+        free(x);
+    }
+    if (!double_quant) return;
+    quantize_absmax(q, absmax, blocks);
+    free(absmax);
+}
+
+void nf4_read(float *out, const NF4 *q, size_t offset, size_t n) {
+    const size_t IC = (size_t)q->IC, OC = (size_t)q->OC;
+#pragma omp parallel for
+    for (size_t k = 0; k < n; k++) out[k] = nf4_number(q, (offset + k) % OC * IC + (offset + k) / OC);
+}
+
+void nf4_linear_forward(real *out, const real *inp, const NF4 *q, const real *bias, int N) {
+    product(N, q->OC, q->IC, (Matrix){inp, (size_t)q->IC, false, NULL}, (Matrix){NULL, (size_t)q->IC, true, q}, out, (size_t)q->OC, bias, false);
+}
+
+void nf4_linear_backward_input(real *dinp, const real *dout, const NF4 *q, int N) {
+    // out = inp weight:  dinp = dout weight^T
+    product(N, q->IC, q->OC, (Matrix){dout, (size_t)q->OC, false, NULL}, (Matrix){NULL, (size_t)q->IC, false, q}, dinp, (size_t)q->IC, NULL, false);
 }
 
 /* ------------------------------------------------------------------------------------------------------------------
@@ -651,7 +846,7 @@ void silu_backward(real *dout, real *inp, size_t n) {
 }
 
 /* ------------------------------------------------------------------------------------------------------------------
- * Random noise. Philox costs about 15 ns for four words; vectorising it was left out, since both uses are off by default.
+ * Random noise
  */
 
 /* Word c % 4 of the draw for element c of a token. */
@@ -659,18 +854,67 @@ static inline float noise_uniform(const Noise *z, int n, uint32_t c) {
     return random_uniform(random4(z->seed, z->purpose, z->step, z->sequence[n], (uint32_t)z->position[n], c / 4).v[c % 4]);
 }
 
+/* x (lanes of 32 bits) times m: the lower and the upper halves of the products. */
+static inline void multiply_wide(__m256i x, uint32_t m, __m256i *low, __m256i *high) {
+    __m256i m8 = _mm256_set1_epi32((int)m), even = _mm256_mul_epu32(x, m8), odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), m8);
+    *low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+    *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+}
+
+/* keep[i], i = 0 .. 31: all bits where channel c + i of the token in row n survives, c a multiple of 4. Eight runs of Philox
+   (util.h) side by side, which costs a seventh of as many one by one. */
+static inline void keep32(__m256 keep[4], const Noise *z, int n, int c) {
+    const uint64_t key = random_key(z->seed, z->purpose);
+    uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
+    __m256i v0 = _mm256_add_epi32(_mm256_set1_epi32(c / 4), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    __m256i v1 = _mm256_set1_epi32(z->position[n]), v2 = _mm256_set1_epi32((int)z->sequence[n]), v3 = _mm256_set1_epi32((int)z->step);
+    for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+        __m256i low0, high0, low1, high1;
+        multiply_wide(v0, 0xD2511F53u, &low0, &high0);
+        multiply_wide(v2, 0xCD9E8D57u, &low1, &high1);
+        v0 = _mm256_xor_si256(_mm256_xor_si256(high1, v1), _mm256_set1_epi32((int)k0));
+        v2 = _mm256_xor_si256(_mm256_xor_si256(high0, v3), _mm256_set1_epi32((int)k1));
+        v1 = low1, v3 = low0;
+    }
+    // lane i of v0 .. v3 holds the words of channels 4i .. 4i+3: turn them into the order of the channels
+    __m256i a = _mm256_unpacklo_epi32(v0, v1), b = _mm256_unpackhi_epi32(v0, v1), d = _mm256_unpacklo_epi32(v2, v3), e = _mm256_unpackhi_epi32(v2, v3);
+    __m256i w0 = _mm256_unpacklo_epi64(a, d), w1 = _mm256_unpackhi_epi64(a, d), w2 = _mm256_unpacklo_epi64(b, e), w3 = _mm256_unpackhi_epi64(b, e);
+    __m256i word[4] = {_mm256_permute2x128_si256(w0, w1, 0x20), _mm256_permute2x128_si256(w2, w3, 0x20), _mm256_permute2x128_si256(w0, w1, 0x31),
+                       _mm256_permute2x128_si256(w2, w3, 0x31)};
+    for (int i = 0; i < 4; i++) {
+        __m256 uniform = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srli_epi32(word[i], 8)), _mm256_set1_ps(0x1p-24f));
+        keep[i] = _mm256_cmp_ps(uniform, _mm256_set1_ps(z->p), _CMP_GE_OQ);
+    }
+}
+
 void dropout(real *x, int N, int C, Noise noise) {
     if (noise.p <= 0) return;
-    const float scale = 1.0f / (1.0f - noise.p);
+    const __m256 scale = _mm256_set1_ps(1.0f / (1.0f - noise.p));
 #pragma omp parallel for
-    for (int n = 0; n < N; n++)
-        for (int c = 0; c < C; c += 4) {
-            Random4 r = random4(noise.seed, noise.purpose, noise.step, noise.sequence[n], (uint32_t)noise.position[n], (uint32_t)c / 4);
-            for (int i = c; i < min_int(c + 4, C); i++) {
-                float *v = x + (size_t)n * (size_t)C + (size_t)i;
-                *v = random_uniform(r.v[i - c]) >= noise.p ? *v * scale : 0.0f;
-            }
+    for (int n = 0; n < N; n++) {
+        float *row = x + (size_t)n * (size_t)C;
+        __m256 keep[4];
+        for (int c = 0; c < C; c += 8) {
+            if (c % 32 == 0) keep32(keep, &noise, n, c);
+            store(row + c, _mm256_and_ps(keep[c % 32 / 8], _mm256_mul_ps(load(row + c, C - c), scale)), C - c);
         }
+    }
+}
+
+void dropout_add(real *out, const real *x, int N, int C, Noise noise) {
+    const __m256 scale = _mm256_set1_ps(1.0f / (1.0f - noise.p));
+#pragma omp parallel for
+    for (int n = 0; n < N; n++) {
+        const float *row = x + (size_t)n * (size_t)C;
+        float *to = out + (size_t)n * (size_t)C;
+        __m256 keep[4];
+        for (int c = 0; c < C; c += 8) {
+            __m256 v = load(row + c, C - c);
+            if (noise.p > 0 && c % 32 == 0) keep32(keep, &noise, n, c);
+            if (noise.p > 0) v = _mm256_and_ps(keep[c % 32 / 8], _mm256_mul_ps(v, scale));
+            store(to + c, _mm256_add_ps(load(to + c, C - c), v), C - c);
+        }
+    }
 }
 
 void add_uniform_noise(real *x, const float *magnitude, int N, int C, Noise noise) {
@@ -966,13 +1210,13 @@ void scatter_rows(real *out, const real *inp, const int *row, int R, int C) {
 }
 
 void head_forward(real *logits, const real *inp, const real *wte, int R, int C, int V, int ldv) {
-    product(R, V, C, (Matrix){inp, (size_t)C, false}, (Matrix){wte, (size_t)C, true}, logits, (size_t)ldv, NULL, false);
+    product(R, V, C, (Matrix){inp, (size_t)C, false, NULL}, (Matrix){wte, (size_t)C, true, NULL}, logits, (size_t)ldv, NULL, false);
 }
 
 void head_backward(real *dinp, float *dwte, const real *dlogits, const real *inp, const real *wte, int R, int C, int V, int ldv) {
     // logits = inp wte^T:  dinp = dlogits wte,  dwte = dlogits^T inp
-    if (dinp) product(R, C, V, (Matrix){dlogits, (size_t)ldv, false}, (Matrix){wte, (size_t)C, false}, dinp, (size_t)C, NULL, false);
-    if (dwte) product(V, C, R, (Matrix){dlogits, (size_t)ldv, true}, (Matrix){inp, (size_t)C, false}, dwte, (size_t)C, NULL, true);
+    if (dinp) product(R, C, V, (Matrix){dlogits, (size_t)ldv, false, NULL}, (Matrix){wte, (size_t)C, false, NULL}, dinp, (size_t)C, NULL, false);
+    if (dwte) product(V, C, R, (Matrix){dlogits, (size_t)ldv, true, NULL}, (Matrix){inp, (size_t)C, false, NULL}, dwte, (size_t)C, NULL, true);
 }
 
 /* The largest of a row and the first place where it stands. A NaN is never the largest; the sums below still show it. */

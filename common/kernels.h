@@ -43,6 +43,7 @@ void  device_copy(void *to, const void *from, size_t bytes);         // device -
 void  device_write(void *device, const void *host, size_t bytes);    // host -> device
 void  device_read(void *host, const void *device, size_t bytes);     // device -> host
 real *device_map(const void *host, size_t n);                        // n floats of host memory as device memory; NULL if they must be copied
+void device_unmap(const real *device, size_t n);                     // they may leave memory, where a file backs them; whoever reads them again waits
 void  real_write(real *device, const float *host, size_t n);         // the same, converting to and from storage
 void  real_read(float *host, const real *device, size_t n);
 
@@ -65,6 +66,12 @@ void linear_backward_input (real *dinp, const real *dout, const real *weight, in
 /* dweight (IC,OC) += inp^T dout;  dbias (OC) += column sums of dout; the chains run over n and go on from what is there */
 void linear_backward_weight(float *dweight, float *dbias, const real *inp, const real *dout, int N, int IC, int OC);
 
+/* The first two, added to what is there, where the chains start:  out += inp weight,  dinp += dout weight^T */
+void linear_forward_add       (real *out, const real *inp, const real *weight, int N, int IC, int OC);
+void linear_backward_input_add(real *dinp, const real *dout, const real *weight, int N, int IC, int OC);
+/* x (n) *= factor */
+void scale(real *x, float factor, size_t n);
+
 /* ------------------------------------------------------------------------------------------------------------------
  * Projection: a linear layer whose weight (OC,IC) lies as PyTorch's nn.Linear holds it, as adapters' files do. With add
  * the result joins what is there: the second path of a sum costs no pass of its own.
@@ -78,6 +85,32 @@ void projection_backward_input (real *dinp, const real *dout, const real *weight
 void projection_backward_weight(float *dweight, float *dbias, const real *inp, const real *dout, int N, int IC, int OC);
 /* out (n) = x + y; out may be either of them */
 void add_activations(real *out, const real *x, const real *y, size_t n);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * The same layer with a frozen weight of four bits a number: NF4 (Dettmers et al. 2023, QLoRA), whose 16 values are quantiles of the
+ * normal distribution. weight^T (OC,IC) is cut into blocks of 64 numbers as it lies, row after row; a number is stored as the nearest
+ * of the 16 values times the largest magnitude of its block. Codes, blocks and packing are those of bitsandbytes.
+ */
+
+enum { NF4_BLOCK = 64, NF4_BLOCK2 = 256 };
+
+typedef struct {
+    int IC, OC;
+    uint8_t *code;               // (device) (OC IC / 2) two codes a byte, the first in the upper half
+    float *absmax;               // (device) (blocks) the largest magnitude of each; or NULL, and then, double quantisation:
+    uint8_t *absmax8;            // (device) (blocks) absmax = dynamic_map[absmax8] * absmax2[block / 256] + offset
+    float *absmax2, offset;      // (device) (blocks / 256); the mean of the absmax
+} NF4;
+
+/* 0.5 bytes a number and 4 a block (4.5 bits in all); doubly quantised, 1 a block and 4 for 256 of them (4.127 bits) */
+size_t nf4_bytes(int IC, int OC, bool double_quant);
+/* q = weight (IC,OC), in memory of so many bytes */
+void nf4_quantize(NF4 *q, void *memory, const real *weight, int IC, int OC, bool double_quant);
+/* Elements [offset, offset + n) of weight (IC,OC) as they count in a product; out (host) */
+void nf4_read(float *out, const NF4 *q, size_t offset, size_t n);
+/* linear_forward and linear_backward_input with that weight, to the bit as if it stood there in full; it never does */
+void nf4_linear_forward       (real *out, const real *inp, const NF4 *weight, const real *bias, int N);
+void nf4_linear_backward_input(real *dinp, const real *dout, const NF4 *weight, int N);
 
 /* ------------------------------------------------------------------------------------------------------------------
  * Residual and layer norm (Ba et al. 2016), fused:  sum = x + y;  out = (sum - mean) * rstd * weight + bias
@@ -123,6 +156,8 @@ typedef struct {
 
 /* x (N,C) *= keep / (1 - p), keep = uniform >= p; its own backward (apply it to the gradient) */
 void dropout (real *x, int N, int C, Noise noise);
+/* out (N,C) += x keep / (1 - p) */
+void dropout_add(real *out, const real *x, int N, int C, Noise noise);
 /* x (N,C) += magnitude[n] * (2 uniform - 1); magnitude (device) (N) (NEFTune, Jain et al. 2023: alpha / sqrt(T C)) */
 void add_uniform_noise(real *x, const float *magnitude, int N, int C, Noise noise);
 
