@@ -27,6 +27,7 @@ typedef struct {
     real *w;
     float *g, *m1, *m2;
     bool own;                    // w was allocated for this tensor alone (a mapped model's exception)
+    NF4 *nf4;                    // what stands here instead of w, or NULL
 } Parts;
 
 /* Activations of one layer, all with N rows. Without training, and for all but r with checkpointing, layers share one set. */
@@ -139,6 +140,12 @@ static size_t trained_parameters(const GPT2Tensor *t, int count) {
     return n;
 }
 
+/* Bytes of a tensor's weight. */
+static size_t weight_bytes(const GPT2Tensor *t, GPT2Keep keep) {
+    const bool matrix = t->ndim == 2 && !strncmp(t->name, "h.", 2);
+    return matrix && keep ? (nf4_bytes(t->shape[0], t->shape[1], keep == KEEP_NF4_DOUBLE) + 63) / 64 * 64 : parameters(t, 1) * sizeof(real);
+}
+
 static inline Parts *of_layer(const GPT2 *m, int l) { return m->parts + FIRST_LAYER + PER_LAYER * l; }
 
 /* ---- memory ---------------------------------------------------------------------------------------------------- */
@@ -223,7 +230,7 @@ GPT2Memory gpt2_memory(const GPT2Config *config, const GPT2Limits *limits) {
     GPT2Tensor *table = tensor_table(config, limits->more_n, &m.own);
     plan_tensors(table, m.own, config, limits);
     m.tensors = m.own + limits->more_n;
-    memory.weights = parameters(table, m.tensors) * sizeof(real);
+    for (int i = 0; i < m.tensors; i++) memory.weights += weight_bytes(table + i, i < m.own ? limits->keep : KEEP_FLOAT);
     memory.gradients = trained_parameters(table, m.tensors) * sizeof(float), memory.moments = 2 * memory.gradients;
     Arena count = {0};
     place(&m, &count, &memory);
@@ -258,10 +265,30 @@ GPT2 *gpt2_create(const GPT2Config *config, bool mapped) {
     return m;
 }
 
+/* Puts the matrices of the blocks into four bits, one after the other: what the file has of them is needed only while it is read. */
+static void quantize(GPT2 *m) {
+    for (int l = 0; l < m->config.n_layer; l++)
+        for (int k = 0; k < PER_LAYER; k++) {
+            const int i = FIRST_LAYER + PER_LAYER * l + k;
+            const GPT2Tensor *t = &m->tensor[i];
+            Parts *p = &m->parts[i];
+            if (t->ndim != 2) continue;
+            const size_t bytes = weight_bytes(t, m->limits.keep);
+            void *memory = bytes > device_memory_free() ? NULL : device_alloc(bytes);
+            if (!memory) no_memory("the quantised model", bytes);
+            p->nf4 = (NF4 *)xcalloc(1, sizeof *p->nf4);
+            nf4_quantize(p->nf4, memory, p->w, t->shape[0], t->shape[1], m->limits.keep == KEEP_NF4_DOUBLE);
+            if (p->own) device_free(p->w, t->n * sizeof(real));
+            else device_unmap(p->w, t->n);
+            p->w = NULL, p->own = false;
+        }
+}
+
 void gpt2_reserve(GPT2 *m, const GPT2Limits *limits) {
     if (m->reserved) die("gpt2_reserve: a model is given its memory once");
     if (m->mapped && limits->train && (limits->trains != TRAIN_NONE || m->config.head != LM_HEAD))
         die("gpt2_reserve: weights mapped from their file cannot train");
+    if (!m->mapped && limits->keep) die("gpt2_reserve: only a model mapped from its file can be quantised");
     m->limits = *limits;
     if (limits->tap) m->tap = *limits->tap;
     m->reserved = true;
@@ -271,6 +298,7 @@ void gpt2_reserve(GPT2 *m, const GPT2Limits *limits) {
     plan_tensors(m->tensor, m->own, &m->config, limits);
     m->tensors = m->own + limits->more_n;
     m->parts = (Parts *)xrealloc(m->parts, (size_t)m->tensors, sizeof *m->parts);
+    if (limits->keep) quantize(m);
     size_t added = parameters(m->tensor + m->own, limits->more_n);
     size_t scratch = m->memory.activations + m->memory.logits + m->memory.cache + m->memory.workspace;
     size_t more = scratch + m->memory.gradients + m->memory.moments + added * sizeof(real);
@@ -302,8 +330,11 @@ void gpt2_reserve(GPT2 *m, const GPT2Limits *limits) {
 
 void gpt2_free(GPT2 *m) {
     if (!m) return;
-    for (int i = 0; i < m->tensors; i++)
+    for (int i = 0; i < m->tensors; i++) {
         if (m->parts[i].own) device_free(m->parts[i].w, m->tensor[i].n * sizeof(real));
+        if (m->parts[i].nf4) device_free(m->parts[i].nf4->code, weight_bytes(m->tensor + i, m->limits.keep));
+        free(m->parts[i].nf4);
+    }
     if (m->weights) device_free(m->weights, parameters(m->tensor, m->own) * sizeof(real));
     if (m->more) device_free(m->more, parameters(m->tensor + m->own, m->tensors - m->own) * sizeof(real));
     if (m->gradients) device_free(m->gradients, m->memory.gradients);
@@ -323,12 +354,14 @@ GPT2Trains gpt2_trains(const GPT2 *m) { return m->limits.trains; }
 
 void gpt2_read(const GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, float *host) {
     const Parts *p = &m->parts[i];
-    if (part == GPT2_WEIGHT) real_read(host, p->w + offset, n);
+    if (part == GPT2_WEIGHT && p->nf4) nf4_read(host, p->nf4, offset, n);
+    else if (part == GPT2_WEIGHT) real_read(host, p->w + offset, n);
     else device_read(host, (part == GPT2_GRADIENT ? p->g : part == GPT2_MOMENT1 ? p->m1 : p->m2) + offset, n * sizeof(float));
 }
 
 void gpt2_write(GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, const float *host) {
     Parts *p = &m->parts[i];
+    if (p->nf4) die("gpt2_write: %s is quantised", m->tensor[i].name);
     if (part == GPT2_WEIGHT) real_write(p->w + offset, host, n);
     else device_write((part == GPT2_GRADIENT ? p->g : part == GPT2_MOMENT1 ? p->m1 : p->m2) + offset, host, n * sizeof(float));
 }
@@ -439,22 +472,34 @@ static void tap_forward(const GPT2 *m, int l, TapSite place, int N, int IC, int 
     m->tap.forward(m->tap.context, &call);
 }
 
+/* out (N,OC) = inp (N,IC) w + b: p is the weight's parts, the bias's follow. */
+static void linear(real *out, const real *inp, const Parts *p, int N, int IC, int OC) {
+    if (p[0].nf4) nf4_linear_forward(out, inp, p[0].nf4, p[1].w, N);
+    else linear_forward(out, inp, p[0].w, p[1].w, N, IC, OC);
+}
+
+/* dinp (N,IC) = dout (N,OC) w^T */
+static void linear_input(real *dinp, const real *dout, const Parts *p, int N, int IC, int OC) {
+    if (p->nf4) nf4_linear_backward_input(dinp, dout, p->nf4, N);
+    else linear_backward_input(dinp, dout, p->w, N, IC, OC);
+}
+
 /* Layer l from norm = ln_1(r) to fc: all that its backward pass needs. */
 static void layer_forward(GPT2 *m, int l) {
     const GPT2Config *c = &m->config;
     const int N = m->batch.N, C = c->n_embd, F = c->n_inner;
     const Parts *p = of_layer(m, l);
     Layer *y = &m->layer[l];
-    linear_forward(y->qkv, m->norm, p[QKV_W].w, p[QKV_B].w, N, C, 3 * C);
+    linear(y->qkv, m->norm, p + QKV_W, N, C, 3 * C);
     tap_forward(m, l, TAP_C_ATTN, N, C, 3 * C, m->norm, y->qkv, NULL);
     attention_forward(y->att, y->lse, y->qkv, m->start, m->batch.parent ? m->parent : NULL, m->batch.S, c->n_head, C / c->n_head,
                       site(m, m->noise.attn_pdrop, RANDOM_DROPOUT_ATTN, l));
-    linear_forward(m->branch, y->att, p[PROJ_W].w, p[PROJ_B].w, N, C, C);
+    linear(m->branch, y->att, p + PROJ_W, N, C, C);
     tap_forward(m, l, TAP_ATTN_C_PROJ, N, C, C, y->att, m->branch, NULL);
     dropout(m->branch, N, C, site(m, m->noise.resid_pdrop, RANDOM_DROPOUT_ATTN_RESID, l));
     tap_forward(m, l, TAP_ATTN, N, 0, C, NULL, m->branch, y->r);
     layernorm_forward(y->h, m->norm, y->mean2, y->rstd2, y->r, m->branch, p[LN2_W].w, p[LN2_B].w, N, C, c->layer_norm_epsilon);
-    linear_forward(y->fc, m->norm, p[FC_W].w, p[FC_B].w, N, C, F);
+    linear(y->fc, m->norm, p + FC_W, N, C, F);
     tap_forward(m, l, TAP_C_FC, N, C, F, m->norm, y->fc, NULL);
 }
 
@@ -463,7 +508,7 @@ static void layer_output(GPT2 *m, int l) {
     const int N = m->batch.N, C = m->config.n_embd, F = m->config.n_inner;
     const Parts *p = of_layer(m, l);
     gelu_forward(m->wide, m->layer[l].fc, (size_t)N * (size_t)F);
-    linear_forward(m->branch, m->wide, p[OUT_W].w, p[OUT_B].w, N, F, C);
+    linear(m->branch, m->wide, p + OUT_W, N, F, C);
     tap_forward(m, l, TAP_MLP_C_PROJ, N, F, C, m->wide, m->branch, NULL);
     dropout(m->branch, N, C, site(m, m->noise.resid_pdrop, RANDOM_DROPOUT_MLP_RESID, l));
     tap_forward(m, l, TAP_MLP, N, 0, C, NULL, m->branch, m->layer[l].h);
@@ -545,12 +590,16 @@ static real *logits_of(GPT2 *m, int from, int rows) {
     return m->logits;
 }
 
+/* Both must just have scored the same rows; returns how many of them fit into memory at a time. */
+static int rows_of_both(const GPT2 *m, const GPT2 *other, const char *caller) {
+    if (other->scored != m->scored || other->config.vocab_size != m->config.vocab_size || other->ldv != m->ldv || other->beta != m->beta ||
+        memcmp(other->host_row, m->host_row, sizeof(int) * (size_t)m->scored))
+        die("%s: the two models must just have scored the same rows at the same temperature", caller);
+    return m->logit_rows < other->logit_rows ? m->logit_rows : other->logit_rows;
+}
+
 void gpt2_kl(GPT2 *m, GPT2 *reference, float *kl) {
-    const int R = m->scored, V = m->config.vocab_size;
-    const int most = m->logit_rows < reference->logit_rows ? m->logit_rows : reference->logit_rows;
-    if (reference->scored != R || reference->config.vocab_size != V || reference->ldv != m->ldv || reference->beta != m->beta ||
-        memcmp(reference->host_row, m->host_row, sizeof(int) * (size_t)R))
-        die("gpt2_kl: the two models must just have scored the same rows at the same temperature");
+    const int R = m->scored, V = m->config.vocab_size, most = rows_of_both(m, reference, "gpt2_kl");
     for (int i = 0; i < m->batch.N; i++) kl[i] = 0;
     if (!R) return;
     // the last rows first: then, where the logits of all rows fit, both models keep theirs, and backward finds them
@@ -561,6 +610,19 @@ void gpt2_kl(GPT2 *m, GPT2 *reference, float *kl) {
     }
     device_read(m->host_float, m->dlogp, sizeof(float) * (size_t)R);
     for (int r = 0; r < R; r++) kl[m->host_row[r]] = m->host_float[r];
+}
+
+float gpt2_logit_difference(GPT2 *m, GPT2 *other, float *largest) {
+    const int R = m->scored, V = m->config.vocab_size, most = rows_of_both(m, other, "gpt2_logit_difference");
+    float difference = 0, size = 0;
+    for (int from = 0; from < R; from += most) {
+        int rows = R - from < most ? R - from : most;
+        const real *a = logits_of(m, from, rows), *b = logits_of(other, from, rows);
+        difference = fmaxf(difference, largest_difference(a, b, rows, V, m->ldv));
+        size = fmaxf(size, largest_difference(a, NULL, rows, V, m->ldv));
+    }
+    if (largest) *largest = size;
+    return difference;
 }
 
 /* The scalar head's tensors stand after ln_f's. */
@@ -651,7 +713,7 @@ static void layer_backward(GPT2 *m, int l) {
     // r' = h + dropout(c_proj(gelu(fc)))
     const real *d = branch_gradient(m, RANDOM_DROPOUT_MLP_RESID, l, TAP_MLP, y->h);
     if (m->tap.at[TAP_MLP_C_PROJ]) gelu_forward(m->act, y->fc, (size_t)N * (size_t)F);
-    linear_backward_input(m->wide, d, p[OUT_W].w, N, F, C);
+    linear_input(m->wide, d, p + OUT_W, N, F, C);
     tap_backward(m, l, TAP_MLP_C_PROJ, F, C, m->act, d, m->wide);
     gelu_backward(m->wide, y->fc, (size_t)N * (size_t)F);            // fc becomes gelu(fc)
     linear_backward_weight(p[OUT_W].g, p[OUT_B].g, y->fc, d, N, F, C);
@@ -659,13 +721,13 @@ static void layer_backward(GPT2 *m, int l) {
     if (p[FC_W].g || m->tap.at[TAP_C_FC])
         layernorm_forward(NULL, m->norm, y->mean2, y->rstd2, y->h, NULL, p[LN2_W].w, p[LN2_B].w, N, C, c->layer_norm_epsilon);
     linear_backward_weight(p[FC_W].g, p[FC_B].g, m->norm, m->wide, N, C, F);
-    linear_backward_input(m->d_norm, m->wide, p[FC_W].w, N, C, F);
+    linear_input(m->d_norm, m->wide, p + FC_W, N, C, F);
     tap_backward(m, l, TAP_C_FC, C, F, m->norm, m->wide, m->d_norm);
     layernorm_backward(m->d_r, p[LN2_W].g, p[LN2_B].g, m->d_norm, y->h, y->mean2, y->rstd2, p[LN2_W].w, N, C);
     // h = r + dropout(c_proj(att))
     d = branch_gradient(m, RANDOM_DROPOUT_ATTN_RESID, l, TAP_ATTN, y->r);
     linear_backward_weight(p[PROJ_W].g, p[PROJ_B].g, y->att, d, N, C, C);
-    linear_backward_input(m->d_norm, d, p[PROJ_W].w, N, C, C);
+    linear_input(m->d_norm, d, p + PROJ_W, N, C, C);
     tap_backward(m, l, TAP_ATTN_C_PROJ, C, C, y->att, d, m->d_norm);
     attention_backward(m->wide, m->d_norm, y->qkv, y->att, y->lse, m->start, m->batch.parent ? m->parent : NULL, S, c->n_head, C / c->n_head,
                        site(m, m->noise.attn_pdrop, RANDOM_DROPOUT_ATTN, l));
@@ -673,7 +735,7 @@ static void layer_backward(GPT2 *m, int l) {
     if (p[QKV_W].g || m->tap.at[TAP_C_ATTN])
         layernorm_forward(NULL, m->norm, y->mean1, y->rstd1, y->r, NULL, p[LN1_W].w, p[LN1_B].w, N, C, c->layer_norm_epsilon);
     linear_backward_weight(p[QKV_W].g, p[QKV_B].g, m->norm, m->wide, N, C, 3 * C);
-    if (!lowest) linear_backward_input(m->d_norm, m->wide, p[QKV_W].w, N, C, 3 * C);
+    if (!lowest) linear_input(m->d_norm, m->wide, p + QKV_W, N, C, 3 * C);
     tap_backward(m, l, TAP_C_ATTN, C, 3 * C, m->norm, m->wide, lowest ? NULL : m->d_norm);
     if (!lowest) layernorm_backward(m->d_r, p[LN1_W].g, p[LN1_B].g, m->d_norm, y->r, y->mean1, y->rstd1, p[LN1_W].w, N, C);
 }
@@ -734,17 +796,17 @@ static void forward_cached(GPT2 *m, int N, const int *slot, const int *position)
         const Parts *p = of_layer(m, l);
         layernorm_forward(y->r, m->norm, y->mean1, y->rstd1, y->r, l ? m->branch : NULL, p[LN1_W].w, p[LN1_B].w, N, C, c->layer_norm_epsilon);
         if (l == c->n_layer) break;   // that was ln_f
-        linear_forward(y->qkv, m->norm, p[QKV_W].w, p[QKV_B].w, N, C, 3 * C);
+        linear(y->qkv, m->norm, p + QKV_W, N, C, 3 * C);
         tap_forward(m, l, TAP_C_ATTN, N, C, 3 * C, m->norm, y->qkv, NULL);
         attention_cached(y->att, (real *)(m->cache + (size_t)l * bytes), y->qkv, slot, position, N, slots, T, c->n_head, C / c->n_head);
-        linear_forward(m->branch, y->att, p[PROJ_W].w, p[PROJ_B].w, N, C, C);
+        linear(m->branch, y->att, p + PROJ_W, N, C, C);
         tap_forward(m, l, TAP_ATTN_C_PROJ, N, C, C, y->att, m->branch, NULL);
         tap_forward(m, l, TAP_ATTN, N, 0, C, NULL, m->branch, y->r);
         layernorm_forward(y->r, m->norm, y->mean2, y->rstd2, y->r, m->branch, p[LN2_W].w, p[LN2_B].w, N, C, c->layer_norm_epsilon);
-        linear_forward(y->fc, m->norm, p[FC_W].w, p[FC_B].w, N, C, F);
+        linear(y->fc, m->norm, p + FC_W, N, C, F);
         tap_forward(m, l, TAP_C_FC, N, C, F, m->norm, y->fc, NULL);
         gelu_forward(m->wide, y->fc, (size_t)N * (size_t)F);
-        linear_forward(m->branch, m->wide, p[OUT_W].w, p[OUT_B].w, N, F, C);
+        linear(m->branch, m->wide, p + OUT_W, N, F, C);
         tap_forward(m, l, TAP_MLP_C_PROJ, N, F, C, m->wide, m->branch, NULL);
         tap_forward(m, l, TAP_MLP, N, 0, C, NULL, m->branch, y->r);
     }

@@ -52,12 +52,17 @@ typedef struct {
    computed; a scalar head always trains. */
 typedef enum { TRAIN_ALL, TRAIN_NORMS, TRAIN_NONE } GPT2Trains;
 
+/* How a model whose own tensors are frozen keeps the four matrices of each block: as they are, or in NF4 (kernels.h), with the
+   largest magnitudes of the blocks in 32 or again in 8 bits. */
+typedef enum { KEEP_FLOAT, KEEP_NF4, KEEP_NF4_DOUBLE } GPT2Keep;
+
 /* Ceilings, known before the first step: everything is allocated once. */
 typedef struct {
     int tokens, sequences;       // largest N and S of a batch
     int scored;                  // most tokens of a batch that have a target
     bool train;                  // gradients and moments for what trains, activations of every layer
     GPT2Trains trains;
+    GPT2Keep keep;               // of a mapped model; gpt2_reserve quantises, and lets go of the file's pages
     const GPT2Tensor *more;      // trained tensors that the technique adds (name, ndim, shape), zeros until written; they follow the
     int more_n;                  //   model's own in gpt2_tensor,
     const struct Tap *tap;       //   and a Tap (tap.h) gives them a meaning; NULL = none
@@ -100,6 +105,9 @@ void  gpt2_logprob (GPT2 *m, const int *target, float temperature, float *logp, 
 /* The exact divergence of the two models' distributions, per token (N): KL(p || q) = sum over the vocabulary of p log(p / q), p of m and q of
    reference, in nats. Both have just had gpt2_forward and gpt2_logprob of the same batch, targets and temperature. 0 where not scored. */
 void  gpt2_kl      (GPT2 *m, GPT2 *reference, float *kl);
+/* How far apart the two models' logits lie: the largest difference anywhere, after the same calls as for gpt2_kl; and, unless NULL, the
+   largest of m's magnitudes. Infinite when one is not finite. */
+float gpt2_logit_difference(GPT2 *m, GPT2 *other, float *largest);
 /* The scalar head on the last forward, per token (N): value[i] = w . ln_f(h_i) (+ bias). */
 void  gpt2_value   (GPT2 *m, float *value);
 /* Adds to the gradients those of a loss whose derivatives by the numbers above are dlogp, dentropy and dvalue (N, or NULL). */
@@ -150,7 +158,8 @@ int   gpt2_tensors(const GPT2 *m);                             // the model's ow
 int   gpt2_own_tensors(const GPT2 *m);                         // the model's own, which come first
 const GPT2Tensor *gpt2_tensor(const GPT2 *m, int i);
 GPT2Trains gpt2_trains(const GPT2 *m);                         // limits.trains, also of a model reserved without training
-/* Copies elements [offset, offset + n) of a part of tensor i. Only trained tensors of a reserved model have more than a weight. */
+/* Copies elements [offset, offset + n) of a part of tensor i. Only trained tensors of a reserved model have more than a weight. Of
+   a quantised weight the numbers are those that it stands for; it cannot be written. */
 void  gpt2_read (const GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, float *host);
 void  gpt2_write(GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, const float *host);
 /* A mapped model: tensor i lives at data, for as long as the model does. False when the backend must have a copy:

@@ -1101,6 +1101,116 @@ int hf_adapter_format(const char *dir, AdapterFormat *format, Error *e) {
     return status;
 }
 
+/* Keys of PEFT's adapter_config.json that change nothing here: what a file says of itself, and what says only how training began. Conv1D
+   or not (fan_in_fan_out) is known from the model. */
+static const char *const harmless[] = {"base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode", "fan_in_fan_out",
+                                       "megatron_core", "qalora_group_size", "runtime_config", NULL};
+static const char *const understood[] = {"peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "bias",
+                                         "init_lora_weights", NULL};
+
+static bool among(const char *const *names, const char *name) {
+    while (*names && strcmp(*names, name)) names++;
+    return *names;
+}
+
+/* Says nothing: null, false, or an empty array, object or text. */
+static bool is_nothing(json_t *value) {
+    return json_is_null(value) || json_is_false(value) || (json_is_array(value) && !json_array_size(value)) ||
+           (json_is_object(value) && !json_object_size(value)) || (json_is_string(value) && !*json_string_value(value));
+}
+
+/* An absent key or one of these texts (NULL ends them). */
+static int expect_text(json_t *config, const char *path, const char *key, const char *const *allowed, const char *expected, Error *e) {
+    json_t *value = json_object_get(config, key);
+    const char *text = json_string_value(value);
+    if (!value || json_is_null(value) || (text && among(allowed, text))) return 0;
+    return refuse(e, path, config, key, "%s", expected);
+}
+
+/* target_modules: an array of names, or the word for all of them. */
+static int read_targets(json_t *config, const char *path, LoraConfig *lora, Error *e) {
+    json_t *value = json_object_get(config, "target_modules"), *name;
+    const char *all = json_string_value(value);
+    size_t i, n = 0;
+    if (all && !strcmp(all, "all-linear")) return strcpy(lora->targets, all), 0;
+    if (!json_array_size(value)) return refuse(e, path, config, "target_modules", "an array of names, or \"all-linear\" (patterns are not implemented)");
+    json_array_foreach(value, i, name) {
+        const char *text = json_string_value(name);
+        if (!text || !*text || strchr(text, ',')) return refuse(e, path, config, "target_modules", "names of modules, such as \"c_attn\"");
+        if (n + strlen(text) + 2 > sizeof lora->targets) return refuse(e, path, config, "target_modules", "at most %zu characters", sizeof lora->targets);
+        n += (size_t)snprintf(lora->targets + n, sizeof lora->targets - n, "%s%s", n ? "," : "", text);
+    }
+    return 0;
+}
+
+static int read_lora(json_t *config, const char *path, LoraConfig *lora, Error *e) {
+    static const char *const type[] = {"LORA", NULL}, *const task[] = {"CAUSAL_LM", NULL}, *const bias[] = {"none", NULL};
+    static const char *const init[] = {"gaussian", "orthogonal", "eva", NULL};   // the others start from another base than the model
+    json_t *value;
+    const char *key;
+    *lora = (LoraConfig){0};
+    if (expect_text(config, path, "peft_type", type, "\"LORA\": PEFT's other techniques are not implemented", e) ||
+        expect_text(config, path, "task_type", task, "\"CAUSAL_LM\" or null: a language model", e) ||
+        expect_text(config, path, "bias", bias, "\"none\": trained biases are not implemented", e))
+        return -1;
+    if (!json_is_boolean(json_object_get(config, "init_lora_weights")) &&
+        expect_text(config, path, "init_lora_weights", init, "true: otherwise the base model was changed, too", e))
+        return -1;
+    json_object_foreach(config, key, value) {
+        if (among(harmless, key) || among(understood, key) || is_nothing(value)) continue;
+        return refuse(e, path, config, key, "nothing: it is not implemented, and the adapter would not be what it was trained to be");
+    }
+    value = json_object_get(config, "r");
+    if (!json_is_integer(value) || json_integer_value(value) < 1 || json_integer_value(value) > 65536)
+        return refuse(e, path, config, "r", "a whole number from 1 to 65536");
+    lora->r = (int)json_integer_value(value);
+    value = json_object_get(config, "lora_alpha");
+    lora->alpha = (float)(value ? json_number_value(value) : 8);   // the library's default
+    if ((value && !json_is_number(value)) || !isfinite(lora->alpha)) return refuse(e, path, config, "lora_alpha", "a number");
+    value = json_object_get(config, "use_rslora");
+    if (value && !json_is_boolean(value) && !json_is_null(value)) return refuse(e, path, config, "use_rslora", "true or false");
+    lora->rslora = json_is_true(value);
+    return read_fraction(config, path, "lora_dropout", 0, 0, &lora->dropout, e) || read_targets(config, path, lora, e) ? -1 : 0;
+}
+
+int hf_lora_config(const char *dir, LoraConfig *lora, Error *e) {
+    AdapterFormat format;
+    if (hf_adapter_format(dir, &format, e)) return -1;
+    char *path;
+    json_t *config = read_adapter_config(dir, &path, e);
+    int status = !config ? -1 : format != ADAPTER_PEFT ? fail(e, "%s is AdapterHub's, a bottleneck adapter: it belongs to adapter.c", path)
+                                                       : read_lora(config, path, lora, e);
+    json_decref(config);
+    free(path);
+    return status;
+}
+
+/* -1, 0 or 1 as strcmp, for an array of texts. */
+static int by_text(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
+
+char *hf_lora_text(const LoraConfig *lora, const char *base) {
+    char *names = xstrdup(lora->targets), *rest = names;
+    const char *target[sizeof lora->targets];
+    size_t n = 0;
+    for (char *name; (name = strsep(&rest, ","));) target[n++] = name;
+    qsort(target, n, sizeof *target, by_text);   // PEFT's is a set
+    json_t *targets = json_array(), *alpha = json_real(decimal(lora->alpha));
+    for (size_t i = 0; i < n; i++) json_array_append_new(targets, json_string(target[i]));
+    if (lora->alpha == floorf(lora->alpha) && fabsf(lora->alpha) < 1e9f) json_decref(alpha), alpha = json_integer((json_int_t)lora->alpha);
+    if (n == 1 && !strcmp(target[0], "all-linear")) json_decref(targets), targets = json_string("all-linear");
+    json_t *config = json_pack("{s:n, s:s, s:s, s:b, s:b, s:b, s:n, s:n, s:o, s:f, s:n, s:s, s:i, s:n, s:o, s:s}", "auto_mapping",
+                               "base_model_name_or_path", base ? base : "", "bias", "none", "fan_in_fan_out", 1, "inference_mode", 1,
+                               "init_lora_weights", 1, "layers_pattern", "layers_to_transform", "lora_alpha", alpha, "lora_dropout",
+                               decimal(lora->dropout), "modules_to_save", "peft_type", "LORA", "r", lora->r, "revision", "target_modules",
+                               targets, "task_type", "CAUSAL_LM");
+    if (!config) die("the name of the base model or of a target is not UTF-8, and JSON cannot hold it");
+    if (lora->rslora) json_object_set_new(config, "use_rslora", json_true());   // older versions do not know the key
+    char *text = config_text(config);
+    json_decref(config);
+    free(names);
+    return text;
+}
+
 /* Does tensor i go into the file of an adapter: it was added, or it is a norm that trains with what was. */
 static bool is_added(const GPT2 *m, int i) {
     return i >= gpt2_own_tensors(m) || (gpt2_trains(m) == TRAIN_NORMS && strstr(gpt2_tensor(m, i)->name, "ln_"));
@@ -1253,9 +1363,12 @@ static int parse_bottleneck(json_t *whole, const char *path, const GPT2Config *b
 }
 
 int hf_bottleneck(const char *dir, const GPT2Config *base, Bottleneck *b, Error *e) {
+    AdapterFormat format;
+    if (hf_adapter_format(dir, &format, e)) return -1;
     char *path;
     json_t *config = read_adapter_config(dir, &path, e);
-    int status = config ? parse_bottleneck(config, path, base, b, e) : -1;
+    int status = !config ? -1 : format != ADAPTER_HUB ? fail(e, "%s is PEFT's, of a LoRA or the like: it belongs to lora.c", path)
+                                                      : parse_bottleneck(config, path, base, b, e);
     json_decref(config);
     free(path);
     return status;

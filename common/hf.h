@@ -81,6 +81,21 @@ typedef enum { ADAPTER_PEFT, ADAPTER_HUB } AdapterFormat;
 
 /* 0, or -1 with e filled: there is no adapter_config.json, or it is neither library's. */
 int   hf_adapter_format(const char *dir, AdapterFormat *format, Error *e);
+
+/* What PEFT's adapter_config.json says of a LoRA. */
+typedef struct {
+    int r;
+    float alpha, dropout;
+    bool rslora;                 // times alpha / sqrt(r) instead of alpha / r
+    char targets[1024];          // target_modules, joined by commas; or "all-linear"
+} LoraConfig;
+
+/* Reads it. A key that is not known to be harmless and has a value (use_dora, rank_pattern, modules_to_save, ...) is refused by
+   name: it would change the mathematics. 0, or -1 with e filled. */
+int   hf_lora_config(const char *dir, LoraConfig *lora, Error *e);
+/* The text of an adapter_config.json that every version of PEFT reads; base: the model it belongs to. To be freed. */
+char *hf_lora_text(const LoraConfig *lora, const char *base);
+
 /* Writes the tensors added by GPT2Limits.more, each under its name, as dir/weights (dir is made if need be), and config, a
    JSON text, as dir/adapter_config.json. With TRAIN_NORMS the model's own layer norms go with them, under their names in a model's file.
    Until the weights are safely written aside nothing in dir changes. 0, or -1 with e filled. */

@@ -1317,6 +1317,19 @@ void kl_forward(float *kl, const real *logits_p, const float *lse_p, const real 
     }
 }
 
+float largest_difference(const real *a, const real *b, int R, int V, int ldv) {
+    float top = 0;
+#pragma omp parallel for reduction(max : top)
+    for (int r = 0; r < R; r++)
+        for (int j = 0; j < V; j++) {
+            const size_t at = (size_t)r * (size_t)ldv + (size_t)j;
+            float d = fabsf(a[at] - (b ? b[at] : 0));
+            if (isnan(d)) d = INFINITY;
+            if (d > top) top = d;
+        }
+    return top;
+}
+
 /* ------------------------------------------------------------------------------------------------------------------
  * The scalar head
  */

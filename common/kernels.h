@@ -200,6 +200,8 @@ void logprob_backward(real *logits, const float *lse, const float *entropy, cons
 /* per row, kl = sum_j p_j (log p_j - log q_j), p = softmax(beta logits_p), q = softmax(beta logits_q); their lse from logprob_forward.
    kl (device) (R) */
 void kl_forward      (float *kl, const real *logits_p, const float *lse_p, const real *logits_q, const float *lse_q, float beta, int R, int V, int ldv);
+/* the largest |a - b| of two such arrays, or, with b NULL, |a|; infinite when one of them is not finite */
+float largest_difference(const real *a, const real *b, int R, int V, int ldv);
 
 /* ------------------------------------------------------------------------------------------------------------------
  * The scalar head:  value[n] = inp[n] . weight + bias;  weight (C), bias (1) or NULL

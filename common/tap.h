@@ -46,7 +46,7 @@ typedef struct Tap {
     void *context;
 } Tap;
 
-/* Weight and gradient of tensor i, on the device. */
+/* Weight and gradient of tensor i, on the device; the gradient is NULL when it does not train, the weight when it is quantised. */
 real  *gpt2_weight(const GPT2 *m, int i);
 float *gpt2_gradient(const GPT2 *m, int i);
 /* Dropout at this call's rows: p = 0 outside training. purpose is the technique's own; layer and site are mixed in. */

@@ -9,7 +9,17 @@ static int max_int(int a, int b) { return a > b ? a : b; }
 /* ---- examples -------------------------------------------------------------------------------------------------- */
 
 Task task_defaults(void) {
-    return (Task){.template = TEMPLATE_DEFAULT, .max_length = 512, .validation_split_percentage = 5, .eval_samples = 8, .max_new_tokens = 64};
+    return (Task){.template = TEMPLATE_DEFAULT, .max_length = 512, .validation_split_percentage = 5, .eval_samples = 8, .max_new_tokens = 64,
+                  .temperature = 0.7f, .top_p = 1};
+}
+
+/* Reads dir's tokenizer, which must fit the model. */
+static void read_tokenizer(Task *t, const char *dir, const GPT2Config *config) {
+    Error e;
+    if (!(t->tokenizer = tokenizer_load(dir, &e))) die_usage("%s", e.text);
+    if (tokenizer_size(t->tokenizer) > config->vocab_size)
+        die_usage("%s: the tokenizer has %d tokens and the model %d; they do not belong together", dir, tokenizer_size(t->tokenizer),
+                  config->vocab_size);
 }
 
 static Dataset *read_data(const Task *t, const char *path) {
@@ -33,15 +43,11 @@ static Dataset *read_data(const Task *t, const char *path) {
 }
 
 void task_load(Task *t, Run *run, const GPT2Config *config) {
-    Error e;
     if (t->max_length > config->n_positions + 1) {   // an example of n tokens feeds the model n-1
         printf("--max_length %d is more than the model's %d positions can learn from; using %d\n", t->max_length, config->n_positions, config->n_positions + 1);
         t->max_length = config->n_positions + 1;
     }
-    if (!(t->tokenizer = tokenizer_load(run->model, &e))) die_usage("%s", e.text);
-    if (tokenizer_size(t->tokenizer) > config->vocab_size)
-        die_usage("%s: the tokenizer has %d tokens and the model %d; they do not belong together", run->model, tokenizer_size(t->tokenizer),
-                  config->vocab_size);
+    read_tokenizer(t, run->model, config);
     Dataset *data = read_data(t, run->data);
     int share = run->eval ? 0 : (int)((long)data->n * t->validation_split_percentage / 100);
     int *order = (int *)xmalloc(sizeof(int) * (size_t)data->n);
@@ -112,8 +118,9 @@ void task_free(Task *t) {
     } else {
         free(t->held_out.which);   // the training half follows in the same array
     }
-    dataset_free(t->train.data);
+    if (t->train.data) dataset_free(t->train.data);
     free(t->train.data);
+    free(t->asked.v);
     tokenizer_free(t->tokenizer);
     ragged_free(&t->batch);
     free(t->y.logp), free(t->y.entropy), free(t->y.dlogp), free(t->y.best);
@@ -160,6 +167,65 @@ Generation task_answer(const Task *t, GPT2 *model) {
     free(tokens.v);
     return g;
 }
+
+/* ---- a prompt from the command line ---------------------------------------------------------------------------- */
+
+GPT2Limits task_prompt(Task *t, const char *dir, const GPT2Config *config) {
+    Error e;
+    read_tokenizer(t, dir, config);
+    char *text = template_prompt(t->template, t->prompt, NULL, &e);
+    if (!text) die_usage("--template: %s", e.text);
+    tokenizer_encode(t->tokenizer, text, strlen(text), true, &t->asked);
+    free(text);
+    const int n = (int)t->asked.n, most = config->n_positions;
+    if (n < 1 || n > most) die_usage("--prompt is %d tokens with its template, and the model has %d positions; ask for less", n, most);
+    return (GPT2Limits){.tokens = min_int(n, 256), .sequences = 1, .slots = 1,   // a longer prompt is read in several rounds
+                        .positions = n + min_int(t->max_new_tokens, most - n)};
+}
+
+typedef struct {
+    const Tokenizer *tokenizer;
+    Str pending;                 // bytes that may be the beginning of a character
+} Stream;
+
+/* How many of the n bytes can be shown: all but a last character of which bytes are still to come. */
+static size_t whole_characters(const char *s, size_t n) {
+    for (size_t back = 1; back <= 3 && back <= n; back++) {
+        const unsigned char c = (unsigned char)s[n - back];
+        if (c >> 6 == 2) continue;   // a character's second, third or fourth byte
+        size_t length = c < 0xC0 ? 1 : c < 0xE0 ? 2 : c < 0xF0 ? 3 : 4;
+        return length > back ? n - back : n;
+    }
+    return n;
+}
+
+static void show_token(void *context, int sequence, int token) {
+    Stream *stream = context;
+    (void)sequence;
+    if (token == tokenizer_eos(stream->tokenizer)) return;
+    tokenizer_decode(stream->tokenizer, &token, 1, &stream->pending);
+    size_t n = stream->pending.n ? whole_characters(stream->pending.s, stream->pending.n) : 0;
+    if (!n) return;
+    fwrite(stream->pending.s, 1, n, stdout);
+    fflush(stdout);
+    memmove(stream->pending.s, stream->pending.s + n, stream->pending.n -= n);
+}
+
+void task_reply(Task *t, GPT2 *model, uint64_t seed) {
+    const int start[2] = {0, (int)t->asked.n};
+    const Batch prompt = {.S = 1, .N = start[1], .start = start, .tokens = t->asked.v};
+    const Sampler sampler = {.temperature = t->temperature, .top_k = t->top_k, .top_p = t->top_p, .max_new_tokens = t->max_new_tokens,
+                             .stop_token = tokenizer_eos(t->tokenizer), .seed = seed};
+    Stream stream = {.tokenizer = t->tokenizer};
+    Generation answer;
+    gpt2_generate(model, &prompt, &sampler, &answer, show_token, &stream);
+    fwrite(stream.pending.s ? stream.pending.s : "", 1, stream.pending.n, stdout);
+    putchar('\n');
+    generation_free(&answer);
+    free(stream.pending.s);
+}
+
+/* ---- figures of answers ---------------------------------------------------------------------------------------- */
 
 static bool is_word(unsigned char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c >= 128; }
 
