@@ -89,16 +89,17 @@ static Run defaults(bool example) {
         run.model = run_example_file("tiny");
         run.data = run_example_file("tiny/domain.jsonl");
         run.eval = run_example_file("tiny/domain-eval.jsonl");
-        run.per_device_train_batch_size = 16;
+        run.per_device_train_batch_size = 8;
         run.gradient_accumulation_steps = 1;
-        run.max_steps = 200;
+        run.max_steps = 400;
         run.learning_rate = 3e-3f;
         run.adam_beta2 = 0.99f;
         run.lr_scheduler_type = "cosine";
         run.warmup_steps = 20;
-        run.eval_steps = 100;
+        run.eval_steps = 200;
         run.logging_steps = 50;
         task.eval_samples = 128;
+        args.lora_dropout = 0;   // ten epochs of a few hundred short records: what a rank of 16 can hold it may use
     }
     return run;
 }
@@ -423,6 +424,18 @@ static double largest_logit_difference(GPT2 *merged, const GPT2 *m, const char *
     return difference;
 }
 
+/* The directory for --merge must hold no model yet, least of all the base, unless it may be overwritten. */
+static void check_merge(const Run *run) {
+    Str path = {0};
+    struct stat a, b;
+    if (!stat(args.merge, &a) && !stat(run->model, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino)
+        die_usage("--merge %s is the base model's own directory, which is never written; choose another", args.merge);
+    str_printf(&path, "%s/model.safetensors", args.merge);
+    if (!access(path.s, F_OK) && !run->overwrite_output_dir)
+        die_usage("--merge %s already holds a model; choose another directory, or allow it with --overwrite_output_dir", args.merge);
+    free(path.s);
+}
+
 /* --merge, and --verify. Always into the weights of the file: rounding the sum to four bits would lose the update. */
 static void merge(const GPT2 *m, const char *base) {
     Error e;
@@ -511,6 +524,7 @@ int main(int argc, char **argv) {
     if (adapter && hf_lora_config(adapter, &lora_config, &e)) die_usage("%s", e.text);
     if (lora_plan(&lora_config, &config, &e)) die_usage("%s %s", adapter ? adapter : "--target_modules", e.text);
     if (run_dropout(&noise, &config, args.dropout, &e)) die_usage("--dropout %s: it %s", args.dropout, e.text);
+    if (args.merge) check_merge(&run);
     if (using) return use(&run, &config);
     run_echo(&run);
     lora_print(&config);

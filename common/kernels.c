@@ -533,13 +533,15 @@ void add_activations(real *out, const real *x, const real *y, size_t n) {
  */
 
 static const float nf4_value[16] = {
-    -1.0f,          -0.6961928010f, -0.5250730515f, -0.3949174881f, -0.2844413817f, -0.1847734302f, -0.0910500363f, 0.0f,
-    0.0795802996f,  0.1609302014f,  0.2461123019f,  0.3379152417f,  0.4407098293f,  0.5626170039f,  0.7229568362f,  1.0f};
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f,
+    -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
 
-/* A number above threshold[c] has a code above c: half way between two values. */
+/* A number above threshold[c] has a code above c: half way between two values. Every digit counts, for bitsandbytes' bits. */
 static const float nf4_threshold[15] = {
-    -0.8480964005f, -0.6106329262f, -0.4599952698f, -0.3396794349f, -0.2346074060f, -0.1379117332f, -0.0455250181f, 0.0397901498f,
-    0.1202552505f,  0.2035212517f,  0.2920137718f,  0.3893125355f,  0.5016634166f,  0.6427869201f,  0.8614784181f};
+    -0.8480964004993439f, -0.6106329262256622f, -0.4599952697753906f, -0.33967943489551544f, -0.23460740596055984f,
+    -0.13791173323988914f, -0.045525018125772476f, 0.03979014977812767f, 0.1202552504837513f, 0.2035212516784668f,
+    0.2920137718319893f, 0.3893125355243683f, 0.5016634166240692f, 0.6427869200706482f, 0.8614784181118011f};
 
 /* The 256 values of the 8-bit numbers: for e = 0 .. 6, the centres of 2^e equal parts of [0.1, 1], times 10^(e-6), with both signs; 0; and 1
    (Dettmers 2016, "8-bit approximations for parallelism in deep learning"). In ascending order; in float throughout, as bitsandbytes does. */
@@ -593,7 +595,7 @@ static inline __m256 nf4_load(const NF4 *q, size_t at, int n) {
     return _mm256_mul_ps(value, _mm256_set1_ps(nf4_absmax(q, at / NF4_BLOCK)));
 }
 
-/* The code of a number between -1 and 1. NaN gets 0: whoever quantises looks for it first. */
+/* The code of a number between -1 and 1. */
 static inline uint8_t nf4_code(float x) {
     int code = 0;
     for (int c = 0; c < 15; c++) code += x > nf4_threshold[c];
@@ -651,7 +653,9 @@ void nf4_quantize(NF4 *q, void *memory, const real *weight, int IC, int OC, bool
             for (size_t at = 0; at < count; at += NF4_BLOCK) {
                 const size_t end = at + NF4_BLOCK < count ? at + NF4_BLOCK : count, block = (first + at) / NF4_BLOCK;
                 float top = 0;
-                for (size_t k = at; k < end; k++) top = fmaxf(top, fabsf(x[k]));
+                bool finite = true;
+                for (size_t k = at; k < end; k++) top = fmaxf(top, fabsf(x[k])), finite = finite && isfinite(x[k]);
+                if (!finite) top = NAN;   // the whole block shows it
                 const float inverse = top > 0 ? 1.0f / top : 0;
                 for (size_t k = at; k < at + NF4_BLOCK; k += 2) {   // past the end: the code of 0
                     uint8_t a = nf4_code(k < end ? x[k] * inverse : 0), b = nf4_code(k + 1 < end ? x[k + 1] * inverse : 0);

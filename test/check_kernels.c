@@ -465,6 +465,241 @@ START_TEST(linear_reference) {
 }
 END_TEST
 
+static void check_linear_additions(int N, int IC, int OC) {
+    Linear l = linear_inputs(N, IC, OC);
+    float *out_before = reals(l.out_n, 1), *dinp_before = reals(l.inp_n, 1);
+    freeze();
+    float *out_chain = room(l.out_n), *dinp_chain = room(l.inp_n);
+    for (int n = 0; n < N; n++) {
+        for (int o = 0; o < OC; o++)
+            out_chain[(size_t)n * OC + o] = ref_chain(out_before[(size_t)n * OC + o], l.inp + (size_t)n * IC, 1, l.weight + o, (size_t)OC, IC);
+        for (int i = 0; i < IC; i++)
+            dinp_chain[(size_t)n * IC + i] = ref_chain(dinp_before[(size_t)n * IC + i], l.dout + (size_t)n * OC, 1, l.weight + (size_t)i * OC, 1, OC);
+    }
+    FOR_THREADS(t) {
+        float *out = copy(out_before, l.out_n), *dinp = copy(dinp_before, l.inp_n);
+        linear_forward_add(out, l.inp, l.weight, N, IC, OC);
+        linear_backward_input_add(dinp, l.dout, l.weight, N, IC, OC);
+        ck_bits(out, out_chain, l.out_n);
+        ck_bits(dinp, dinp_chain, l.inp_n);
+    }
+    release();
+}
+
+START_TEST(linear_additions_go_on_from_what_is_there) {
+    for (int i = 0; i < LENGTH(linear_shapes); i++) check_linear_additions(linear_shapes[i][0], linear_shapes[i][1], linear_shapes[i][2]);
+}
+END_TEST
+
+START_TEST(scale_multiplies) {
+    for (int n = 0; n <= 33; n++) {
+        float *x = reals((size_t)n, 1), *scaled = copy(x, (size_t)n);
+        scale(scaled, 0.3f, (size_t)n);
+        for (int i = 0; i < n; i++) ck_true(scaled[i] == x[i] * 0.3f);
+        release();
+    }
+}
+END_TEST
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * A weight of four bits a number
+ */
+
+static NF4 quantized(const float *weight, int IC, int OC, bool double_quant) {
+    NF4 q;
+    size_t words = (nf4_bytes(IC, OC, double_quant) + 3) / 4;
+    nf4_quantize(&q, room(words), weight, IC, OC, double_quant);
+    return q;
+}
+
+static int code_of(const NF4 *q, int at) { return at % 2 ? q->code[at / 2] & 15 : q->code[at / 2] >> 4; }
+
+/* bitsandbytes' thresholds: a number goes up one code strictly above them. */
+START_TEST(nf4_codes_change_at_the_thresholds) {
+    static const float threshold[15] = {
+        -0.8480964004993439f, -0.6106329262256622f, -0.4599952697753906f, -0.33967943489551544f, -0.23460740596055984f,
+        -0.13791173323988914f, -0.045525018125772476f, 0.03979014977812767f, 0.1202552504837513f, 0.2035212516784668f,
+        0.2920137718319893f, 0.3893125355243683f, 0.5016634166240692f, 0.6427869200706482f, 0.8614784181118011f};
+    float *weight = filled(64, 0);
+    weight[0] = 1;   // so that the block is not scaled
+    for (int c = 0; c < 15; c++) {
+        weight[1 + 3 * c] = nextafterf(threshold[c], -2);
+        weight[2 + 3 * c] = threshold[c];
+        weight[3 + 3 * c] = nextafterf(threshold[c], 2);
+    }
+    for (int c = 0; c < 16; c++) weight[46 + c] = (float)ref_nf4_values[c];
+    freeze();
+    NF4 q = quantized(weight, 64, 1, false);
+    ck_true(q.absmax[0] == 1 && code_of(&q, 0) == 15);
+    for (int c = 0; c < 15; c++) {
+        ck_true(code_of(&q, 1 + 3 * c) == c);
+        ck_must(code_of(&q, 2 + 3 * c) == c, "threshold %d: %d", c, code_of(&q, 2 + 3 * c));
+        ck_true(code_of(&q, 3 + 3 * c) == c + 1);
+    }
+    float *back = room(64);
+    nf4_read(back, &q, 0, 64);
+    for (int c = 0; c < 16; c++) ck_true(code_of(&q, 46 + c) == c && back[46 + c] == (float)ref_nf4_values[c]);
+    ck_true(q.code[23] == 0x01 && q.code[24] == 0x23);   // elements 46 to 49: the first of two in the upper half
+    release();
+}
+END_TEST
+
+static void check_nf4_values(int IC, int OC) {
+    AT("IC=%d OC=%d", IC, OC);
+    const size_t n = (size_t)IC * (size_t)OC;
+    float *weight = reals(n, 0.1);
+    if (n > 40) weight[n / 2] = 3;   // blocks of very different sizes
+    freeze();
+    float *back = room(n), *part = room(n);
+    double *want = widen(weight, n);
+    ref_nf4_round(want, IC, OC);
+    NF4 q = quantized(weight, IC, OC, false);
+    nf4_read(back, &q, 0, n);
+    for (size_t i = 0; i < n; i++)   // x times the reciprocal of the scale may round across a threshold: then it is as near to both values
+        ck_must(fabs((double)back[i] - want[i]) <= 1e-6 * fabs(want[i]) || fabs(fabs((double)back[i] - (double)weight[i]) - fabs(want[i] - (double)weight[i])) < 1e-6,
+                "%s: [%zu] %g becomes %g, not %g", where, i, (double)weight[i], (double)back[i], want[i]);
+    nf4_read(part, &q, n / 3, n - n / 3);
+    ck_bits(part, back + n / 3, n - n / 3);
+    release();
+}
+
+START_TEST(nf4_blocks_run_along_the_input_channels) {
+    static const int shapes[][2] = {{64, 1}, {1, 64}, {1, 1}, {7, 1}, {17, 7}, {48, 5}, {64, 3}, {65, 66}, {128, 130}, {100, 129}, {768, 17}};
+    for (int i = 0; i < LENGTH(shapes); i++) check_nf4_values(shapes[i][0], shapes[i][1]);
+    // two columns of 64: the second is a thousand times the first, and neither shows in the other's scale
+    float *weight = room(128);
+    for (int i = 0; i < 64; i++) weight[2 * i] = (float)(i - 20) / 1000, weight[2 * i + 1] = (float)(i - 20);
+    NF4 q = quantized(weight, 64, 2, false);
+    ck_true(q.absmax[0] == 0.043f && q.absmax[1] == 43);
+    release();
+    weight = filled(64, 0);
+    q = quantized(weight, 64, 1, false);
+    float zero[64];
+    nf4_read(zero, &q, 0, 64);
+    for (int i = 0; i < 64; i++) ck_true(zero[i] == 0);
+    release();
+}
+END_TEST
+
+START_TEST(nf4_shows_what_is_not_finite) {
+    for (int k = 0; k < 4; k++) {
+        float *weight = reals(64 * 3, 1), *back = room(64 * 3);
+        weight[3 * 5 + 1] = k % 2 ? NAN : INFINITY;   // input channel 5, output channel 1
+        NF4 q = quantized(weight, 64, 3, k / 2);
+        nf4_read(back, &q, 0, 64 * 3);
+        for (int i = 0; i < 64; i++) ck_true(isnan(back[3 * i + 1]));
+        if (k < 2) ck_true(!isnan(back[0]) && !isnan(back[2]));
+        release();
+    }
+}
+END_TEST
+
+/* The 8-bit values by their definition: for e = 0 .. 6 the centres of 2^e parts of [0.1, 1] times 10^(e-6), both signs, 0 and 1. */
+static int by_value(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+START_TEST(nf4_scales_are_quantised_to_the_dynamic_map) {
+    enum { IC = 128, OC = 300, BLOCKS_N = IC * OC / 64 };   // 600: three blocks of scales, the last one short
+    double map[256];
+    int count = 0;
+    for (int e = 0; e < 7; e++)
+        for (int i = 0; i < 1 << e; i++)
+            for (int sign = -1; sign <= 1; sign += 2) map[count++] = sign * (0.1 + 0.9 * (i + 0.5) / (1 << e)) * pow(10, e - 6);
+    map[count++] = 0, map[count++] = 1;
+    ck_assert_int_eq(count, 256);
+    qsort(map, 256, sizeof *map, by_value);
+    ck_true(fabs(map[0] + 0.992968738) < 1e-6 && fabs(map[254] - 0.992968738) < 1e-6);   // as bitsandbytes' own begins and ends
+
+    float *weight = reals(IC * OC, 1);
+    for (int i = 0; i < IC * OC; i++) weight[i] *= 0.2f + (float)(i % OC) / OC;   // scales of many sizes
+    freeze();
+    float *single = room(IC * OC), *twice = room(IC * OC);
+    NF4 a = quantized(weight, IC, OC, false), b = quantized(weight, IC, OC, true);
+    ck_true(!memcmp(a.code, b.code, IC * OC / 2));
+    double mean = 0;
+    for (int i = 0; i < BLOCKS_N; i++) mean += (double)a.absmax[i] / BLOCKS_N;
+    ck_true(fabs((double)b.offset - mean) < 1e-6);
+    for (int from = 0; from < BLOCKS_N; from += 256) {
+        double top = 0;
+        for (int i = from; i < from + 256 && i < BLOCKS_N; i++) top = fmax(top, fabs((double)a.absmax[i] - (double)b.offset));
+        ck_true(fabs((double)b.absmax2[from / 256] - top) < 1e-6);
+        for (int i = from; i < from + 256 && i < BLOCKS_N; i++) {
+            double x = ((double)a.absmax[i] - (double)b.offset) / top, nearest = 2;
+            for (int c = 0; c < 256; c++) nearest = fmin(nearest, fabs(x - map[c]));
+            ck_must(fabs(x - map[b.absmax8[i]]) < nearest + 1e-6, "scale %d: %g is coded as %g", i, x, map[b.absmax8[i]]);
+        }
+    }
+    nf4_read(single, &a, 0, IC * OC);
+    nf4_read(twice, &b, 0, IC * OC);
+    for (int o = 0; o < OC; o++)
+        for (int i = 0; i < IC; i++) {
+            int block = (o * IC + i) / 64;
+            double absmax = map[b.absmax8[block]] * (double)b.absmax2[block / 256] + (double)b.offset;
+            ck_true(fabs((double)twice[i * OC + o] - (double)single[i * OC + o] / (double)a.absmax[block] * absmax) < 1e-6);
+        }
+    ck_true(fabs(8.0 * (double)nf4_bytes(768, 3072, true) / (768 * 3072) - 4.127) < 5e-4);
+    ck_true(8.0 * (double)nf4_bytes(768, 3072, false) / (768 * 3072) == 4.5);
+    release();
+}
+END_TEST
+
+/* The errors that bitsandbytes publishes for normal numbers in blocks of 64, with seven times the deviation it allows for. */
+START_TEST(nf4_errors_are_the_published_ones) {
+    enum { IC = 1024, OC = 1024, ALL = IC * OC };
+    float *weight = room(ALL), *back = room(ALL);
+    for (uint32_t i = 0; i < ALL; i++) {
+        Random4 r = random4(3, RANDOM_DATA, 0, 0, 0, i);
+        weight[i] = random_normal(r.v[0], r.v[1]);
+    }
+    for (int twice = 0; twice < 2; twice++) {
+        NF4 q = quantized(weight, IC, OC, twice);
+        nf4_read(back, &q, 0, ALL);
+        double absolute = 0, relative = 0;
+        for (int i = 0; i < ALL; i++) {
+            double error = fabs((double)back[i] - (double)weight[i]);
+            absolute += error / ALL;
+            relative += error / (fabs((double)weight[i]) + 1e-8) / ALL;
+        }
+        AT("double quantisation %d: absolute %.6f, relative %.6f", twice, absolute, relative);
+        ck_true(fabs(absolute - 0.072798) < 7 * 7.4e-5);
+        ck_true(fabs(relative - 0.203339) < 7 * 3.4e-4);
+    }
+    release();
+}
+END_TEST
+
+static void check_nf4_products(int N, int IC, int OC, bool double_quant) {
+    Linear l = linear_inputs(N, IC, OC);
+    NF4 q = quantized(l.weight, IC, OC, double_quant);
+    float *weight = room(l.weight_n), *out_want = room(l.out_n), *bare_want = room(l.out_n), *dinp_want = room(l.inp_n);
+    nf4_read(weight, &q, 0, l.weight_n);
+    linear_forward(out_want, l.inp, weight, l.bias, N, IC, OC);
+    linear_forward(bare_want, l.inp, weight, NULL, N, IC, OC);
+    linear_backward_input(dinp_want, l.dout, weight, N, IC, OC);
+    freeze();
+    FOR_THREADS(t) {
+        float *out = room(l.out_n), *bare = room(l.out_n), *dinp = room(l.inp_n);
+        nf4_linear_forward(out, l.inp, &q, l.bias, N);
+        nf4_linear_forward(bare, l.inp, &q, NULL, N);
+        nf4_linear_backward_input(dinp, l.dout, &q, N);
+        ck_bits(out, out_want, l.out_n);
+        ck_bits(bare, bare_want, l.out_n);
+        ck_bits(dinp, dinp_want, l.inp_n);
+    }
+    release();
+}
+
+START_TEST(nf4_products_have_the_bits_of_the_whole_matrix) {
+    static const int more[][3] = {{1, 64, 64}, {1, 768, 768}, {7, 128, 384}, {49, 512, 128}, {60, 48, 96}, {1, 40, 72}, {3, 72, 40}};
+    for (int twice = 0; twice < 2; twice++) {
+        for (int i = 0; i < LENGTH(linear_shapes); i++) check_nf4_products(linear_shapes[i][0], linear_shapes[i][1], linear_shapes[i][2], twice);
+        for (int i = 0; i < LENGTH(more); i++) check_nf4_products(more[i][0], more[i][1], more[i][2], twice);
+    }
+}
+END_TEST
+
 /* ------------------------------------------------------------------------------------------------------------------
  * Projection: the chains of a linear layer with the weight turned round, from whatever they are to start from
  */
@@ -1014,6 +1249,29 @@ START_TEST(noise_is_the_documented_function_of_where_it_falls) {
     static const int shapes[][2] = {{1, 1}, {2, 3}, {5, 8}, {7, 17}, {64, 100}, {97, 5}, {17, 768}, {6, 33}};
     for (int i = 0; i < LENGTH(shapes); i++)
         for (int k = 0; k < 3; k++) check_noise(shapes[i][0], shapes[i][1], (const float[]){0.1f, 0.5f, 0.9f}[k]);
+}
+END_TEST
+
+START_TEST(dropout_is_added_to_what_is_there) {
+    static const int shapes[][2] = {{1, 1}, {2, 3}, {7, 17}, {5, 33}, {17, 768}};
+    for (int i = 0; i < LENGTH(shapes); i++)
+        for (int k = 0; k < 3; k++) {
+            const int N = shapes[i][0], C = shapes[i][1];
+            const float p = (const float[]){0, 0.1f, 0.5f}[k];
+            const size_t NC = (size_t)N * (size_t)C;
+            AT("N=%d C=%d p=%g", N, C, (double)p);
+            Noise noise = noise_over(p, (const int[]){0, N}, 1);
+            float *x = reals(NC, 1), *before = reals(NC, 1), *dropped = copy(x, NC), *want = copy(before, NC);
+            dropout(dropped, N, C, noise);
+            for (size_t j = 0; j < NC; j++) want[j] += dropped[j];
+            freeze();
+            FOR_THREADS(t) {
+                float *out = copy(before, NC);
+                dropout_add(out, x, N, C, noise);
+                ck_bits(out, want, NC);
+            }
+            release();
+        }
 }
 END_TEST
 
@@ -1604,6 +1862,22 @@ static double logprob_loss(void) {
     return dot(ref_out, ref_dout, REF_N) + dot(ref_entropy, ref_dentropy, REF_N);
 }
 
+START_TEST(the_largest_difference_of_logits) {
+    enum { R = 3, ROW = 21 };
+    float *a = reals(R * ROW, 1), *b = copy(a, R * ROW);
+    for (int i = 0; i < R; i++) b[i * ROW + 20] = 1000;   // beyond V
+    ck_true(largest_difference(a, b, R, 20, ROW) == 0);
+    b[2 * ROW + 19] = a[2 * ROW + 19] - 3;
+    b[7] = a[7] + 1;
+    ck_true(largest_difference(a, b, R, 20, ROW) == fabsf(a[2 * ROW + 19] - b[2 * ROW + 19]));
+    a[4] = -7;
+    ck_true(largest_difference(a, NULL, R, 20, ROW) == 7);
+    b[4] = NAN;
+    ck_true(isinf(largest_difference(a, b, R, 20, ROW)));
+    release();
+}
+END_TEST
+
 START_TEST(logprob_reference) {
     enum { n = REF_N * (REF_OC + 2) };
     ref_inp = zeros(n);
@@ -1917,6 +2191,9 @@ START_TEST(empty_batches) {
     linear_forward(none, none, weight, NULL, 0, 3, 5);
     linear_backward_input(none, none, weight, 0, 3, 5);
     linear_backward_weight(weight, weight, none, none, 0, 3, 5);
+    linear_forward_add(none, none, weight, 0, 3, 5);
+    linear_backward_input_add(none, none, weight, 0, 3, 5);
+    dropout_add(none, none, 0, 3, noise);
     layernorm_forward(none, none, none, none, none, none, weight, weight, 0, 3, norm_epsilon);
     layernorm_backward(none, weight, weight, none, none, none, none, weight, 0, 3);
     gelu_forward(none, none, 0);
@@ -1959,19 +2236,22 @@ int main(void) {
     ADD("reference", embedding_reference, linear_reference, projection_reference, layernorm_reference, gelu_reference, relu_and_silu_reference,
         attention_reference, head_reference, logprob_reference, sample_reference, adamw_reference);
     ADD("embedding", embedding);
-    ADD("linear", linear_values, linear_is_the_documented_chain_to_the_bit, linear_shows_nan_in_its_row_only);
+    ADD("linear", linear_values, linear_is_the_documented_chain_to_the_bit, linear_shows_nan_in_its_row_only,
+        linear_additions_go_on_from_what_is_there, scale_multiplies);
+    ADD("nf4", nf4_codes_change_at_the_thresholds, nf4_blocks_run_along_the_input_channels, nf4_shows_what_is_not_finite,
+        nf4_scales_are_quantised_to_the_dynamic_map, nf4_errors_are_the_published_ones, nf4_products_have_the_bits_of_the_whole_matrix);
     ADD("projection", projection, activations_are_added);
     ADD("layernorm", layernorm, layernorm_of_hard_rows, layernorm_shows_nan_in_its_row_only);
     ADD("gelu", gelu_values, gelu_of_an_element_does_not_depend_on_its_neighbours, gelu_shows_nan);
     ADD("relu and silu", relu_and_silu, relu_and_silu_show_nan);
-    ADD("noise", noise_is_the_documented_function_of_where_it_falls, dropout_of_nothing_is_the_identity,
+    ADD("noise", noise_is_the_documented_function_of_where_it_falls, dropout_is_added_to_what_is_there, dropout_of_nothing_is_the_identity,
         dropout_keeps_the_right_share);
     ADD("attention", attention_values, attention_of_large_scores, attention_with_dropout, attention_is_causal,
         attention_shows_nan_in_its_sequence_only);
     ADD("cache", attention_with_a_cache_has_the_same_bits);
     ADD("head", rows_are_gathered_and_scattered, head_is_the_documented_chain_to_the_bit);
     ADD("logprob", logprob_values, logprob_of_extreme_logits, entropy_of_equal_logits_is_log_V,
-        logprob_shows_nan_in_its_row_only);
+        logprob_shows_nan_in_its_row_only, the_largest_difference_of_logits);
     ADD("sample", sample_is_the_inverse_of_the_cumulative_distribution, sample_from_a_real_vocabulary,
         sample_with_ties_keeps_the_lower_tokens, sample_never_draws_the_impossible, sample_at_temperature_0_is_the_argmax,
         sample_draws_with_the_right_frequencies);

@@ -111,6 +111,37 @@ static inline void ref_projection_backward_weight(double *dweight, double *dbias
 }
 
 /* ------------------------------------------------------------------------------------------------------------------
+ * A weight of four bits a number
+ */
+
+/* The 16 values, as bitsandbytes lists them. */
+static const double ref_nf4_values[16] = {
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0};
+
+/* The code of a number, between -1 and 1: the nearest value's. */
+static inline int ref_nf4_code(double x) {
+    int nearest = 0;
+    for (int c = 1; c < 16; c++)
+        if (fabs(x - ref_nf4_values[c]) < fabs(x - ref_nf4_values[nearest])) nearest = c;
+    return nearest;
+}
+
+/* weight (IC,OC) becomes what is left of it: weight^T (OC,IC) in blocks of 64 as it lies, each scaled by its largest magnitude. */
+static inline void ref_nf4_round(double *weight, int IC, int OC) {
+    const int n = IC * OC;
+    for (int from = 0; from < n; from += 64) {
+        double top = 0;
+        for (int k = from; k < from + 64 && k < n; k++) top = fmax(top, fabs(weight[k % IC * OC + k / IC]));
+        for (int k = from; k < from + 64 && k < n; k++) {
+            double *w = &weight[k % IC * OC + k / IC];
+            *w = top > 0 ? ref_nf4_values[ref_nf4_code(*w / top)] * top : 0;
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
  * Residual and layer norm
  */
 
