@@ -1092,10 +1092,12 @@ static json_t *read_adapter_config(const char *dir, char **path, Error *e) {
 int hf_adapter_format(const char *dir, AdapterFormat *format, Error *e) {
     char *path;
     json_t *config = read_adapter_config(dir, &path, e);
+    json_t *version = json_object_get(config, "version");   // absent before the library was called adapters
+    const bool known = version ? !strncmp(json_string_value(version) ?: "", "adapters.", 9) : json_is_string(json_object_get(config, "name"));
     int status = config ? 0 : -1;
     if (json_object_get(config, "peft_type")) *format = ADAPTER_PEFT;
-    else if (json_is_object(json_object_get(config, "config"))) *format = ADAPTER_HUB;
-    else if (config) status = fail(e, "%s: neither PEFT's (it has no peft_type) nor AdapterHub's (it has no config)", path);
+    else if (known && json_is_object(json_object_get(config, "config"))) *format = ADAPTER_HUB;
+    else if (config) status = fail(e, "%s: neither PEFT's (it has no peft_type) nor AdapterHub's (config, and a version like \"adapters.1.2.0\")", path);
     json_decref(config);
     free(path);
     return status;
