@@ -42,7 +42,7 @@ typedef struct GPT2 GPT2;
 /* ---- life ------------------------------------------------------------------------------------------------------ */
 
 typedef struct {
-    char name[96];               // Hugging Face's, without "transformer.": "h.0.attn.c_attn.weight"
+    char name[160];              // Hugging Face's, without "transformer.": "h.0.attn.c_attn.weight"
     int ndim, shape[2];
     size_t n;                    // elements
     bool trains;
@@ -158,6 +158,7 @@ typedef enum { GPT2_WEIGHT, GPT2_GRADIENT, GPT2_MOMENT1, GPT2_MOMENT2 } GPT2Part
 int   gpt2_tensors(const GPT2 *m);                             // the model's own, and after gpt2_reserve those of limits.more
 int   gpt2_own_tensors(const GPT2 *m);                         // the model's own, which come first
 const GPT2Tensor *gpt2_tensor(const GPT2 *m, int i);
+GPT2Trains gpt2_trains(const GPT2 *m);                         // limits.trains, also of a model reserved without training
 /* Copies elements [offset, offset + n) of a part of tensor i. Only trained tensors of a reserved model have more than a weight. Of
    a quantised weight the numbers are those that it stands for; it cannot be written. */
 void  gpt2_read (const GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, float *host);

@@ -537,14 +537,18 @@ void linear_backward_input(real *dinp, const real *dout, const real *weight, int
     product(N, IC, OC, (Matrix){dout, (size_t)OC, false, NULL}, (Matrix){weight, (size_t)OC, true, NULL}, dinp, (size_t)IC, NULL, false);
 }
 
-void linear_backward_weight(float *dweight, float *dbias, const real *inp, const real *dout, int N, int IC, int OC) {
-    // out = inp weight:  dweight = inp^T dout
-    if (dweight) product(IC, OC, N, (Matrix){inp, (size_t)IC, true, NULL}, (Matrix){dout, (size_t)OC, false, NULL}, dweight, (size_t)OC, NULL, true);
-    if (!dbias) return;
+/* sum (OC) += the rows of x (N,OC), in their order. */
+static void add_columns(float *sum, const real *x, int N, int OC) {
 #pragma omp parallel for
     for (int j = 0; j < OC; j += 64)
         for (int n = 0; n < N; n++)
-            for (int jj = j; jj < min_int(j + 64, OC); jj++) dbias[jj] += dout[(size_t)n * (size_t)OC + (size_t)jj];
+            for (int jj = j; jj < min_int(j + 64, OC); jj++) sum[jj] += x[(size_t)n * (size_t)OC + (size_t)jj];
+}
+
+void linear_backward_weight(float *dweight, float *dbias, const real *inp, const real *dout, int N, int IC, int OC) {
+    // out = inp weight:  dweight = inp^T dout
+    if (dweight) product(IC, OC, N, (Matrix){inp, (size_t)IC, true, NULL}, (Matrix){dout, (size_t)OC, false, NULL}, dweight, (size_t)OC, NULL, true);
+    if (dbias) add_columns(dbias, dout, N, OC);
 }
 
 void linear_forward_add(real *out, const real *inp, const real *weight, int N, int IC, int OC) {
@@ -558,6 +562,38 @@ void linear_backward_input_add(real *dinp, const real *dout, const real *weight,
 void scale(real *x, float factor, size_t n) {
 #pragma omp parallel for
     for (size_t i = 0; i < n; i++) x[i] *= factor;
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Projection
+ */
+
+void projection_forward(real *out, const real *inp, const real *weight, const real *bias, bool add, int N, int IC, int OC) {
+    if (add && bias) {
+#pragma omp parallel for
+        for (int n = 0; n < N; n++)
+            for (int j = 0; j < OC; j++) out[(size_t)n * (size_t)OC + (size_t)j] += bias[j];
+    }
+    product(N, OC, IC, (Matrix){inp, (size_t)IC, false, NULL}, (Matrix){weight, (size_t)IC, true, NULL}, out, (size_t)OC, bias, add);
+}
+
+void projection_backward_input(real *dinp, const real *dout, const real *weight, bool add, int N, int IC, int OC) {
+    // out = inp weight^T:  dinp = dout weight
+    product(N, IC, OC, (Matrix){dout, (size_t)OC, false, NULL}, (Matrix){weight, (size_t)IC, false, NULL}, dinp, (size_t)IC, NULL, add);
+}
+
+void projection_backward_weight(float *dweight, float *dbias, const real *inp, const real *dout, int N, int IC, int OC) {
+    // out = inp weight^T:  dweight = dout^T inp
+    if (dweight) product(OC, IC, N, (Matrix){dout, (size_t)OC, true, NULL}, (Matrix){inp, (size_t)IC, false, NULL}, dweight, (size_t)IC, NULL, true);
+    if (dbias) add_columns(dbias, dout, N, OC);
+}
+
+void add_activations(real *out, const real *x, const real *y, size_t n) {
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i += 8) {
+        int left = n - i < 8 ? (int)(n - i) : 8;
+        store(out + i, _mm256_add_ps(load(x + i, left), load(y + i, left)), left);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------------------------
@@ -828,6 +864,56 @@ void gelu_backward(real *dout, real *inp, size_t n) {
         __m256 du = _mm256_fmadd_ps(_mm256_mul_ps(x, x), _mm256_set1_ps(6 * GELU_A * GELU_B), _mm256_set1_ps(2 * GELU_A));
         __m256 y = _mm256_mul_ps(x, s);
         __m256 d = _mm256_fmadd_ps(_mm256_mul_ps(y, _mm256_sub_ps(one, s)), du, s);
+        store(dout + i, _mm256_mul_ps(load(dout + i, left), d), left);
+        store(inp + i, y, left);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * ReLU and SiLU
+ */
+
+void relu_forward(real *out, const real *inp, size_t n) {
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i += 8) {
+        int left = n - i < 8 ? (int)(n - i) : 8;
+        store(out + i, _mm256_max_ps(_mm256_setzero_ps(), load(inp + i, left)), left);   // (in this order of operands NaN passes)
+    }
+}
+
+void relu_backward(real *dout, real *inp, size_t n) {
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i += 8) {
+        int left = n - i < 8 ? (int)(n - i) : 8;
+        __m256 x = load(inp + i, left), off = _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LE_OQ);
+        // out = max(x, 0):  d = 1 above 0, else 0
+        store(dout + i, _mm256_andnot_ps(off, load(dout + i, left)), left);
+        store(inp + i, _mm256_max_ps(_mm256_setzero_ps(), x), left);
+    }
+}
+
+/* s(x) = 1 / (1 + e^-x) */
+static inline __m256 silu_gate(__m256 x) {
+    const __m256 one = _mm256_set1_ps(1.0f);
+    return _mm256_div_ps(one, _mm256_add_ps(one, exp8(_mm256_sub_ps(_mm256_setzero_ps(), x))));
+}
+
+void silu_forward(real *out, const real *inp, size_t n) {
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i += 8) {
+        int left = n - i < 8 ? (int)(n - i) : 8;
+        __m256 x = load(inp + i, left);
+        store(out + i, _mm256_mul_ps(x, silu_gate(x)), left);
+    }
+}
+
+void silu_backward(real *dout, real *inp, size_t n) {
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i += 8) {
+        int left = n - i < 8 ? (int)(n - i) : 8;
+        __m256 x = load(inp + i, left), s = silu_gate(x), y = _mm256_mul_ps(x, s);
+        // out = x s(x):  d = s + x s (1 - s)
+        __m256 d = _mm256_fmadd_ps(y, _mm256_sub_ps(_mm256_set1_ps(1.0f), s), s);
         store(dout + i, _mm256_mul_ps(load(dout + i, left), d), left);
         store(inp + i, y, left);
     }

@@ -701,6 +701,114 @@ START_TEST(nf4_products_have_the_bits_of_the_whole_matrix) {
 END_TEST
 
 /* ------------------------------------------------------------------------------------------------------------------
+ * Projection: the chains of a linear layer with the weight turned round, from whatever they are to start from
+ */
+
+static void check_projection(int N, int IC, int OC) {
+    Linear l = linear_inputs(N, IC, OC);   // its weight and dweight are (IC,OC) there, and (OC,IC) here
+    float *before = reals(l.out_n, 1), *dinp_before = reals(l.inp_n, 1);
+    double *inp = widen(l.inp, l.inp_n), *weight = widen(l.weight, l.weight_n), *dout = widen(l.dout, l.out_n), *bias = widen(l.bias, (size_t)OC);
+    freeze();
+    double *dweight_ref = widen(l.dweight, l.weight_n), *dbias_ref = widen(l.dbias, (size_t)OC);
+    ref_projection_backward_weight(dweight_ref, dbias_ref, inp, dout, N, IC, OC);
+    float *dweight_chain = room(l.weight_n), *dbias_chain = room((size_t)OC);
+    for (int o = 0; o < OC; o++) {
+        dbias_chain[o] = ref_sum_chain(l.dbias[o], l.dout + o, (size_t)OC, N);
+        for (int i = 0; i < IC; i++) {
+            size_t at = (size_t)o * IC + i;
+            dweight_chain[at] = ref_chain(l.dweight[at], l.dout + o, (size_t)OC, l.inp + i, (size_t)IC, N);
+        }
+    }
+    FOR_THREADS(t) {
+        float *dweight = copy(l.dweight, l.weight_n), *dbias = copy(l.dbias, (size_t)OC), *bare = copy(l.dweight, l.weight_n);
+        projection_backward_weight(dweight, dbias, l.inp, l.dout, N, IC, OC);
+        projection_backward_weight(bare, NULL, l.inp, l.dout, N, IC, OC);
+        ck_close(dweight, dweight_ref, l.weight_n, product_tolerance(N));
+        ck_close(dbias, dbias_ref, (size_t)OC, product_tolerance(N));
+        ck_bits(dweight, dweight_chain, l.weight_n);
+        ck_bits(bare, dweight_chain, l.weight_n);
+        ck_bits(dbias, dbias_chain, (size_t)OC);
+    }
+    for (int kind = 0; kind < 4; kind++) {
+        const bool on = kind & 1, with_bias = kind & 2;
+        double *out_ref = widen(before, l.out_n), *dinp_ref = widen(dinp_before, l.inp_n);
+        float *out_chain = room(l.out_n), *dinp_chain = room(l.inp_n);
+        ref_projection_forward(out_ref, inp, weight, with_bias ? bias : NULL, on, N, IC, OC);
+        ref_projection_backward_input(dinp_ref, dout, weight, on, N, IC, OC);
+        for (int n = 0; n < N; n++) {
+            for (int o = 0; o < OC; o++) {
+                size_t at = (size_t)n * OC + o;
+                float start = on && with_bias ? before[at] + l.bias[o] : on ? before[at] : with_bias ? l.bias[o] : 0;
+                out_chain[at] = ref_chain(start, l.inp + (size_t)n * IC, 1, l.weight + (size_t)o * IC, 1, IC);
+            }
+            for (int i = 0; i < IC; i++) {
+                size_t at = (size_t)n * IC + i;
+                dinp_chain[at] = ref_chain(on ? dinp_before[at] : 0, l.dout + (size_t)n * OC, 1, l.weight + i, (size_t)IC, OC);
+            }
+        }
+        FOR_THREADS(t) {
+            float *out = copy(before, l.out_n), *dinp = copy(dinp_before, l.inp_n);
+            projection_forward(out, l.inp, l.weight, with_bias ? l.bias : NULL, on, N, IC, OC);
+            projection_backward_input(dinp, l.dout, l.weight, on, N, IC, OC);
+            ck_close(out, out_ref, l.out_n, product_tolerance(IC + 1));
+            ck_close(dinp, dinp_ref, l.inp_n, product_tolerance(OC + 1));
+            ck_bits(out, out_chain, l.out_n);
+            ck_bits(dinp, dinp_chain, l.inp_n);
+        }
+    }
+    release();
+}
+
+START_TEST(projection) {
+    for (int i = 0; i < LENGTH(linear_shapes); i++) check_projection(linear_shapes[i][0], linear_shapes[i][1], linear_shapes[i][2]);
+}
+END_TEST
+
+static bool projection_adds;
+
+static double projection_loss(void) {
+    for (int i = 0; i < REF_N * REF_OC; i++) ref_out[i] = 0.25 * i;
+    ref_projection_forward(ref_out, ref_inp, ref_weight, ref_bias, projection_adds, REF_N, REF_IC, REF_OC);
+    return dot(ref_out, ref_dout, REF_N * REF_OC);
+}
+
+START_TEST(projection_reference) {
+    ref_inp = widen(reals(REF_N * REF_IC, 1), REF_N * REF_IC);
+    ref_weight = widen(reals(REF_IC * REF_OC, 1), REF_IC * REF_OC);
+    ref_bias = widen(reals(REF_OC, 1), REF_OC);
+    ref_out = zeros(REF_N * REF_OC);
+    ref_dout = widen(reals(REF_N * REF_OC, 1), REF_N * REF_OC);
+    double *dinp = zeros(REF_N * REF_IC), *dweight = zeros(REF_IC * REF_OC), *dbias = zeros(REF_OC);
+    ref_projection_backward_input(dinp, ref_dout, ref_weight, false, REF_N, REF_IC, REF_OC);
+    ref_projection_backward_weight(dweight, dbias, ref_inp, ref_dout, REF_N, REF_IC, REF_OC);
+    for (int on = 0; on < 2; on++) {
+        projection_adds = on;
+        ck_gradient(dinp, ref_inp, REF_N * REF_IC, projection_loss);
+        ck_gradient(dweight, ref_weight, REF_IC * REF_OC, projection_loss);
+        ck_gradient(dbias, ref_bias, REF_OC, projection_loss);
+    }
+}
+END_TEST
+
+START_TEST(activations_are_added) {
+    for (size_t n = 0; n < 40; n++) {
+        AT("%zu elements", n);
+        float *x = reals(n, 1), *y = reals(n, 1), *want = room(n);
+        for (size_t i = 0; i < n; i++) want[i] = x[i] + y[i];
+        freeze();
+        float *out = room(n), *first = copy(x, n), *second = copy(y, n);
+        add_activations(out, x, y, n);
+        add_activations(first, first, y, n);
+        add_activations(second, x, second, n);
+        ck_bits(out, want, n);
+        ck_bits(first, want, n);
+        ck_bits(second, want, n);
+        release();
+    }
+}
+END_TEST
+
+/* ------------------------------------------------------------------------------------------------------------------
  * Residual and layer norm
  */
 
@@ -980,6 +1088,103 @@ START_TEST(gelu_reference) {
     double u = 0.7978845608028654 * 1.044715, tanh_u = (exp(2 * u) - 1) / (exp(2 * u) + 1);
     ck_true(fabs(ref_gelu(1) - 0.5 * (1 + tanh_u)) < 1e-15);
     ck_true(fabs(ref_gelu(-1) + 0.5 * (1 - tanh_u)) < 1e-15);
+}
+END_TEST
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * ReLU and SiLU
+ */
+
+/* s(x) is a number of size 1 with a few roundings, and silu(x) is x times that; its derivative is that plus x s (1 - s), a product of two
+   such numbers that is never above 0.25 |x| and vanishes where |x| is large. ReLU rounds nothing. */
+static const struct {
+    const char *name;
+    void (*forward)(real *, const real *, size_t), (*backward)(real *, real *, size_t);
+    double (*value)(double), (*derivative)(double);
+    double roundings;
+} activations[] = {{"relu", relu_forward, relu_backward, ref_relu, ref_relu_derivative, 0},
+                   {"silu", silu_forward, silu_backward, ref_silu, ref_silu_derivative, 6}};
+
+START_TEST(relu_and_silu) {
+    static const float special[] = {0.0f, -0.0f, 1e-8f, -1e-8f, 1e-38f, -1e-38f, 0.1f, -0.1f, 1, -1, 5, -5, 20, -20, 80, -80, 100, -100, 1e6f, -1e6f,
+                                    1e30f, -1e30f};
+    enum { SWEEP = 20001, N = SWEEP + LENGTH(special) };
+    for (int a = 0; a < LENGTH(activations); a++) {
+        float *x = room(N), *dout = reals(N, 1);
+        for (int i = 0; i < SWEEP; i++) x[i] = (float)(i - SWEEP / 2) * 0.0014f;   // -14 .. 14
+        memcpy(x + SWEEP, special, sizeof special);
+        freeze();
+        float *out = room(N), *dinp = copy(dout, N), *replaced = copy(x, N);
+        omp_set_num_threads(1);
+        activations[a].forward(out, x, N);
+        activations[a].backward(dinp, replaced, N);
+        ck_bits(replaced, out, N);
+        for (int i = 0; i < N; i++) {
+            double wide = x[i], value = activations[a].value(wide), derivative = (double)dout[i] * activations[a].derivative(wide);
+            double size = activations[a].roundings * EPSILON;
+            ck_must(fabs((double)out[i] - value) <= size * fabs(wide), "%s(%.9g) is %.9g, not %.9g", activations[a].name, wide, (double)out[i], value);
+            ck_must(fabs((double)dinp[i] - derivative) <= size * (1 + fmin(fabs(wide), 4)) * fabs((double)dout[i]), "%g %s'(%.9g) is %.9g, not %.9g",
+                    (double)dout[i], activations[a].name, wide, (double)dinp[i], derivative);
+        }
+        FOR_THREADS(t) {
+            float *out_t = room(N), *dinp_t = copy(dout, N), *replaced_t = copy(x, N);
+            activations[a].forward(out_t, x, N);
+            activations[a].backward(dinp_t, replaced_t, N);
+            ck_bits(out_t, out, N);
+            ck_bits(dinp_t, dinp, N);
+            ck_bits(replaced_t, out, N);
+        }
+        for (size_t n = 0; n <= 20; n++) {   // the first n alone, and in place
+            AT("%s of %zu elements", activations[a].name, n);
+            float *out_n = copy(x, n), *dinp_n = copy(dout, n), *replaced_n = copy(x, n);
+            activations[a].forward(out_n, out_n, n);
+            activations[a].backward(dinp_n, replaced_n, n);
+            ck_bits(out_n, out, n);
+            ck_bits(dinp_n, dinp, n);
+            ck_bits(replaced_n, out, n);
+        }
+        release();
+    }
+}
+END_TEST
+
+START_TEST(relu_and_silu_show_nan) {
+    for (int a = 0; a < LENGTH(activations); a++)
+        for (size_t n = 1; n <= 20; n++) {
+            float *x = reals(n, 1), *dinp = filled(n, 1), *spoilt = filled(n, NAN), *out = room(n);
+            x[n - 1] = NAN;
+            activations[a].forward(out, x, n);
+            activations[a].backward(dinp, x, n);
+            ck_true(isnan(out[n - 1]) && isnan(x[n - 1]));
+            for (size_t i = 0; i + 1 < n; i++) ck_true(isfinite(out[i]) && isfinite(dinp[i]) && isfinite(x[i]));
+            float *one = filled(n, 1);
+            activations[a].backward(spoilt, one, n);
+            ck_all_nan(spoilt, n);
+            release();
+        }
+}
+END_TEST
+
+static int activation_tested;
+
+static double activation_loss(void) {
+    double sum = 0;
+    for (int i = 0; i < GELU_N; i++) sum += activations[activation_tested].value(ref_inp[i]) * ref_dout[i];
+    return sum;
+}
+
+START_TEST(relu_and_silu_reference) {
+    ref_dout = widen(reals(GELU_N, 1), GELU_N);
+    for (activation_tested = 0; activation_tested < LENGTH(activations); activation_tested++) {
+        double *dinp = zeros(GELU_N);
+        ref_inp = zeros(GELU_N);
+        for (int i = 0; i < GELU_N; i++) {
+            ref_inp[i] = (i - GELU_N / 2 + 0.25) * 0.37;   // not 0, where ReLU has a corner
+            dinp[i] = ref_dout[i] * activations[activation_tested].derivative(ref_inp[i]);
+        }
+        ck_gradient(dinp, ref_inp, GELU_N, activation_loss);
+    }
+    ck_true(fabs(ref_silu(1) - 0.7310585786300049) < 1e-15);   // 1 / (1 + 1/e)
 }
 END_TEST
 
@@ -2170,6 +2375,10 @@ START_TEST(empty_batches) {
     layernorm_backward(none, weight, weight, none, none, none, none, weight, 0, 3);
     gelu_forward(none, none, 0);
     gelu_backward(none, none, 0);
+    relu_forward(none, none, 0), relu_backward(none, none, 0), silu_forward(none, none, 0), silu_backward(none, none, 0);
+    projection_forward(none, none, weight, NULL, true, 0, 3, 5);
+    projection_backward_input(none, none, weight, true, 0, 3, 5);
+    projection_backward_weight(weight, weight, none, none, 0, 3, 5);
     dropout(none, 0, 3, noise);
     attention_forward(none, none, none, zero, NULL, 0, 1, 3, noise);
     attention_backward(none, none, none, none, none, zero, NULL, 0, 1, 3, noise);
@@ -2204,15 +2413,17 @@ int main(void) {
     device_init();
     Suite *suite = suite_create("kernels");
     ADD("device", device_memory_is_zeroed_aligned_and_copied);
-    ADD("reference", embedding_reference, linear_reference, layernorm_reference, gelu_reference, attention_reference, head_reference,
-        logprob_reference, sample_reference, adamw_reference);
+    ADD("reference", embedding_reference, linear_reference, projection_reference, layernorm_reference, gelu_reference, relu_and_silu_reference,
+        attention_reference, head_reference, logprob_reference, sample_reference, adamw_reference);
     ADD("embedding", embedding);
     ADD("linear", linear_values, linear_is_the_documented_chain_to_the_bit, linear_shows_nan_in_its_row_only,
         linear_additions_go_on_from_what_is_there, scale_multiplies);
     ADD("nf4", nf4_codes_change_at_the_thresholds, nf4_blocks_run_along_the_input_channels, nf4_shows_what_is_not_finite,
         nf4_scales_are_quantised_to_the_dynamic_map, nf4_errors_are_the_published_ones, nf4_products_have_the_bits_of_the_whole_matrix);
+    ADD("projection", projection, activations_are_added);
     ADD("layernorm", layernorm, layernorm_of_hard_rows, layernorm_shows_nan_in_its_row_only);
     ADD("gelu", gelu_values, gelu_of_an_element_does_not_depend_on_its_neighbours, gelu_shows_nan);
+    ADD("relu and silu", relu_and_silu, relu_and_silu_show_nan);
     ADD("noise", noise_is_the_documented_function_of_where_it_falls, dropout_is_added_to_what_is_there, dropout_of_nothing_is_the_identity,
         dropout_keeps_the_right_share);
     ADD("attention", attention_values, attention_of_large_scores, attention_with_dropout, attention_is_causal, attention_of_shared_beginnings,
