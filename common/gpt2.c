@@ -353,6 +353,7 @@ const GPT2Config *gpt2_config(const GPT2 *m) { return &m->config; }
 int gpt2_tensors(const GPT2 *m) { return m->tensors; }
 int gpt2_own_tensors(const GPT2 *m) { return m->own; }
 const GPT2Tensor *gpt2_tensor(const GPT2 *m, int i) { return &m->tensor[i]; }
+GPT2Trains gpt2_trains(const GPT2 *m) { return m->limits.trains; }
 
 void gpt2_read(const GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, float *host) {
     const Parts *p = &m->parts[i];

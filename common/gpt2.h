@@ -42,7 +42,7 @@ typedef struct GPT2 GPT2;
 /* ---- life ------------------------------------------------------------------------------------------------------ */
 
 typedef struct {
-    char name[96];               // Hugging Face's, without "transformer.": "h.0.attn.c_attn.weight"
+    char name[160];              // Hugging Face's, without "transformer.": "h.0.attn.c_attn.weight"
     int ndim, shape[2];
     size_t n;                    // elements
     bool trains;
@@ -145,8 +145,9 @@ typedef struct {
 /* Called with each token as it is drawn; may be NULL. */
 typedef void TokenSink(void *context, int sequence, int token);
 
-/* Continues every prompt of the batch (any number: as one ends the next takes its slot). A prompt may fill the model's
-   positions up to the last; generation stops there. Release with generation_free. */
+/* Continues every prompt of the batch (any number: as one ends the next takes its slot). What a position limits is reading, not
+   writing: a prompt may fill the model's positions up to the last, and the token drawn there, which is never read, belongs to the
+   response. So prompt and response together have at most one token more than there are positions. Release with generation_free. */
 void  gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *out, TokenSink *sink, void *context);
 void  generation_free(Generation *g);
 
@@ -157,6 +158,7 @@ typedef enum { GPT2_WEIGHT, GPT2_GRADIENT, GPT2_MOMENT1, GPT2_MOMENT2 } GPT2Part
 int   gpt2_tensors(const GPT2 *m);                             // the model's own, and after gpt2_reserve those of limits.more
 int   gpt2_own_tensors(const GPT2 *m);                         // the model's own, which come first
 const GPT2Tensor *gpt2_tensor(const GPT2 *m, int i);
+GPT2Trains gpt2_trains(const GPT2 *m);                         // limits.trains, also of a model reserved without training
 /* Copies elements [offset, offset + n) of a part of tensor i. Only trained tensors of a reserved model have more than a weight. Of
    a quantised weight the numbers are those that it stands for; it cannot be written. */
 void  gpt2_read (const GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, float *host);

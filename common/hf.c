@@ -1092,12 +1092,12 @@ static json_t *read_adapter_config(const char *dir, char **path, Error *e) {
 int hf_adapter_format(const char *dir, AdapterFormat *format, Error *e) {
     char *path;
     json_t *config = read_adapter_config(dir, &path, e);
-    const char *version = json_string_value(json_object_get(config, "version"));
+    json_t *version = json_object_get(config, "version");   // absent before the library was called adapters
+    const bool known = version ? !strncmp(json_string_value(version) ?: "", "adapters.", 9) : json_is_string(json_object_get(config, "name"));
     int status = config ? 0 : -1;
     if (json_object_get(config, "peft_type")) *format = ADAPTER_PEFT;
-    else if (json_is_object(json_object_get(config, "config")) && version && !strncmp(version, "adapters.", 9)) *format = ADAPTER_HUB;
-    else if (config)
-        status = fail(e, "%s: neither PEFT's (it has no peft_type) nor AdapterHub's (config, and a version like \"adapters.1.2.0\")", path);
+    else if (known && json_is_object(json_object_get(config, "config"))) *format = ADAPTER_HUB;
+    else if (config) status = fail(e, "%s: neither PEFT's (it has no peft_type) nor AdapterHub's (config, and a version like \"adapters.1.2.0\")", path);
     json_decref(config);
     free(path);
     return status;
@@ -1213,14 +1213,24 @@ char *hf_lora_text(const LoraConfig *lora, const char *base) {
     return text;
 }
 
+/* Does tensor i go into the file of an adapter: it was added, or it is a norm that trains with what was. */
+static bool is_added(const GPT2 *m, int i) {
+    return i >= gpt2_own_tensors(m) || (gpt2_trains(m) == TRAIN_NORMS && strstr(gpt2_tensor(m, i)->name, "ln_"));
+}
+
+/* What stands before its name there. */
+static const char *added_prefix(const GPT2 *m, int i) { return i < gpt2_own_tensors(m) ? "transformer." : ""; }
+
 int hf_save_added(const GPT2 *m, const char *dir, const char *weights, const char *config, Error *e) {
     if (make_directory(dir, e)) return -1;
     char *path = path_of(dir, weights), *config_path = path_of(dir, "adapter_config.json");
     STWriter *w = st_new();
-    for (int i = gpt2_own_tensors(m); i < gpt2_tensors(m); i++) declare(w, gpt2_tensor(m, i), "");
+    for (int i = 0; i < gpt2_tensors(m); i++)
+        if (is_added(m, i)) declare(w, gpt2_tensor(m, i), added_prefix(m, i));
     int status = st_begin(w, path, e);
     float *piece = xmalloc(PIECE * sizeof *piece);
-    for (int i = gpt2_own_tensors(m); i < gpt2_tensors(m) && !status; i++) status = write_tensor(w, m, i, GPT2_WEIGHT, piece, e);
+    for (int i = 0; i < gpt2_tensors(m) && !status; i++)
+        if (is_added(m, i)) status = write_tensor(w, m, i, GPT2_WEIGHT, piece, e);
     if (!status) status = write_text(config_path, config, e);
     if (st_end(w, !status, e)) status = -1;
     free(piece);
@@ -1229,12 +1239,12 @@ int hf_save_added(const GPT2 *m, const char *dir, const char *weights, const cha
     return status;
 }
 
-/* name, or when bare without the "transformer." in it, in st. NULL when absent. */
-static const STTensor *find_added(const SafeTensors *st, const char *name, bool bare) {
-    const char *cut = bare ? strstr(name, "transformer.") : NULL;
+/* Tensor i of m in st, under its name, or when bare under its name without the "transformer." in it. NULL when absent. */
+static const STTensor *find_added(const SafeTensors *st, const GPT2 *m, int i, bool bare) {
     Str full = {0};
-    if (cut) str_add(&full, name, (size_t)(cut - name));
-    str_printf(&full, "%s", cut ? cut + strlen("transformer.") : name);
+    str_printf(&full, "%s%s", added_prefix(m, i), gpt2_tensor(m, i)->name);
+    char *cut = bare ? strstr(full.s, "transformer.") : NULL;
+    if (cut) memmove(cut, cut + strlen("transformer."), strlen(cut) - strlen("transformer.") + 1);
     const STTensor *t = st_find(st, full.s);
     free(full.s);
     return t;
@@ -1242,22 +1252,24 @@ static const STTensor *find_added(const SafeTensors *st, const char *name, bool 
 
 /* Every added tensor is in st, in its shape, and nothing else is. *bare: how they are called there. */
 static int check_added(const SafeTensors *st, const GPT2 *m, bool *bare, Error *e) {
-    const int own = gpt2_own_tensors(m), all = gpt2_tensors(m);
+    const int all = gpt2_tensors(m);
     char a[192], b[192];
+    int count = 0, first = all;
     *bare = false;
-    for (int i = own; i < all && !*bare; i++) {   // one name tells: all of them are checked below
-        const char *name = gpt2_tensor(m, i)->name;
-        *bare = !find_added(st, name, false) && find_added(st, name, true);
-    }
+    for (int i = 0; i < all && !*bare; i++)   // one name tells: all of them are checked below
+        *bare = is_added(m, i) && !find_added(st, m, i, false) && find_added(st, m, i, true);
     bool *wanted = xcalloc((size_t)st->count, sizeof *wanted);
     int status = 0;
-    for (int i = own; i < all && !status; i++) {
+    for (int i = 0; i < all && !status; i++) {
+        if (!is_added(m, i)) continue;
         const GPT2Tensor *x = gpt2_tensor(m, i);
-        const STTensor *t = find_added(st, x->name, *bare);
+        const STTensor *t = find_added(st, m, i, *bare);
         size_t shape[2] = {(size_t)x->shape[0], (size_t)x->shape[1]};
+        count++;
+        if (i >= gpt2_own_tensors(m) && i < first) first = i;
         if (!t)
-            status = fail(e, "%s: tensor %s is missing, expected with shape %s by adapter_config.json and the model", st->name, x->name,
-                          shape_text(b, x->ndim, shape));
+            status = fail(e, "%s: tensor %s%s is missing, expected with shape %s by adapter_config.json and the model", st->name, added_prefix(m, i),
+                          x->name, shape_text(b, x->ndim, shape));
         else if (!same_shape(t, x->ndim, shape))
             status = fail(e, "%s: tensor %s has shape %s, expected %s by adapter_config.json and the model", st->name, t->name,
                           shape_text(a, t->ndim, t->shape), shape_text(b, x->ndim, shape));
@@ -1268,7 +1280,7 @@ static int check_added(const SafeTensors *st, const GPT2 *m, bool *bare, Error *
     for (int i = 0; i < st->count && !status; i++)
         if (!wanted[i])
             status = fail(e, "%s: tensor %.*s is none of the %d that adapter_config.json and the model ask for, whose names are like %s", st->name,
-                          SHOWN, st->tensor[i].name, all - own, all > own ? gpt2_tensor(m, own)->name : "(none)");
+                          SHOWN, st->tensor[i].name, count, first < all ? gpt2_tensor(m, first)->name : "(none)");
     free(wanted);
     return status;
 }
@@ -1281,12 +1293,109 @@ int hf_load_added(GPT2 *m, const char *dir, const char *weights, Error *e) {
         fail(e, "%s is missing, and the .bin beside it, a pickle, is not read; save the adapter again as safetensors", path);
     int status = st ? check_added(st, m, &bare, e) : -1;
     float *piece = xmalloc(PIECE * sizeof *piece);
-    for (int i = gpt2_own_tensors(m); i < gpt2_tensors(m) && !status; i++)
-        status = copy_tensor(m, i, GPT2_WEIGHT, find_added(st, gpt2_tensor(m, i)->name, bare), piece, e);
+    for (int i = 0; i < gpt2_tensors(m) && !status; i++)
+        if (is_added(m, i)) status = copy_tensor(m, i, GPT2_WEIGHT, find_added(st, m, i, bare), piece, e);
     free(piece);
     st_close(st);
     free(path);
     return status;
+}
+
+/* ---- bottleneck adapters --------------------------------------------------------------------------------------- */
+
+/* What a BnConfig may ask for beyond what is implemented; a key that is absent has the value that does nothing. leave_out and
+   reduction_factor are looked at apart. */
+static const struct {
+    const char *key, *nothing;    // JSON
+} plain_bottleneck[] = {
+    {"architecture", "null"}, {"output_adapter", "true"}, {"ln_before", "false"}, {"ln_after", "false"}, {"original_ln_after", "true"},
+    {"residual_before_ln", "true"}, {"is_parallel", "false"}, {"use_gating", "false"}, {"scaling", "1.0"}, {"phm_layer", "false"},
+    {"inv_adapter", "null"}, {"leave_out", "[]"}, {"stochastic_depth", "0.0"},
+};
+
+static int check_plain(json_t *config, const char *path, Error *e) {
+    for (size_t i = 0; i < sizeof plain_bottleneck / sizeof *plain_bottleneck; i++) {
+        const char *key = plain_bottleneck[i].key;
+        json_t *value = json_object_get(config, key), *nothing = json_loads(plain_bottleneck[i].nothing, JSON_DECODE_ANY, NULL);
+        bool same = !value || json_equal(value, nothing) || (json_is_number(value) && json_is_real(nothing) && json_number_value(value) == json_real_value(nothing));
+        json_decref(nothing);
+        if (!same) return refuse(e, path, config, key, "%s: only double_seq_bn and seq_bn are implemented", plain_bottleneck[i].nothing);
+    }
+    return 0;
+}
+
+/* The library's word for an activation, or NULL. Before its version 1 files had no version, and "gelu" was another function. */
+static const char *activation_of(const char *name, bool versioned) {
+    static const char *const names[][2] = {{"relu", "relu"}, {"swish", "swish"}, {"silu", "swish"}, {"gelu_new", "gelu_new"}, {"gelu_pytorch_tanh", "gelu_new"}};
+    if (!versioned && name && !strcmp(name, "gelu")) return "gelu_new";
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (name && !strcmp(name, names[i][0])) return names[i][1];
+    return NULL;
+}
+
+/* Python's x // y for positive numbers, exact where x / y rounds up to a whole number: 24 // 0.1 is 239. */
+static double floor_division(double x, double y) { return rint((x - fmod(x, y)) / y); }
+
+/* whole: adapter_config.json. */
+static int parse_bottleneck(json_t *whole, const char *path, const GPT2Config *base, Bottleneck *b, Error *e) {
+    json_t *config = json_object_get(whole, "config"), *factor = json_object_get(config, "reduction_factor"), *size = json_object_get(whole, "hidden_size");
+    const char *name = json_string_value(json_object_get(whole, "name")), *init = json_string_value(json_object_get(config, "init_weights"));
+    *b = (Bottleneck){.bert = !init || !strcmp(init, "bert"), .norms = json_is_true(json_object_get(whole, "train_layernorm"))};
+    if (json_object_get(whole, "model_type") && strcmp(json_string_value(json_object_get(whole, "model_type")) ?: "", "gpt2"))
+        return refuse(e, path, whole, "model_type", "\"gpt2\": the adapter was made for another kind of model");
+    if (size && !(json_is_integer(size) && json_integer_value(size) == base->n_embd))
+        return refuse(e, path, whole, "hidden_size", "%d, that of the model: the adapter was made for another one", base->n_embd);
+    if (!name || !*name || strlen(name) >= sizeof b->name || strchr(name, '.'))
+        return refuse(e, path, whole, "name", "a name of 1 to %zu bytes without a dot", sizeof b->name - 1);
+    strcpy(b->name, name);
+    if (check_plain(config, path, e)) return -1;
+    if (!json_is_number(factor) || !(json_number_value(factor) > 0) || !(base->n_embd / json_number_value(factor) < 65537))
+        return refuse(e, path, config, "reduction_factor", "one number above 0, for all layers, that leaves at most 65536 of %d channels", base->n_embd);
+    b->dim = (int)floor_division(base->n_embd, json_number_value(factor));
+    if (b->dim < 1) b->dim = 1;
+    if (!json_is_boolean(json_object_get(config, "mh_adapter"))) return refuse(e, path, config, "mh_adapter", "true or false");
+    b->mh_adapter = json_is_true(json_object_get(config, "mh_adapter"));
+    b->original_ln_before = json_is_true(json_object_get(config, "original_ln_before"));
+    if (b->original_ln_before == b->mh_adapter)
+        return refuse(e, path, config, "original_ln_before", "%s with this mh_adapter: only double_seq_bn and seq_bn are implemented", b->mh_adapter ? "false" : "true");
+    b->non_linearity = activation_of(json_string_value(json_object_get(config, "non_linearity")), json_object_get(whole, "version"));
+    if (!b->non_linearity)
+        return refuse(e, path, config, "non_linearity", "\"relu\", \"swish\" or \"gelu_new\" (GELU is here the tanh form; \"gelu\" is the one with erf)");
+    return read_fraction(config, path, "dropout", 0, 0, &b->dropout, e);
+}
+
+int hf_bottleneck(const char *dir, const GPT2Config *base, Bottleneck *b, Error *e) {
+    AdapterFormat format;
+    if (hf_adapter_format(dir, &format, e)) return -1;
+    char *path;
+    json_t *config = read_adapter_config(dir, &path, e);
+    int status = !config ? -1 : format != ADAPTER_HUB ? fail(e, "%s is PEFT's, of a LoRA or the like: it belongs to lora.c", path)
+                                                      : parse_bottleneck(config, path, base, b, e);
+    json_decref(config);
+    free(path);
+    return status;
+}
+
+char *hf_bottleneck_text(const Bottleneck *b, const GPT2Config *base, const char *base_name) {
+    // the library's dim is hidden_size // factor: where that is not exact, a factor in the middle of those that give this dim
+    json_t *factor = base->n_embd % b->dim ? json_real(base->n_embd / (b->dim + 0.5)) : json_integer(base->n_embd / b->dim);
+    json_t *config = json_pack("{s:b, s:b, s:f, s:b, s:b, s:s, s:s, s:n, s:n, s:n, s:b, s:b, s:[], s:b, s:b, s:b, s:s, s:b, s:b, s:b}",
+        "adapter_residual_before_ln", 0, "cross_adapter", 0, "dropout", decimal(b->dropout), "factorized_phm_W", 1, "factorized_phm_rule", 0,
+        "hypercomplex_nonlinearity", "glorot-uniform", "init_weights", b->bert ? "bert" : "mam_adapter", "init_weights_seed", "inv_adapter",
+        "inv_adapter_reduction_factor", "is_parallel", 0, "learn_phm", 1, "leave_out", "ln_after", 0, "ln_before", 0, "mh_adapter", b->mh_adapter,
+        "non_linearity", b->non_linearity, "original_ln_after", 1, "original_ln_before", b->original_ln_before, "output_adapter", 1);
+    json_t *more = json_pack("{s:b, s:s, s:i, s:f, s:b, s:i, s:o, s:b, s:f, s:b, s:b, s:f, s:b}", "phm_bias", 1, "phm_c_init", "normal", "phm_dim", 4,
+        "phm_init_range", 0.0001, "phm_layer", 0, "phm_rank", 1, "reduction_factor", factor, "residual_before_ln", 1, "scaling", 1.0,
+        "shared_W_phm", 0, "shared_phm_rule", 1, "stochastic_depth", 0.0, "use_gating", 0);
+    json_object_update(config, more);
+    json_decref(more);
+    json_t *base_text = json_string(base_name);   // NULL when it is not UTF-8
+    json_t *whole = json_pack("{s:o, s:i, s:s, s:o, s:s, s:s, s:b, s:s}", "config", config, "hidden_size", base->n_embd, "model_class", "GPT2LMHeadModel",
+                              "model_name", base_text ? base_text : json_string(""), "model_type", "gpt2", "name", b->name, "train_layernorm", b->norms,
+                              "version", "adapters.1.2.0");
+    char *text = config_text(whole);
+    json_decref(whole);
+    return text;
 }
 
 /* ---- the moments of a training state --------------------------------------------------------------------------- */

@@ -97,11 +97,29 @@ int   hf_lora_config(const char *dir, LoraConfig *lora, Error *e);
 char *hf_lora_text(const LoraConfig *lora, const char *base);
 
 /* Writes the tensors added by GPT2Limits.more, each under its name, as dir/weights (dir is made if need be), and config, a
-   JSON text, as dir/adapter_config.json. Until the weights are safely written aside nothing in dir changes. 0, or -1 with e filled. */
+   JSON text, as dir/adapter_config.json. With TRAIN_NORMS the model's own layer norms go with them, under their names in a model's file.
+   Until the weights are safely written aside nothing in dir changes. 0, or -1 with e filled. */
 int   hf_save_added(const GPT2 *m, const char *dir, const char *weights, const char *config, Error *e);
 /* Reads them back from F32, F16 or BF16. The file must have exactly these tensors in these shapes: the libraries
    pass over one that is missing or unknown, and train on from nothing. All names may lack "transformer.", as when the adapter
    was made for a bare GPT2Model. 0, or -1 with e filled and m unchanged. */
 int   hf_load_added(GPT2 *m, const char *dir, const char *weights, Error *e);
+
+/* A bottleneck adapter, by the words of the adapters library (its BnConfig). Its double_seq_bn and seq_bn are what is implemented. */
+typedef struct {
+    char name[64];               // the adapter's own name, which is a part of its tensors' names
+    int  dim;                    // floor(hidden_size / reduction_factor), at least 1
+    bool mh_adapter;             // also after the attention (double_seq_bn), or only after the MLP (seq_bn)
+    bool original_ln_before;     // its input is the sum of residual and branch (seq_bn), or the branch alone (double_seq_bn)
+    const char *non_linearity;   // relu, swish or gelu_new: other names for the same become these
+    bool bert;                   // init_weights: bert, or a zero up projection
+    float dropout;
+    bool norms;                  // the model's layer norms are trained with it (ours: the library has no word for it)
+} Bottleneck;
+
+/* Reads dir/adapter_config.json of AdapterHub's. 0, or -1 with e filled: for another base, of another kind, with parts that are not implemented. */
+int   hf_bottleneck(const char *dir, const GPT2Config *base, Bottleneck *b, Error *e);
+/* adapter_config.json's text for b; base_name: the directory of the base. To be freed. */
+char *hf_bottleneck_text(const Bottleneck *b, const GPT2Config *base, const char *base_name);
 
 #endif

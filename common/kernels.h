@@ -73,6 +73,20 @@ void linear_backward_input_add(real *dinp, const real *dout, const real *weight,
 void scale(real *x, float factor, size_t n);
 
 /* ------------------------------------------------------------------------------------------------------------------
+ * Projection: a linear layer whose weight (OC,IC) lies as PyTorch's nn.Linear holds it, as adapters' files do. With add
+ * the result joins what is there: the second path of a sum costs no pass of its own.
+ */
+
+/* out (N,OC) = bias + inp (N,IC) weight^T: the chain starts from bias (0 when NULL), with add from out + bias */
+void projection_forward        (real *out, const real *inp, const real *weight, const real *bias, bool add, int N, int IC, int OC);
+/* dinp (N,IC) = dout (N,OC) weight: from 0, with add from dinp */
+void projection_backward_input (real *dinp, const real *dout, const real *weight, bool add, int N, int IC, int OC);
+/* dweight (OC,IC) += dout^T inp;  dbias (OC) += column sums of dout; either may be NULL; the chains go on from what is there */
+void projection_backward_weight(float *dweight, float *dbias, const real *inp, const real *dout, int N, int IC, int OC);
+/* out (n) = x + y; out may be either of them */
+void add_activations(real *out, const real *x, const real *y, size_t n);
+
+/* ------------------------------------------------------------------------------------------------------------------
  * The same layer with a frozen weight of four bits a number: NF4 (Dettmers et al. 2023, QLoRA), whose 16 values are quantiles of the
  * normal distribution. weight^T (OC,IC) is cut into blocks of 64 numbers as it lies, row after row; a number is stored as the nearest
  * of the 16 values times the largest magnitude of its block. Codes, blocks and packing are those of bitsandbytes.
@@ -116,6 +130,16 @@ void layernorm_backward(real *dsum, float *dweight, float *dbias, const real *do
 void gelu_forward (real *out, const real *inp, size_t n);
 /* in one pass: dout (n) *= gelu'(inp), and inp (n) is replaced by gelu(inp), which the weight gradient needs next */
 void gelu_backward(real *dout, real *inp, size_t n);
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * ReLU:  max(x, 0), its derivative at 0 being 0.  SiLU, or swish (Ramachandran et al. 2017):  x / (1 + e^-x).
+ * Backward as above: dout (n) *= f'(inp), and inp (n) is replaced by f(inp)
+ */
+
+void relu_forward (real *out, const real *inp, size_t n);
+void relu_backward(real *dout, real *inp, size_t n);
+void silu_forward (real *out, const real *inp, size_t n);
+void silu_backward(real *dout, real *inp, size_t n);
 
 /* ------------------------------------------------------------------------------------------------------------------
  * Random noise on activations. Element c of the token at position p of sequence id q draws word c % 4 of

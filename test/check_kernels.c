@@ -701,6 +701,114 @@ START_TEST(nf4_products_have_the_bits_of_the_whole_matrix) {
 END_TEST
 
 /* ------------------------------------------------------------------------------------------------------------------
+ * Projection: the chains of a linear layer with the weight turned round, from whatever they are to start from
+ */
+
+static void check_projection(int N, int IC, int OC) {
+    Linear l = linear_inputs(N, IC, OC);   // its weight and dweight are (IC,OC) there, and (OC,IC) here
+    float *before = reals(l.out_n, 1), *dinp_before = reals(l.inp_n, 1);
+    double *inp = widen(l.inp, l.inp_n), *weight = widen(l.weight, l.weight_n), *dout = widen(l.dout, l.out_n), *bias = widen(l.bias, (size_t)OC);
+    freeze();
+    double *dweight_ref = widen(l.dweight, l.weight_n), *dbias_ref = widen(l.dbias, (size_t)OC);
+    ref_projection_backward_weight(dweight_ref, dbias_ref, inp, dout, N, IC, OC);
+    float *dweight_chain = room(l.weight_n), *dbias_chain = room((size_t)OC);
+    for (int o = 0; o < OC; o++) {
+        dbias_chain[o] = ref_sum_chain(l.dbias[o], l.dout + o, (size_t)OC, N);
+        for (int i = 0; i < IC; i++) {
+            size_t at = (size_t)o * IC + i;
+            dweight_chain[at] = ref_chain(l.dweight[at], l.dout + o, (size_t)OC, l.inp + i, (size_t)IC, N);
+        }
+    }
+    FOR_THREADS(t) {
+        float *dweight = copy(l.dweight, l.weight_n), *dbias = copy(l.dbias, (size_t)OC), *bare = copy(l.dweight, l.weight_n);
+        projection_backward_weight(dweight, dbias, l.inp, l.dout, N, IC, OC);
+        projection_backward_weight(bare, NULL, l.inp, l.dout, N, IC, OC);
+        ck_close(dweight, dweight_ref, l.weight_n, product_tolerance(N));
+        ck_close(dbias, dbias_ref, (size_t)OC, product_tolerance(N));
+        ck_bits(dweight, dweight_chain, l.weight_n);
+        ck_bits(bare, dweight_chain, l.weight_n);
+        ck_bits(dbias, dbias_chain, (size_t)OC);
+    }
+    for (int kind = 0; kind < 4; kind++) {
+        const bool on = kind & 1, with_bias = kind & 2;
+        double *out_ref = widen(before, l.out_n), *dinp_ref = widen(dinp_before, l.inp_n);
+        float *out_chain = room(l.out_n), *dinp_chain = room(l.inp_n);
+        ref_projection_forward(out_ref, inp, weight, with_bias ? bias : NULL, on, N, IC, OC);
+        ref_projection_backward_input(dinp_ref, dout, weight, on, N, IC, OC);
+        for (int n = 0; n < N; n++) {
+            for (int o = 0; o < OC; o++) {
+                size_t at = (size_t)n * OC + o;
+                float start = on && with_bias ? before[at] + l.bias[o] : on ? before[at] : with_bias ? l.bias[o] : 0;
+                out_chain[at] = ref_chain(start, l.inp + (size_t)n * IC, 1, l.weight + (size_t)o * IC, 1, IC);
+            }
+            for (int i = 0; i < IC; i++) {
+                size_t at = (size_t)n * IC + i;
+                dinp_chain[at] = ref_chain(on ? dinp_before[at] : 0, l.dout + (size_t)n * OC, 1, l.weight + i, (size_t)IC, OC);
+            }
+        }
+        FOR_THREADS(t) {
+            float *out = copy(before, l.out_n), *dinp = copy(dinp_before, l.inp_n);
+            projection_forward(out, l.inp, l.weight, with_bias ? l.bias : NULL, on, N, IC, OC);
+            projection_backward_input(dinp, l.dout, l.weight, on, N, IC, OC);
+            ck_close(out, out_ref, l.out_n, product_tolerance(IC + 1));
+            ck_close(dinp, dinp_ref, l.inp_n, product_tolerance(OC + 1));
+            ck_bits(out, out_chain, l.out_n);
+            ck_bits(dinp, dinp_chain, l.inp_n);
+        }
+    }
+    release();
+}
+
+START_TEST(projection) {
+    for (int i = 0; i < LENGTH(linear_shapes); i++) check_projection(linear_shapes[i][0], linear_shapes[i][1], linear_shapes[i][2]);
+}
+END_TEST
+
+static bool projection_adds;
+
+static double projection_loss(void) {
+    for (int i = 0; i < REF_N * REF_OC; i++) ref_out[i] = 0.25 * i;
+    ref_projection_forward(ref_out, ref_inp, ref_weight, ref_bias, projection_adds, REF_N, REF_IC, REF_OC);
+    return dot(ref_out, ref_dout, REF_N * REF_OC);
+}
+
+START_TEST(projection_reference) {
+    ref_inp = widen(reals(REF_N * REF_IC, 1), REF_N * REF_IC);
+    ref_weight = widen(reals(REF_IC * REF_OC, 1), REF_IC * REF_OC);
+    ref_bias = widen(reals(REF_OC, 1), REF_OC);
+    ref_out = zeros(REF_N * REF_OC);
+    ref_dout = widen(reals(REF_N * REF_OC, 1), REF_N * REF_OC);
+    double *dinp = zeros(REF_N * REF_IC), *dweight = zeros(REF_IC * REF_OC), *dbias = zeros(REF_OC);
+    ref_projection_backward_input(dinp, ref_dout, ref_weight, false, REF_N, REF_IC, REF_OC);
+    ref_projection_backward_weight(dweight, dbias, ref_inp, ref_dout, REF_N, REF_IC, REF_OC);
+    for (int on = 0; on < 2; on++) {
+        projection_adds = on;
+        ck_gradient(dinp, ref_inp, REF_N * REF_IC, projection_loss);
+        ck_gradient(dweight, ref_weight, REF_IC * REF_OC, projection_loss);
+        ck_gradient(dbias, ref_bias, REF_OC, projection_loss);
+    }
+}
+END_TEST
+
+START_TEST(activations_are_added) {
+    for (size_t n = 0; n < 40; n++) {
+        AT("%zu elements", n);
+        float *x = reals(n, 1), *y = reals(n, 1), *want = room(n);
+        for (size_t i = 0; i < n; i++) want[i] = x[i] + y[i];
+        freeze();
+        float *out = room(n), *first = copy(x, n), *second = copy(y, n);
+        add_activations(out, x, y, n);
+        add_activations(first, first, y, n);
+        add_activations(second, x, second, n);
+        ck_bits(out, want, n);
+        ck_bits(first, want, n);
+        ck_bits(second, want, n);
+        release();
+    }
+}
+END_TEST
+
+/* ------------------------------------------------------------------------------------------------------------------
  * Residual and layer norm
  */
 
@@ -984,6 +1092,103 @@ START_TEST(gelu_reference) {
 END_TEST
 
 /* ------------------------------------------------------------------------------------------------------------------
+ * ReLU and SiLU
+ */
+
+/* s(x) is a number of size 1 with a few roundings, and silu(x) is x times that; its derivative is that plus x s (1 - s), a product of two
+   such numbers that is never above 0.25 |x| and vanishes where |x| is large. ReLU rounds nothing. */
+static const struct {
+    const char *name;
+    void (*forward)(real *, const real *, size_t), (*backward)(real *, real *, size_t);
+    double (*value)(double), (*derivative)(double);
+    double roundings;
+} activations[] = {{"relu", relu_forward, relu_backward, ref_relu, ref_relu_derivative, 0},
+                   {"silu", silu_forward, silu_backward, ref_silu, ref_silu_derivative, 6}};
+
+START_TEST(relu_and_silu) {
+    static const float special[] = {0.0f, -0.0f, 1e-8f, -1e-8f, 1e-38f, -1e-38f, 0.1f, -0.1f, 1, -1, 5, -5, 20, -20, 80, -80, 100, -100, 1e6f, -1e6f,
+                                    1e30f, -1e30f};
+    enum { SWEEP = 20001, N = SWEEP + LENGTH(special) };
+    for (int a = 0; a < LENGTH(activations); a++) {
+        float *x = room(N), *dout = reals(N, 1);
+        for (int i = 0; i < SWEEP; i++) x[i] = (float)(i - SWEEP / 2) * 0.0014f;   // -14 .. 14
+        memcpy(x + SWEEP, special, sizeof special);
+        freeze();
+        float *out = room(N), *dinp = copy(dout, N), *replaced = copy(x, N);
+        omp_set_num_threads(1);
+        activations[a].forward(out, x, N);
+        activations[a].backward(dinp, replaced, N);
+        ck_bits(replaced, out, N);
+        for (int i = 0; i < N; i++) {
+            double wide = x[i], value = activations[a].value(wide), derivative = (double)dout[i] * activations[a].derivative(wide);
+            double size = activations[a].roundings * EPSILON;
+            ck_must(fabs((double)out[i] - value) <= size * fabs(wide), "%s(%.9g) is %.9g, not %.9g", activations[a].name, wide, (double)out[i], value);
+            ck_must(fabs((double)dinp[i] - derivative) <= size * (1 + fmin(fabs(wide), 4)) * fabs((double)dout[i]), "%g %s'(%.9g) is %.9g, not %.9g",
+                    (double)dout[i], activations[a].name, wide, (double)dinp[i], derivative);
+        }
+        FOR_THREADS(t) {
+            float *out_t = room(N), *dinp_t = copy(dout, N), *replaced_t = copy(x, N);
+            activations[a].forward(out_t, x, N);
+            activations[a].backward(dinp_t, replaced_t, N);
+            ck_bits(out_t, out, N);
+            ck_bits(dinp_t, dinp, N);
+            ck_bits(replaced_t, out, N);
+        }
+        for (size_t n = 0; n <= 20; n++) {   // the first n alone, and in place
+            AT("%s of %zu elements", activations[a].name, n);
+            float *out_n = copy(x, n), *dinp_n = copy(dout, n), *replaced_n = copy(x, n);
+            activations[a].forward(out_n, out_n, n);
+            activations[a].backward(dinp_n, replaced_n, n);
+            ck_bits(out_n, out, n);
+            ck_bits(dinp_n, dinp, n);
+            ck_bits(replaced_n, out, n);
+        }
+        release();
+    }
+}
+END_TEST
+
+START_TEST(relu_and_silu_show_nan) {
+    for (int a = 0; a < LENGTH(activations); a++)
+        for (size_t n = 1; n <= 20; n++) {
+            float *x = reals(n, 1), *dinp = filled(n, 1), *spoilt = filled(n, NAN), *out = room(n);
+            x[n - 1] = NAN;
+            activations[a].forward(out, x, n);
+            activations[a].backward(dinp, x, n);
+            ck_true(isnan(out[n - 1]) && isnan(x[n - 1]));
+            for (size_t i = 0; i + 1 < n; i++) ck_true(isfinite(out[i]) && isfinite(dinp[i]) && isfinite(x[i]));
+            float *one = filled(n, 1);
+            activations[a].backward(spoilt, one, n);
+            ck_all_nan(spoilt, n);
+            release();
+        }
+}
+END_TEST
+
+static int activation_tested;
+
+static double activation_loss(void) {
+    double sum = 0;
+    for (int i = 0; i < GELU_N; i++) sum += activations[activation_tested].value(ref_inp[i]) * ref_dout[i];
+    return sum;
+}
+
+START_TEST(relu_and_silu_reference) {
+    ref_dout = widen(reals(GELU_N, 1), GELU_N);
+    for (activation_tested = 0; activation_tested < LENGTH(activations); activation_tested++) {
+        double *dinp = zeros(GELU_N);
+        ref_inp = zeros(GELU_N);
+        for (int i = 0; i < GELU_N; i++) {
+            ref_inp[i] = (i - GELU_N / 2 + 0.25) * 0.37;   // not 0, where ReLU has a corner
+            dinp[i] = ref_dout[i] * activations[activation_tested].derivative(ref_inp[i]);
+        }
+        ck_gradient(dinp, ref_inp, GELU_N, activation_loss);
+    }
+    ck_true(fabs(ref_silu(1) - 0.7310585786300049) < 1e-15);   // 1 / (1 + 1/e)
+}
+END_TEST
+
+/* ------------------------------------------------------------------------------------------------------------------
  * Random noise on activations
  */
 
@@ -1222,6 +1427,67 @@ START_TEST(attention_is_causal) {
             ck_must(memcmp(after.out + n * C, before.out + n * C, C * sizeof(float)), "%s: row %d did not notice", where, n);
         release();
     }
+}
+END_TEST
+
+/* Sequences that go on from a common beginning have the bits of the same sequences laid out whole; and the beginning's gradient is the sum of
+   what it gets by itself and through each of them, here from ref.h on the whole ones. */
+static void check_shared_beginnings(int NH, int hs, float p) {
+    enum { S = 7 };
+    static const int lengths[S] = {7, 5, 60, 70, 3, 66, 9}, parent[S] = {-1, 0, 0, -1, 3, 3, -1};
+    Attention a = attention_inputs(lengths, S, NH, hs, 1, p);
+    const size_t C = (size_t)a.C;
+    int *position = (int *)a.noise.position;   // of a sequence that goes on: behind its parent's
+    for (int s = 0; s < S; s++)
+        for (int n = a.start[s]; n < a.start[s + 1]; n++) position[n] += parent[s] < 0 ? 0 : lengths[parent[s]];
+    freeze();
+    for (int i = 0; i < block_count; i++)   // the positions changed after they were frozen
+        if (blocks[i].words == (uint32_t *)position) memcpy(blocks[i].frozen, position, blocks[i].n * sizeof(uint32_t));
+    omp_set_num_threads(1);
+    a.out = room(a.out_n), a.lse = room(a.lse_n), a.dqkv = room(a.qkv_n);
+    attention_forward(a.out, a.lse, a.qkv, a.start, parent, S, NH, hs, a.noise);
+    attention_backward(a.dqkv, a.dout, a.qkv, a.out, a.lse, a.start, parent, S, NH, hs, a.noise);
+    double *want = zeros(a.qkv_n);
+    for (int s = 0; s < S; s++) {
+        AT("NH=%d hs=%d p=%g, sequence %d", NH, hs, (double)p, s);
+        const int P = parent[s] < 0 ? 0 : lengths[parent[s]], T = P + lengths[s];
+        const size_t before = P ? (size_t)a.start[parent[s]] : 0, own = (size_t)a.start[s];
+        Attention w = {.S = 1, .NH = NH, .hs = hs, .N = T, .C = a.C, .start = {0, T}, .noise = a.noise};
+        w.out_n = (size_t)T * C, w.qkv_n = 3 * w.out_n, w.lse_n = (size_t)T * (size_t)NH;
+        w.qkv = room(w.qkv_n), w.dout = filled(w.out_n, 0);
+        uint32_t *sequence = room((size_t)T);
+        int *at = room((size_t)T);
+        for (int t = 0; t < T; t++) {
+            size_t n = t < P ? before + (size_t)t : own + (size_t)(t - P);
+            memcpy(w.qkv + (size_t)t * 3 * C, a.qkv + n * 3 * C, 3 * C * sizeof(float));
+            if (t >= P) memcpy(w.dout + (size_t)t * C, a.dout + n * C, C * sizeof(float));
+            sequence[t] = a.noise.sequence[n], at[t] = t;
+        }
+        w.noise.sequence = sequence, w.noise.position = at;
+        w.out = room(w.out_n), w.lse = room(w.lse_n);
+        attention_forward(w.out, w.lse, w.qkv, w.start, NULL, 1, NH, hs, w.noise);
+        ck_bits(a.out + own * C, w.out + (size_t)P * C, (size_t)lengths[s] * C);
+        ck_bits(a.lse + own * (size_t)NH, w.lse + (size_t)P * (size_t)NH, (size_t)lengths[s] * (size_t)NH);
+        double *dqkv = zeros(w.qkv_n);
+        ref_attention_backward(dqkv, widen(w.dout, w.out_n), widen(w.qkv, w.qkv_n), w.start, 1, NH, hs, w.noise);
+        for (int t = 0; t < T; t++)
+            for (size_t i = 0; i < 3 * C; i++) want[(t < P ? before + (size_t)t : own + (size_t)(t - P)) * 3 * C + i] += dqkv[(size_t)t * 3 * C + i];
+    }
+    ck_attention_gradient(&a, want, 64 * EPSILON + 16 * (4 + sqrt(hs)) * EPSILON);
+    FOR_THREADS(t) {
+        float *out = room(a.out_n), *lse = room(a.lse_n), *dqkv = room(a.qkv_n);
+        attention_forward(out, lse, a.qkv, a.start, parent, S, NH, hs, a.noise);
+        attention_backward(dqkv, a.dout, a.qkv, out, lse, a.start, parent, S, NH, hs, a.noise);
+        ck_bits(out, a.out, a.out_n);
+        ck_bits(dqkv, a.dqkv, a.qkv_n);
+    }
+    release();
+}
+
+START_TEST(attention_of_shared_beginnings) {
+    for (int i = 0; i < LENGTH(attention_heads); i++) check_shared_beginnings(attention_heads[i][0], attention_heads[i][1], 0);
+    check_shared_beginnings(2, 3, 0.3f);
+    check_shared_beginnings(1, 64, 0.3f);
 }
 END_TEST
 
@@ -1581,6 +1847,122 @@ START_TEST(logprob_values) {
             int R = shapes[i][0], V = shapes[i][1], ldv = shapes[i][2];
             check_logprob(padded(R, V, ldv, sizes[k]), R, V, ldv, sizes[k]);
         }
+}
+END_TEST
+
+/* At a temperature: what the same kernel gives for logits that are multiplied by beta beforehand, to rounding; and the gradient by the
+   logits is beta times theirs. beta is a power of two, so that multiplying rounds nothing, and then a number that does. */
+START_TEST(logprob_at_a_temperature) {
+    enum { R = 5, V = 61, LDV = 64 };
+    for (int k = 0; k < 3; k++) {
+        const float beta = (const float[]){2, 0.25f, 1 / 0.7f}[k];
+        AT("beta=%g", (double)beta);
+        Logprob l = logprob_inputs(padded(R, V, LDV, 3), R, V, LDV), scaled = l;
+        scaled.logits = copy(l.logits, R * LDV);
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < V; v++) scaled.logits[r * LDV + v] *= beta;
+        logprob_run(&scaled);
+        l.logp = room(R), l.entropy = room(R), l.lse = room(R), l.best = room(R), l.dlogits = copy(l.logits, R * LDV);
+        logprob_forward(l.logp, l.entropy, l.lse, l.best, l.logits, l.target, beta, R, V, LDV);
+        logprob_backward(l.dlogits, l.lse, l.entropy, l.target, l.dlogp, l.dentropy, beta, R, V, LDV);
+        ck_padding(l.dlogits, R, V, LDV);
+        ck_close(l.logp, widen(scaled.logp, R), R, 16 * EPSILON);
+        ck_close(l.entropy, widen(scaled.entropy, R), R, 16 * EPSILON);
+        ck_close(l.lse, widen(scaled.lse, R), R, 16 * EPSILON);
+        for (int r = 0; r < R; r++) {
+            ck_true(l.best[r] == scaled.best[r]);
+            double *want = widen(scaled.dlogits + r * LDV, V);
+            for (int v = 0; v < V; v++) want[v] *= (double)beta;
+            ck_close(l.dlogits + r * LDV, want, V, 64 * EPSILON);
+        }
+        release();
+    }
+}
+END_TEST
+
+/* ---- divergence ---- */
+
+START_TEST(divergence_values) {
+    static const int shapes[][3] = {{1, 1, 1}, {3, 5, 8}, {2, 257, 257}, {4, 1003, 1008}};
+    for (int i = 0; i < LENGTH(shapes); i++)
+        for (int k = 0; k < 2; k++) {
+            const int R = shapes[i][0], V = shapes[i][1], ldv = shapes[i][2];
+            const float beta = k ? 0.5f : 1;
+            AT("R=%d V=%d beta=%g", R, V, (double)beta);
+            float *x = padded(R, V, ldv, 4), *y = padded(R, V, ldv, 4);
+            int *target = indices((size_t)R, V);
+            freeze();
+            float *kl = room((size_t)R), *lse_x = room((size_t)R), *lse_y = room((size_t)R), *logp = room((size_t)R);
+            logprob_forward(logp, NULL, lse_x, NULL, x, target, beta, R, V, ldv);
+            logprob_forward(logp, NULL, lse_y, NULL, y, target, beta, R, V, ldv);
+            kl_forward(kl, x, lse_x, y, lse_y, beta, R, V, ldv);
+            for (int r = 0; r < R; r++) {
+                double *wide_x = widen(x + r * ldv, (size_t)V), *wide_y = widen(y + r * ldv, (size_t)V);
+                for (int v = 0; v < V; v++) wide_x[v] *= (double)beta, wide_y[v] *= (double)beta;
+                double want = ref_kl(wide_x, wide_y, V);   // log p and log q each carry an error of the size of a logit
+                ck_must(fabs((double)kl[r] - want) <= 64 * EPSILON * (1 + want), "%s: kl[%d] is %.9g, not %.9g", where, r, (double)kl[r], want);
+            }
+            kl_forward(kl, x, lse_x, x, lse_x, beta, R, V, ldv);   // of a distribution with itself it is nothing
+            for (int r = 0; r < R; r++) ck_true(kl[r] == 0);
+            FOR_THREADS(t) {
+                float *again = room((size_t)R), *first = room((size_t)R);
+                kl_forward(first, x, lse_x, y, lse_y, beta, R, V, ldv);
+                for (int r = 0; r < R; r++) kl_forward(again + r, x + r * ldv, lse_x + r, y + r * ldv, lse_y + r, beta, 1, V, ldv);
+                ck_bits(again, first, (size_t)R);
+            }
+            release();
+        }
+    // tokens that one of them rules out
+    float x[] = {0, -INFINITY, 0}, y[] = {0, 0, -INFINITY}, z[] = {0, 0, 0}, lse_x = logf(2), lse_z = logf(3), kl;
+    kl_forward(&kl, x, &lse_x, z, &lse_z, 1, 1, 3, 3);
+    ck_must(fabs((double)kl - log(1.5)) < 1e-6, "KL is %g, not log 3/2", (double)kl);
+    kl_forward(&kl, x, &lse_x, y, &lse_x, 1, 1, 3, 3);
+    ck_must(isinf(kl) && kl > 0, "KL is %g, not infinite", (double)kl);
+    float bad[] = {0, NAN, 0};
+    kl_forward(&kl, bad, &lse_x, y, &lse_x, 1, 1, 3, 3);
+    ck_must(isnan(kl), "KL is %g, not NaN", (double)kl);
+}
+END_TEST
+
+/* ---- the scalar head ---- */
+
+START_TEST(value_and_its_gradient) {
+    static const int shapes[][2] = {{1, 1}, {3, 7}, {17, 40}, {5, 768}};
+    for (int i = 0; i < LENGTH(shapes); i++) {
+        const int N = shapes[i][0], C = shapes[i][1];
+        AT("N=%d C=%d", N, C);
+        const size_t n = (size_t)N * (size_t)C;
+        float *inp = reals(n, 1), *weight = reals((size_t)C, 1), *bias = reals(1, 1), *dvalue = reals((size_t)N, 1), *start = reals(n, 1);
+        if (N > 1) dvalue[1] = 0;   // a token that no loss looks at
+        freeze();
+        double *value = zeros((size_t)N), *dinp = widen(start, n), *dweight = zeros((size_t)C), dbias = 0.5;
+        for (int r = 0; r < N; r++) {
+            value[r] = (double)*bias;
+            dbias += (double)dvalue[r];
+            for (int c = 0; c < C; c++) {
+                value[r] += (double)inp[r * C + c] * (double)weight[c];
+                dinp[r * C + c] += (double)dvalue[r] * (double)weight[c];
+                dweight[c] += (double)dvalue[r] * (double)inp[r * C + c];
+            }
+        }
+        float *got = room((size_t)N), *got_dinp = copy(start, n), *got_dweight = filled((size_t)C, 0), *got_dbias = filled(1, 0.5f);
+        value_forward(got, inp, weight, bias, N, C);
+        value_backward(got_dinp, got_dweight, got_dbias, dvalue, inp, weight, N, C);
+        ck_close(got, value, (size_t)N, (16 + sqrt(C)) * EPSILON);
+        ck_close(got_dinp, dinp, n, 8 * EPSILON);
+        ck_close(got_dweight, dweight, (size_t)C, (16 + N) * EPSILON);
+        ck_close(got_dbias, &dbias, 1, (16 + N) * EPSILON);
+        if (N > 1) ck_bits(got_dinp + C, start + C, (size_t)C);
+        FOR_THREADS(t) {
+            float *again = room((size_t)N), *d = copy(start, n), *dw = filled((size_t)C, 0);
+            for (int r = 0; r < N; r++) value_forward(again + r, inp + r * C, weight, bias, 1, C);
+            ck_bits(again, got, (size_t)N);
+            value_backward(d, dw, NULL, dvalue, inp, weight, N, C);
+            ck_bits(d, got_dinp, n);
+            ck_bits(dw, got_dweight, (size_t)C);
+        }
+        release();
+    }
 }
 END_TEST
 
@@ -1993,6 +2375,10 @@ START_TEST(empty_batches) {
     layernorm_backward(none, weight, weight, none, none, none, none, weight, 0, 3);
     gelu_forward(none, none, 0);
     gelu_backward(none, none, 0);
+    relu_forward(none, none, 0), relu_backward(none, none, 0), silu_forward(none, none, 0), silu_backward(none, none, 0);
+    projection_forward(none, none, weight, NULL, true, 0, 3, 5);
+    projection_backward_input(none, none, weight, true, 0, 3, 5);
+    projection_backward_weight(weight, weight, none, none, 0, 3, 5);
     dropout(none, 0, 3, noise);
     attention_forward(none, none, none, zero, NULL, 0, 1, 3, noise);
     attention_backward(none, none, none, none, none, zero, NULL, 0, 1, 3, noise);
@@ -2002,6 +2388,9 @@ START_TEST(empty_batches) {
     head_backward(none, weight, none, none, weight, 0, 3, 5, 5);
     logprob_forward(none, none, none, zero, none, zero, 1, 0, 5, 5);
     logprob_backward(none, none, none, zero, none, none, 1, 0, 5, 5);
+    kl_forward(none, none, none, none, none, 1, 0, 5, 5);
+    value_forward(none, none, weight, weight, 0, 3);
+    value_backward(none, weight, weight, none, none, weight, 0, 3);
     ck_bits(weight, kept, 15);
     release();
 }
@@ -2024,23 +2413,27 @@ int main(void) {
     device_init();
     Suite *suite = suite_create("kernels");
     ADD("device", device_memory_is_zeroed_aligned_and_copied);
-    ADD("reference", embedding_reference, linear_reference, layernorm_reference, gelu_reference, attention_reference, head_reference,
-        logprob_reference, sample_reference, adamw_reference);
+    ADD("reference", embedding_reference, linear_reference, projection_reference, layernorm_reference, gelu_reference, relu_and_silu_reference,
+        attention_reference, head_reference, logprob_reference, sample_reference, adamw_reference);
     ADD("embedding", embedding);
     ADD("linear", linear_values, linear_is_the_documented_chain_to_the_bit, linear_shows_nan_in_its_row_only,
         linear_additions_go_on_from_what_is_there, scale_multiplies);
     ADD("nf4", nf4_codes_change_at_the_thresholds, nf4_blocks_run_along_the_input_channels, nf4_shows_what_is_not_finite,
         nf4_scales_are_quantised_to_the_dynamic_map, nf4_errors_are_the_published_ones, nf4_products_have_the_bits_of_the_whole_matrix);
+    ADD("projection", projection, activations_are_added);
     ADD("layernorm", layernorm, layernorm_of_hard_rows, layernorm_shows_nan_in_its_row_only);
     ADD("gelu", gelu_values, gelu_of_an_element_does_not_depend_on_its_neighbours, gelu_shows_nan);
+    ADD("relu and silu", relu_and_silu, relu_and_silu_show_nan);
     ADD("noise", noise_is_the_documented_function_of_where_it_falls, dropout_is_added_to_what_is_there, dropout_of_nothing_is_the_identity,
         dropout_keeps_the_right_share);
-    ADD("attention", attention_values, attention_of_large_scores, attention_with_dropout, attention_is_causal,
+    ADD("attention", attention_values, attention_of_large_scores, attention_with_dropout, attention_is_causal, attention_of_shared_beginnings,
         attention_shows_nan_in_its_sequence_only);
     ADD("cache", attention_with_a_cache_has_the_same_bits);
     ADD("head", rows_are_gathered_and_scattered, head_is_the_documented_chain_to_the_bit);
-    ADD("logprob", logprob_values, logprob_of_extreme_logits, entropy_of_equal_logits_is_log_V,
+    ADD("logprob", logprob_values, logprob_at_a_temperature, logprob_of_extreme_logits, entropy_of_equal_logits_is_log_V,
         logprob_shows_nan_in_its_row_only, the_largest_difference_of_logits);
+    ADD("divergence", divergence_values);
+    ADD("value", value_and_its_gradient);
     ADD("sample", sample_is_the_inverse_of_the_cumulative_distribution, sample_from_a_real_vocabulary,
         sample_with_ties_keeps_the_lower_tokens, sample_never_draws_the_impossible, sample_at_temperature_0_is_the_argmax,
         sample_draws_with_the_right_frequencies);

@@ -77,6 +77,40 @@ static inline void ref_linear_backward_weight(double *dweight, double *dbias, co
 }
 
 /* ------------------------------------------------------------------------------------------------------------------
+ * Projection: the same layer with weight (OC,IC)
+ */
+
+/* out = (add ? out : 0) + bias + inp weight^T; bias may be NULL */
+static inline void ref_projection_forward(double *out, const double *inp, const double *weight, const double *bias, bool add,
+                                          int N, int IC, int OC) {
+    for (int n = 0; n < N; n++)
+        for (int o = 0; o < OC; o++) {
+            double sum = (add ? out[(size_t)n * OC + o] : 0) + (bias ? bias[o] : 0);
+            for (int i = 0; i < IC; i++) sum += inp[(size_t)n * IC + i] * weight[(size_t)o * IC + i];
+            out[(size_t)n * OC + o] = sum;
+        }
+}
+
+static inline void ref_projection_backward_input(double *dinp, const double *dout, const double *weight, bool add, int N, int IC, int OC) {
+    for (int n = 0; n < N; n++)
+        for (int i = 0; i < IC; i++) {
+            // out[n][o] += inp[n][i] * weight[o][i]
+            double sum = add ? dinp[(size_t)n * IC + i] : 0;
+            for (int o = 0; o < OC; o++) sum += dout[(size_t)n * OC + o] * weight[(size_t)o * IC + i];
+            dinp[(size_t)n * IC + i] = sum;
+        }
+}
+
+static inline void ref_projection_backward_weight(double *dweight, double *dbias, const double *inp, const double *dout, int N, int IC, int OC) {
+    for (int n = 0; n < N; n++)
+        for (int o = 0; o < OC; o++) {
+            // out[n][o] = bias[o];  out[n][o] += inp[n][i] * weight[o][i]
+            if (dbias) dbias[o] += dout[(size_t)n * OC + o];
+            for (int i = 0; i < IC; i++) dweight[(size_t)o * IC + i] += inp[(size_t)n * IC + i] * dout[(size_t)n * OC + o];
+        }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
  * A weight of four bits a number
  */
 
@@ -174,6 +208,19 @@ static inline void ref_gelu_backward(double *dout, double *inp, size_t n) {
         dout[i] *= ref_gelu_derivative(inp[i]);
         inp[i] = ref_gelu(inp[i]);
     }
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * ReLU and SiLU
+ */
+
+static inline double ref_relu(double x) { return x > 0 ? x : 0; }
+static inline double ref_relu_derivative(double x) { return x > 0; }
+static inline double ref_silu(double x) { return x / (1 + exp(-x)); }
+
+static inline double ref_silu_derivative(double x) {
+    double s = 1 / (1 + exp(-x));
+    return s + x * s * (1 - s);   // x s, and ds/dx = s (1 - s)
 }
 
 /* ------------------------------------------------------------------------------------------------------------------
@@ -356,6 +403,13 @@ static inline void ref_logprob_backward(double *logits, const double *lse, const
             if (dentropy) dlogit -= dentropy[r] * p * (log_p + entropy[r]);
             *logit = dlogit;
         }
+}
+
+/* KL(p || q) of softmax(x) and softmax(y), V of each */
+static inline double ref_kl(const double *x, const double *y, int V) {
+    double lse_x = ref_log_sum_exp(x, V), lse_y = ref_log_sum_exp(y, V), sum = 0;
+    for (int v = 0; v < V; v++) sum += exp(x[v] - lse_x) * ((x[v] - lse_x) - (y[v] - lse_y));
+    return sum;
 }
 
 /* ------------------------------------------------------------------------------------------------------------------
