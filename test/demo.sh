@@ -34,6 +34,8 @@ for seed in 1 2 3; do
 done
 run full_ft 1
 row full_ft "exact summaries of new texts, %" "$before" "$after" 5 80 "$seconds"
+run lora 1
+row lora "exact remedies for patients never mentioned, %" "$before" "$after" 5 65 "$seconds"
 
 echo
 column -t -s '	' "$out/table" 2>/dev/null || cat "$out/table"
