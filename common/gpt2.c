@@ -719,7 +719,10 @@ static void layer_backward(GPT2 *m, int l) {
     const int N = m->batch.N, C = c->n_embd, F = c->n_inner, S = m->batch.S;
     const Parts *p = of_layer(m, l);
     Layer *y = &m->layer[l];
-    const bool norms = p[LN1_W].g, lowest = l == 0 && !norms && !m->parts[WTE].g;   // lowest: nothing below c_attn of layer 0 trains
+    const bool norms = p[LN1_W].g, lowest = l == 0 && !norms && !m->parts[WTE].g;   // lowest: nothing below c_attn of layer 0 trains,
+    // and nothing in the layer but what taps brought: below the first of them nothing is computed
+    const bool *at = m->tap.at, attention_tapped = at[TAP_C_ATTN] || at[TAP_ATTN_C_PROJ];
+    const bool below_output_tapped = attention_tapped || at[TAP_ATTN] || at[TAP_C_FC] || at[TAP_MLP_C_PROJ];
     if (m->limits.gradient_checkpointing) {
         m->again = true;
         layernorm_forward(NULL, m->norm, y->mean1, y->rstd1, y->r, NULL, p[LN1_W].w, p[LN1_B].w, N, C, c->layer_norm_epsilon);
@@ -728,6 +731,7 @@ static void layer_backward(GPT2 *m, int l) {
     }
     // r' = h + dropout(c_proj(gelu(fc)))
     const real *d = branch_gradient(m, RANDOM_DROPOUT_MLP_RESID, l, TAP_MLP, y->h);
+    if (lowest && !below_output_tapped) return;
     if (m->tap.at[TAP_MLP_C_PROJ]) gelu_forward(m->act, y->fc, (size_t)N * (size_t)F);
     linear_input(m->wide, d, p + OUT_W, N, F, C);
     tap_backward(m, l, TAP_MLP_C_PROJ, F, C, m->act, d, m->wide);
@@ -742,6 +746,7 @@ static void layer_backward(GPT2 *m, int l) {
     layernorm_backward(m->d_r, p[LN2_W].g, p[LN2_B].g, m->d_norm, y->h, y->mean2, y->rstd2, p[LN2_W].w, N, C);
     // h = r + dropout(c_proj(att))
     d = branch_gradient(m, RANDOM_DROPOUT_ATTN_RESID, l, TAP_ATTN, y->r);
+    if (lowest && !attention_tapped) return;
     linear_backward_weight(p[PROJ_W].g, p[PROJ_B].g, y->att, d, N, C, C);
     linear_input(m->d_norm, d, p + PROJ_W, N, C, C);
     tap_backward(m, l, TAP_ATTN_C_PROJ, C, C, y->att, d, m->d_norm);
