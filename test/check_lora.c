@@ -452,6 +452,34 @@ START_TEST(four_bits_are_the_dequantised_model) {
 }
 END_TEST
 
+/* Weights that could not stay in the file (halves, say) are the model's own until they are quantised. */
+START_TEST(copied_weights_are_quantised_like_mapped_ones) {
+    write_base();
+    Error e;
+    GPT2 *mapped = hf_load(base, true, &e), *copied = gpt2_create(&small, true);
+    GPT2Limits limits = small_limits(false);
+    limits.keep = KEEP_NF4_DOUBLE;
+    for (int i = 0; i < gpt2_tensors(mapped); i++) {
+        float *w = part_of(mapped, i, GPT2_WEIGHT);
+        ck_assert(!gpt2_map(copied, i, NULL));
+        gpt2_write(copied, i, GPT2_WEIGHT, 0, gpt2_tensor(mapped, i)->n, w);
+        free(w);
+    }
+    gpt2_reserve(mapped, &limits), gpt2_reserve(copied, &limits);
+    ck_assert(loss_of(mapped, NULL) == loss_of(copied, NULL));
+    GPT2Memory four = gpt2_memory(&small, &limits);
+    limits.keep = KEEP_FLOAT;
+    size_t matrices = 0, packed = 0;
+    for (int i = 0; i < gpt2_tensors(mapped); i++) {
+        const GPT2Tensor *t = gpt2_tensor(mapped, i);
+        if (t->ndim != 2 || strncmp(t->name, "h.", 2)) continue;
+        matrices += (t->n + 15) / 16 * 64, packed += (nf4_bytes(t->shape[0], t->shape[1], true) + 63) / 64 * 64;
+    }
+    ck_assert_uint_eq(gpt2_memory(&small, &limits).weights - four.weights, matrices - packed);
+    gpt2_free(mapped), gpt2_free(copied);
+}
+END_TEST
+
 START_TEST(a_decoded_token_has_the_bits_of_a_scored_one) {
     write_base();
     GPT2 *m = with_lora("c_attn,c_proj,c_fc", 0.3f, small_limits(true));
@@ -664,6 +692,7 @@ int main(void) {
     tcase_add_test(c, the_base_never_changes);
     tcase_add_test(c, merged_is_unmerged);
     tcase_add_test(c, four_bits_are_the_dequantised_model);
+    tcase_add_test(c, copied_weights_are_quantised_like_mapped_ones);
     tcase_add_test(c, a_decoded_token_has_the_bits_of_a_scored_one);
     tcase_add_test(c, untrained_means_that_every_b_is_zero);
     tcase_add_test(c, it_trains_and_leaves_the_base_alone);
