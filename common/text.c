@@ -881,7 +881,7 @@ static int read_conversation(const json_t *turns, const Conversation *c, const S
 }
 
 /* The fields a record does have, for a message. */
-static int unknown_fields(const json_t *object, Fault *f) {
+static int unknown_fields(const json_t *object, const char *expected, Fault *f) {
     Str found = {0};
     const char *name;
     json_t *value;
@@ -889,7 +889,7 @@ static int unknown_fields(const json_t *object, Fault *f) {
     json_object_foreach((json_t *)object, name, value) {
         if (found.n < 200) str_printf(&found, "%s%.40s", found.n ? ", " : "", name);
     }
-    FAULT(f, NULL, "the fields are not those of a known kind: found %s; expected %s", found.n ? found.s : "none", EXPECTED);
+    FAULT(f, NULL, "the fields are not those of a known kind: found %s; expected %s", found.n ? found.s : "none", expected);
     free(found.s);
     return -1;
 }
@@ -910,7 +910,7 @@ static int read_record(const json_t *object, const Style *style, Record *r, char
         snprintf(kind, 32, "%s", c->list);
         return read_conversation(turns, c, style, r, f);
     }
-    if (!json_object_get(object, "text")) return unknown_fields(object, f);
+    if (!json_object_get(object, "text")) return unknown_fields(object, EXPECTED, f);
     snprintf(kind, 32, "text");
     Text text;
     if (get_text(object, "text", &text, f)) return -1;
@@ -952,25 +952,32 @@ static int field_column(const Str *line, const char *field) {
     return 1;
 }
 
-/* One line as a record. 0, or -1 with e filled: file, line, column, reason. */
-static int read_line_record(const char *path, int number, const Str *line, const Style *style, Record *r, char kind[32],
-                            Error *e) {
+/* What becomes of a line that is a JSON object: add appends it to out. 0, or -1 with f filled and nothing appended. */
+typedef int AddObject(void *out, const json_t *object, int line, const Style *style, Fault *f);
+
+typedef struct {
+    const char *path;
+    Style style;
+    AddObject *add;
+    void *out;
+    int n, skipped;              // lines that were added, and that were not
+    Error first_skipped;
+} Reading;
+
+/* One line. 0, or -1 with e filled: file, line, column, reason. */
+static int read_line(const Reading *r, int number, const Str *line, Error *e) {
     json_error_t where;
     // anything: a line that is not an object gets a better message here; and numbers only occur in fields that are ignored,
     // so one that is too large for an integer does no harm
     size_t flags = JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL;
     json_t *j = json_loadb(line->s, line->n, flags, &where);
-    if (!j) return fail(e, "%s:%d:%d: %s", path, number, where.column > 0 ? where.column : 1, where.text);
+    if (!j) return fail(e, "%s:%d:%d: %s", r->path, number, where.column > 0 ? where.column : 1, where.text);
     Fault f = {0};
     int status;
-    if (json_is_object(j)) status = read_record(j, style, r, kind, &f);
+    if (json_is_object(j)) status = r->add(r->out, j, number, &r->style, &f);
     else status = FAULT(&f, NULL, "the line is %s, expected a JSON object", type_name(j));
-    if (status) {
-        fail(e, "%s:%d:%d: %s", path, number, f.field ? field_column(line, f.field) : 1, f.why.text);
-        record_free(r);
-    }
+    if (status) fail(e, "%s:%d:%d: %s", r->path, number, f.field ? field_column(line, f.field) : 1, f.why.text);
     json_decref(j);
-    r->line = number;
     return status;
 }
 
@@ -996,51 +1003,69 @@ static void make_printable(Error *e) {
         if ((unsigned char)*c < ' ' || *c == 0x7F) *c = '?';
 }
 
-static int read_lines(FILE *file, const char *path, const Style *style, bool strict, Records *out, Error *e) {
+static int read_lines(Reading *r, FILE *file, bool strict, Error *e) {
     Str line = {0};
     bool too_long;
-    int status = 0, capacity = 0;
+    int status = 0;
     for (int number = 1; status == 0 && next_line(file, &line, &too_long); number++) {
         if (number == 1 && line.n >= 3 && !memcmp(line.s, "\xEF\xBB\xBF", 3)) {   // a byte order mark
             line.n -= 3;
             memmove(line.s, line.s + 3, line.n + 1);
         }
         if (!too_long && strspn(line.s, " \t\r") == line.n) continue;
-        Record r = {0};
         Error why;
-        char kind[32];
-        int bad = too_long ? fail(&why, "%s:%d:1: the line is longer than %d bytes", path, number, LINE_LIMIT)
-                           : read_line_record(path, number, &line, style, &r, kind, &why);
-        if (bad) {
-            make_printable(&why);
-            if (out->skipped++ == 0) out->first_skipped = why;
-            if (strict) status = fail(e, "%s", why.text);
-            continue;
-        }
-        if (out->n == capacity) {
-            capacity = 2 * capacity + 256;
-            out->v = xrealloc(out->v, (size_t)capacity, sizeof *out->v);
-        }
-        if (out->n == 0) memcpy(out->kind, kind, sizeof out->kind);
-        out->v[out->n++] = r;
+        int bad = too_long ? fail(&why, "%s:%d:1: the line is longer than %d bytes", r->path, number, LINE_LIMIT)
+                           : read_line(r, number, &line, &why);
+        r->n += !bad;
+        if (!bad) continue;
+        make_printable(&why);
+        if (r->skipped++ == 0) r->first_skipped = why;
+        if (strict) status = fail(e, "%s", why.text);
     }
     free(line.s);
-    if (status == 0 && ferror(file)) status = fail(e, "cannot read %s: %s", path, strerror(errno));
-    if (status || out->n > 0) return status;
-    if (!out->skipped) return fail(e, "%s holds no record: it is empty", path);
-    return fail(e, "%s holds no usable record; %d lines were skipped, the first: %s", path, out->skipped,
-                out->first_skipped.text);
+    if (status == 0 && ferror(file)) status = fail(e, "cannot read %s: %s", r->path, strerror(errno));
+    if (status || r->n > 0) return status;
+    if (!r->skipped) return fail(e, "%s holds no record: it is empty", r->path);
+    return fail(e, "%s holds no usable record; %d lines were skipped, the first: %s", r->path, r->skipped, r->first_skipped.text);
+}
+
+/* Every line of r->path goes through r->add. */
+static int read_objects(Reading *r, const char *template, bool strict, Error *e) {
+    r->style.given = template != TEMPLATE_DEFAULT;
+    int status = template_parse(template ? template : DEFAULT_TEMPLATE, &r->style.template, e);
+    FILE *file = NULL;
+    if (status == 0 && !(file = fopen(r->path, "rb"))) status = fail(e, "cannot open %s: %s", r->path, strerror(errno));
+    if (status == 0) status = read_lines(r, file, strict, e);
+    if (file) fclose(file);
+    template_free(&r->style.template);
+    return status;
+}
+
+/* Room for one element more in an array of n that grows by doubling. */
+static void *grow(void *v, int n, size_t size) {
+    bool full = n == 0 || (n & (n - 1)) == 0;   // n is a power of two
+    return full ? xrealloc(v, n ? 2 * (size_t)n : 1, size) : v;
+}
+
+static int add_record(void *context, const json_t *object, int line, const Style *style, Fault *f) {
+    Records *out = context;
+    Record r = {.line = line};
+    char kind[32];
+    if (read_record(object, style, &r, kind, f)) {
+        record_free(&r);
+        return -1;
+    }
+    if (out->n == 0) memcpy(out->kind, kind, sizeof out->kind);
+    out->v = grow(out->v, out->n, sizeof *out->v);
+    out->v[out->n++] = r;
+    return 0;
 }
 
 int records_read(const char *path, const char *template, bool strict, Records *out, Error *e) {
     *out = (Records){0};
-    Style style = {.given = template != TEMPLATE_DEFAULT};
-    int status = template_parse(style.given ? template : DEFAULT_TEMPLATE, &style.template, e);
-    FILE *file = NULL;
-    if (status == 0 && !(file = fopen(path, "rb"))) status = fail(e, "cannot open %s: %s", path, strerror(errno));
-    if (status == 0) status = read_lines(file, path, &style, strict, out, e);
-    if (file) fclose(file);
-    template_free(&style.template);
+    Reading r = {.path = path, .add = add_record, .out = out};
+    int status = read_objects(&r, template, strict, e);
+    out->skipped = r.skipped, out->first_skipped = r.first_skipped;
     if (status) records_free(out);
     return status;
 }
@@ -1049,6 +1074,60 @@ void records_free(Records *r) {
     for (int i = 0; i < r->n; i++) record_free(&r->v[i]);
     free(r->v);
     *r = (Records){0};
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Prompts
+ */
+
+/* Bytes of a dialogue "\n\nHuman: ...\n\nAssistant: ..." up to its last answer; 0: it asks for none. */
+static size_t dialogue_prompt(Text dialogue) {
+    static const char turn[] = "\n\nAssistant:";
+    const size_t length = sizeof turn - 1;
+    for (size_t i = dialogue.n; i >= length; i--)
+        if (!memcmp(dialogue.s + i - length, turn, length)) return i;
+    return 0;
+}
+
+/* Fields that hold a prompt; the first that is there counts. */
+static const char *const prompt_fields[] = {"instruction", "prompt", "chosen"};
+
+static int add_prompt(void *context, const json_t *object, int line, const Style *style, Fault *f) {
+    Prompts *out = context;
+    Text prompt, input = {0};
+    const char *field = NULL;
+    for (int i = 0; i < 3 && !field; i++)
+        if (json_object_get(object, prompt_fields[i])) field = prompt_fields[i];
+    if (!field) return unknown_fields(object, "instruction[/input], prompt or chosen", f);
+    if (get_text(object, field, &prompt, f)) return -1;
+    bool instruction = field == prompt_fields[0], dialogue = field == prompt_fields[2];
+    const json_t *extra = instruction ? json_object_get(object, "input") : NULL;
+    if (extra && !json_is_null(extra) && get_text(object, "input", &input, f)) return -1;
+    if (input.n == 0) input.s = NULL;
+    if (dialogue && !(prompt.n = dialogue_prompt(prompt)))
+        return FAULT(f, field, "\"chosen\" has no turn \"\\n\\nAssistant:\", by which a dialogue's prompt ends, and there is no \"prompt\" beside it");
+    if (!instruction && prompt.n == 0) return FAULT(f, field, "\"prompt\" is empty: there is nothing to go on from");
+    Str text = {0};
+    if (instruction || (style->given && !dialogue)) render(&style->template, prompt, input, &text);
+    else str_add(&text, prompt.s, prompt.n);
+    out->v = grow(out->v, out->n, sizeof *out->v);
+    out->v[out->n++] = (Prompt){line, text.s, text.n};
+    return 0;
+}
+
+int prompts_read(const char *path, const char *template, bool strict, Prompts *out, Error *e) {
+    *out = (Prompts){0};
+    Reading r = {.path = path, .add = add_prompt, .out = out};
+    int status = read_objects(&r, template, strict, e);
+    out->skipped = r.skipped, out->first_skipped = r.first_skipped;
+    if (status) prompts_free(out);
+    return status;
+}
+
+void prompts_free(Prompts *p) {
+    for (int i = 0; i < p->n; i++) free(p->v[i].text);
+    free(p->v);
+    *p = (Prompts){0};
 }
 
 /* ------------------------------------------------------------------------------------------------------------------

@@ -86,6 +86,30 @@ void records_free(Records *r);
    when the template is wrong. */
 char *template_prompt(const char *template, const char *instruction, const char *input, Error *e);
 
+/* ---- prompts --------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    int line;                    // in the file, from 1
+    char *text;
+    size_t n;
+} Prompt;
+
+typedef struct {
+    int n;
+    int skipped;                 // lines that are no prompt
+    Error first_skipped;
+    Prompt *v;
+} Prompts;
+
+/*
+ * Reads a JSONL file of texts to go on from. The first that fits of:
+ *   instruction[/input], put into the template as records_read does; prompt, taken as it is unless a template is given; chosen, a dialogue
+ *   "\n\nHuman: ...\n\nAssistant: ..." (Bai et al. 2022), of which everything up to the last "\n\nAssistant:" is taken as it is
+ * Other fields are ignored, so that a file of records or of pairs serves too. An empty prompt is no prompt. In all else as records_read.
+ */
+int  prompts_read(const char *path, const char *template, bool strict, Prompts *out, Error *e);
+void prompts_free(Prompts *p);
+
 /* ---- dataset --------------------------------------------------------------------------------------------------- */
 
 /* Records as tokens. Example i is tokens[start[i] .. start[i+1]); scored[j] says whether token j is learned. */

@@ -854,6 +854,92 @@ START_TEST(huge_lines) {
 }
 END_TEST
 
+/* ---- prompts --------------------------------------------------------------------------------------------------- */
+
+static int read_prompts(const char *bytes, size_t n, const char *template, bool strict, Prompts *p, Error *e) {
+    write_file("prompts.jsonl", bytes, n);
+    return prompts_read(in_directory("prompts.jsonl"), template, strict, p, e);
+}
+
+static void check_prompts(const char *json, const char *template, const char *expected) {
+    Error e = {""};
+    Prompts p;
+    ck_assert_msg(read_prompts(json, strlen(json), template, true, &p, &e) == 0, "%s", e.text);
+    ck_assert_int_eq(p.n, 1);
+    ck_assert_int_eq(p.skipped, 0);
+    ck_assert_int_eq(p.v[0].line, 1);
+    ck_assert_str_eq(p.v[0].text, expected);
+    ck_assert_uint_eq(p.v[0].n, strlen(expected));
+    prompts_free(&p);
+    ck_assert(p.v == NULL && p.n == 0);
+}
+
+START_TEST(prompts) {
+    check_prompts("{\"prompt\": \"P\"}", NULL, "P");
+    check_prompts("{\"prompt\": \"P\"}", "<{instruction}>", "<P>");
+    check_prompts("{\"prompt\": \"P\", \"chosen\": \"C\", \"rejected\": 7}", NULL, "P");
+    check_prompts("{\"instruction\": \"I\"}", NULL, ALPACA("I"));
+    check_prompts("{\"instruction\": \"I\", \"prompt\": \"P\", \"output\": \"O\"}", NULL, ALPACA("I"));
+    check_prompts("{\"instruction\": \"I\", \"input\": \"X\"}", "{instruction}[[|{input}]]>{response}!", "I|X>");
+    check_prompts("{\"instruction\": \"I\", \"input\": \"\"}", "{instruction}[[|{input}]]>", "I>");
+    check_prompts("{\"instruction\": \"I\", \"input\": null}", "{instruction}[[|{input}]]>", "I>");
+    // a dialogue is cut after its last answer begins, and no template touches it
+    check_prompts("{\"chosen\": \"\\n\\nHuman: H\\n\\nAssistant: A\\n\\nHuman: I\\n\\nAssistant: B\"}", "<{instruction}>",
+                  "\n\nHuman: H\n\nAssistant: A\n\nHuman: I\n\nAssistant:");
+    check_prompts("{\"chosen\": \"\\n\\nAssistant:\"}", NULL, "\n\nAssistant:");
+}
+END_TEST
+
+START_TEST(bad_prompts) {
+    static const struct {
+        const char *line;
+        int column;
+        const char *word;
+    } bad[] = {
+        {"{\"prompt\": 7}", 2, "\"prompt\" is a number, expected a string"},
+        {"{\"prompt\": \"\"}", 2, "\"prompt\" is empty"},
+        {"{\"a\": 1, \"instruction\": null}", 10, "\"instruction\" is null"},
+        {"{\"instruction\": \"a\", \"input\": {}}", 22, "\"input\" is an object"},
+        {"{\"chosen\": \"no dialogue\"}", 2, "has no turn"},
+        {"{\"chosen\": \"\\nAssistant:\"}", 2, "has no turn"},
+        {"{\"chosen\": \"\"}", 2, "has no turn"},
+        {"{\"text\": \"t\"}", 1, "found text; expected instruction[/input], prompt or chosen"},
+        {"[]", 1, "an array, expected a JSON object"},
+        {"{\"prompt\": \"a\"", 14, "expected"},
+    };
+    for (int i = 0; i < COUNT(bad); i++) {
+        for (int strict = 0; strict < 2; strict++) {
+            Str file = {0};
+            char where[256];
+            Prompts p;
+            Error e = {""};
+            str_printf(&file, "{\"prompt\": \"first\"}\n\n%s\n{\"prompt\": \"last\"}", bad[i].line);
+            ck_assert_int_eq(read_prompts(file.s, file.n, NULL, strict, &p, &e), strict ? -1 : 0);
+            if (!strict) {
+                ck_assert_int_eq(p.n, 2);
+                ck_assert_int_eq(p.v[1].line, 4);
+                ck_assert_int_eq(p.skipped, 1);
+                e = p.first_skipped;
+            }
+            snprintf(where, sizeof where, "%s:3:%d: ", in_directory("prompts.jsonl"), bad[i].column);
+            ck_assert_msg(strncmp(e.text, where, strlen(where)) == 0, "%s: \"%s\", expected column %d", bad[i].line, e.text, bad[i].column);
+            ck_assert_msg(strstr(e.text, bad[i].word) != NULL, "%s: \"%s\"", bad[i].line, e.text);
+            prompts_free(&p);
+            free(file.s);
+        }
+    }
+    Prompts p;
+    Error e = {""};
+    ck_assert_int_eq(read_prompts("", 0, NULL, false, &p, &e), -1);
+    ck_assert_ptr_nonnull(strstr(e.text, "it is empty"));
+    ck_assert_int_eq(read_prompts("{\"prompt\": \"a\"}", 15, "no field", false, &p, &e), -1);
+    ck_assert_ptr_nonnull(strstr(e.text, "{instruction} is missing"));
+    ck_assert_int_eq(prompts_read(in_directory("absent.jsonl"), NULL, false, &p, &e), -1);
+    ck_assert_ptr_nonnull(strstr(e.text, "absent.jsonl"));
+    ck_assert(p.v == NULL && p.n == 0);
+}
+END_TEST
+
 /* ---- datasets -------------------------------------------------------------------------------------------------- */
 
 static Dataset build(const Tokenizer *t, const char *file, int max_length, bool train_on_prompt) {
@@ -1065,12 +1151,14 @@ int main(void) {
                                     wrong_merges, files_cut_short};
     const TTest *const records[] = {templates, wrong_templates, kinds, conversations, bad_lines, line_ends, nul_bytes,
                                     nothing_to_read, messages_are_printable, records_cut_short, deep_nesting, huge_lines};
+    const TTest *const prompt[] = {prompts, bad_prompts};
     const TTest *const datasets[] = {what_is_scored, too_long, conversations_are_cut, boundary_is_of_bytes, ragged_batches,
                                      real_records};
     Suite *s = suite_create("text");
     add_case(s, "tokenizer", tokenizer, COUNT(tokenizer));
     add_case(s, "loading", loading, COUNT(loading));
     add_case(s, "records", records, COUNT(records));
+    add_case(s, "prompts", prompt, COUNT(prompt));
     add_case(s, "datasets", datasets, COUNT(datasets));
     SRunner *runner = srunner_create(s);
     srunner_run_all(runner, CK_NORMAL);

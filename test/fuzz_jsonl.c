@@ -1,5 +1,5 @@
 /*
- * fuzz_jsonl.c - records, templates and datasets from arbitrary bytes, under libFuzzer:
+ * fuzz_jsonl.c - records, prompts, templates and datasets from arbitrary bytes, under libFuzzer:
  *     clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined test/fuzz_jsonl.c common/text.c -ljansson -lpcre2-8
  *
  * The first byte says whether a template comes (up to the first newline); the rest is a JSONL file. Beyond not crashing:
@@ -90,6 +90,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         records_free(&r);
     }
     if (records_read(path, template, true, &r, &e) == 0) records_free(&r);
+    Prompts p;
+    e.text[0] = 0;
+    if (prompts_read(path, template, false, &p, &e)) {
+        check(e.text[0] && p.n == 0 && !p.v);
+    } else {
+        check(p.n > 0 && (p.skipped == 0) == (p.first_skipped.text[0] == 0));
+        for (int i = 0; i < p.n; i++) check(p.v[i].line > 0 && p.v[i].text[p.v[i].n] == 0);
+        prompts_free(&p);
+    }
+    if (prompts_read(path, template, true, &p, &e) == 0) prompts_free(&p);
     close(file);
     free(template);
     return 0;
