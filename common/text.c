@@ -1106,10 +1106,13 @@ static int add_prompt(void *context, const json_t *object, int line, const Style
     if (input.n == 0) input.s = NULL;
     if (dialogue && !(prompt.n = dialogue_prompt(prompt)))
         return FAULT(f, field, "\"chosen\" has no turn \"\\n\\nAssistant:\", by which a dialogue's prompt ends, and there is no \"prompt\" beside it");
-    if (!instruction && prompt.n == 0) return FAULT(f, field, "\"prompt\" is empty: there is nothing to go on from");
     Str text = {0};
     if (instruction || (style->given && !dialogue)) render(&style->template, prompt, input, &text);
     else str_add(&text, prompt.s, prompt.n);
+    if (text.n == 0) {
+        free(text.s);
+        return FAULT(f, field, "the prompt is empty: there is nothing to go on from");
+    }
     out->v = grow(out->v, out->n, sizeof *out->v);
     out->v[out->n++] = (Prompt){line, text.s, text.n};
     return 0;

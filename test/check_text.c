@@ -897,7 +897,7 @@ START_TEST(bad_prompts) {
         const char *word;
     } bad[] = {
         {"{\"prompt\": 7}", 2, "\"prompt\" is a number, expected a string"},
-        {"{\"prompt\": \"\"}", 2, "\"prompt\" is empty"},
+        {"{\"prompt\": \"\"}", 2, "the prompt is empty"},
         {"{\"a\": 1, \"instruction\": null}", 10, "\"instruction\" is null"},
         {"{\"instruction\": \"a\", \"input\": {}}", 22, "\"input\" is an object"},
         {"{\"chosen\": \"no dialogue\"}", 2, "has no turn"},
