@@ -1107,6 +1107,7 @@ static int add_prompt(void *context, const json_t *object, int line, const Style
     if (dialogue && !(prompt.n = dialogue_prompt(prompt)))
         return FAULT(f, field, "\"chosen\" has no turn \"\\n\\nAssistant:\", by which a dialogue's prompt ends, and there is no \"prompt\" beside it");
     Str text = {0};
+    str_add(&text, "", 0);
     if (instruction || (style->given && !dialogue)) render(&style->template, prompt, input, &text);
     else str_add(&text, prompt.s, prompt.n);
     if (text.n == 0) {
@@ -1278,4 +1279,45 @@ int ragged_largest(const Dataset *d, const int *which, int n, int S, int *scored
     free(rows);
     free(targets);
     return total;
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * JSON from and for other programs
+ */
+
+void json_add_string(Str *out, const char *s, size_t n) {
+    const unsigned char *text = (const unsigned char *)s;
+    str_add(out, "\"", 1);
+    for (size_t i = 0; i < n;) {
+        uint32_t c;
+        size_t length = utf8_character(text + i, n - i, &c);
+        if (!length) str_add(out, "\xEF\xBF\xBD", 3);
+        else if (c == '"' || c == '\\') str_printf(out, "\\%c", (int)c);
+        else if (c == '\n') str_add(out, "\\n", 2);
+        else if (c < ' ' || c == 0x7F) str_printf(out, "\\u%04x", c);
+        else str_add(out, s + i, length);
+        i += length ? length : 1;
+    }
+    str_add(out, "\"", 1);
+}
+
+int json_numbers(const char *s, size_t n, const char *name, double *out, int room, Error *e) {
+    json_error_t where;
+    json_t *j = json_loadb(s, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL, &where);
+    if (!j) return fail(e, "it is not JSON: %s", where.text);
+    const json_t *value = json_is_object(j) ? json_object_get(j, name) : NULL;
+    int count = json_is_array(value) ? (int)json_array_size(value) : json_is_number(value) ? 1 : -1;
+    if (!json_is_object(j)) fail(e, "it is %s, expected an object", type_name(j));
+    else if (!value) fail(e, "it has no \"%s\"", name);
+    else if (count < 0) fail(e, "\"%s\" is %s, expected a number", name, type_name(value));
+    for (int i = 0; i < count; i++) {
+        const json_t *x = json_is_array(value) ? json_array_get(value, (size_t)i) : value;
+        if (!json_is_number(x)) {
+            count = fail(e, "element %d of \"%s\" is %s, expected a number", i, name, type_name(x));
+        } else if (i < room) {
+            out[i] = json_number_value(x);
+        }
+    }
+    json_decref(j);
+    return count;
 }

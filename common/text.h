@@ -150,4 +150,12 @@ int  ragged_largest(const Dataset *d, const int *which, int n, int S, int *score
 /* Targets of example i: its share of the loss's denominator. */
 int  dataset_targets(const Dataset *d, int i);
 
+/* ---- JSON from and for other programs -------------------------------------------------------------------------- */
+
+/* Appends the n bytes at s as a JSON string; each byte that is not UTF-8 becomes U+FFFD. */
+void json_add_string(Str *out, const char *s, size_t n);
+/* Member `name` of the JSON object that stands in the n bytes at s: a number, or an array of numbers. Writes the first `room` of them and
+   returns how many there are; -1 with e filled: not an object, no such member, not a number. */
+int  json_numbers(const char *s, size_t n, const char *name, double *out, int room, Error *e);
+
 #endif

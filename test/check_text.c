@@ -940,6 +940,49 @@ START_TEST(bad_prompts) {
 }
 END_TEST
 
+/* ---- JSON ------------------------------------------------------------------------------------------------------ */
+
+static void check_string(const char *s, size_t n, const char *expected) {
+    Str out = {0};
+    json_add_string(&out, s, n);
+    ck_assert_str_eq(out.s, expected);
+    free(out.s);
+}
+
+START_TEST(json_strings) {
+    check_string("", 0, "\"\"");
+    check_string("a\"\\\n\t\0/\x7F", 8, "\"a\\\"\\\\\\n\\u0009\\u0000/\\u007f\"");
+    check_string("\xED\x95\x9C", 3, "\"\xED\x95\x9C\"");
+    check_string("\xED\x95", 2, "\"\xEF\xBF\xBD\xEF\xBF\xBD\"");   // half a character, as a token may end
+}
+END_TEST
+
+START_TEST(numbers_in_json) {
+    static const struct {
+        const char *text;
+        int count;
+        double first;
+        const char *word;
+    } cases[] = {
+        {"{\"x\": 2.5}", 1, 2.5, NULL},           {" {\"y\": \"s\", \"x\": -3}\n", 1, -3, NULL},
+        {"{\"x\": [1e-3, 2, 3]}", 3, 1e-3, NULL}, {"{\"x\": []}", 0, 7, NULL},
+        {"{\"x\": null}", -1, 7, "null"},         {"{\"x\": \"1\"}", -1, 7, "a string, expected a number"},
+        {"{\"y\": 1}", -1, 7, "no \"x\""},        {"[1]", -1, 7, "an array, expected an object"},
+        {"3", -1, 7, "a number, expected an object"}, {"", -1, 7, "not JSON"},
+        {"{\"x\": NaN}", -1, 7, "not JSON"},      {"{\"x\": 1", -1, 7, "not JSON"},
+        {"{\"x\": [1, {}]}", -1, 1, "element 1"}, {"{\"x\": 1, \"x\": 2}", -1, 7, "not JSON"},
+        {"{\"x\": 1} {}", -1, 7, "not JSON"},
+    };
+    for (int i = 0; i < COUNT(cases); i++) {
+        double out[2] = {7, 7};
+        Error e = {""};
+        ck_assert_msg(json_numbers(cases[i].text, strlen(cases[i].text), "x", out, 2, &e) == cases[i].count, "%s", cases[i].text);
+        ck_assert(out[0] == cases[i].first);
+        if (cases[i].word) ck_assert_msg(strstr(e.text, cases[i].word) != NULL, "%s: \"%s\"", cases[i].text, e.text);
+    }
+}
+END_TEST
+
 /* ---- datasets -------------------------------------------------------------------------------------------------- */
 
 static Dataset build(const Tokenizer *t, const char *file, int max_length, bool train_on_prompt) {
@@ -1152,6 +1195,7 @@ int main(void) {
     const TTest *const records[] = {templates, wrong_templates, kinds, conversations, bad_lines, line_ends, nul_bytes,
                                     nothing_to_read, messages_are_printable, records_cut_short, deep_nesting, huge_lines};
     const TTest *const prompt[] = {prompts, bad_prompts};
+    const TTest *const json[] = {json_strings, numbers_in_json};
     const TTest *const datasets[] = {what_is_scored, too_long, conversations_are_cut, boundary_is_of_bytes, ragged_batches,
                                      real_records};
     Suite *s = suite_create("text");
@@ -1159,6 +1203,7 @@ int main(void) {
     add_case(s, "loading", loading, COUNT(loading));
     add_case(s, "records", records, COUNT(records));
     add_case(s, "prompts", prompt, COUNT(prompt));
+    add_case(s, "json", json, COUNT(json));
     add_case(s, "datasets", datasets, COUNT(datasets));
     SRunner *runner = srunner_create(s);
     srunner_run_all(runner, CK_NORMAL);
