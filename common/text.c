@@ -1135,6 +1135,290 @@ void prompts_free(Prompts *p) {
 }
 
 /* ------------------------------------------------------------------------------------------------------------------
+ * Constitutions, questions, transcripts
+ */
+
+enum { CONSTITUTION_LIMIT = 16 << 20 };   // bytes
+
+void text_repair(Str *s, size_t from) {
+    Str fixed = {0};
+    uint32_t c;
+    for (size_t i = from; i < s->n;) {
+        size_t length = utf8_character((const unsigned char *)s->s + i, s->n - i, &c);
+        if (length && c) str_add(&fixed, s->s + i, length);
+        else str_add(&fixed, "\xEF\xBF\xBD", 3);
+        i += length ? length : 1;
+    }
+    s->n = from;
+    str_add(s, fixed.s ? fixed.s : "", fixed.n);
+    free(fixed.s);
+}
+
+void json_quote(Str *out, const char *text) {
+    str_add(out, "\"", 1);
+    for (; *text; text++) {
+        if (*text == '"' || *text == '\\') str_printf(out, "\\%c", *text);
+        else if (*text == '\n') str_add(out, "\\n", 2);
+        else if ((unsigned char)*text < ' ') str_printf(out, "\\u%04x", (unsigned)*text);
+        else str_add(out, text, 1);
+    }
+    str_add(out, "\"", 1);
+}
+
+/* Copies field `name` of object into *out: where it is there, a string that is not empty. what: how messages call the object. */
+static int take_string(const json_t *object, const char *name, const char *what, char **out, Error *e) {
+    const json_t *value = json_object_get(object, name);
+    if (!value) return 0;
+    if (!json_is_string(value) || !json_string_length(value))
+        return fail(e, "\"%s\" of %s is %s, expected a text", name, what, json_is_string(value) ? "empty" : type_name(value));
+    *out = xstrdup(json_string_value(value));
+    return 0;
+}
+
+static int refuse_other_fields(const json_t *object, const char *const *known, const char *what, Error *e) {
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)object, name, value) {
+        int i = 0;
+        while (known[i] && strcmp(known[i], name)) i++;
+        if (!known[i]) return fail(e, "%s has a field \"%.40s\", which means nothing here", what, name);
+    }
+    return 0;
+}
+
+static Principle *add_principle(Constitution *c, const char *name) {
+    c->v = grow(c->v, c->n, sizeof *c->v);
+    Principle *p = &c->v[c->n++];
+    *p = (Principle){0};
+    Str numbered = {0};
+    str_printf(&numbered, "principle %d", c->n);
+    p->name = name ? xstrdup(name) : xstrdup(numbered.s);
+    free(numbered.s);
+    return p;
+}
+
+static int read_principle(const json_t *item, Constitution *c, Error *e) {
+    static const char *const known[] = {"name", "critique_request", "revision_request", "comparison", NULL};
+    Principle *p = add_principle(c, NULL);
+    char *name = NULL;
+    if (json_is_string(item) && json_string_length(item)) return p->text = xstrdup(json_string_value(item)), 0;
+    if (!json_is_object(item))
+        return fail(e, "%s is %s, expected a text or an object", p->name, json_is_string(item) ? "empty" : type_name(item));
+    if (refuse_other_fields(item, known, p->name, e) || take_string(item, "critique_request", p->name, &p->critique_request, e) ||
+        take_string(item, "revision_request", p->name, &p->revision_request, e) || take_string(item, "comparison", p->name, &p->comparison, e) ||
+        take_string(item, "name", p->name, &name, e))
+        return -1;
+    if (!p->critique_request || !p->revision_request) {
+        free(name);
+        return fail(e, "%s needs both \"critique_request\" and \"revision_request\"", p->name);
+    }
+    if (name) free(p->name), p->name = name;
+    return 0;
+}
+
+/* {"name": {"prompt": [...], "edit_request": "..."}}: one principle for each text of prompt. */
+static int read_published(const json_t *top, Constitution *c, Error *e) {
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)top, name, value) {
+        const json_t *prompt = json_object_get(value, "prompt"), *edit = json_object_get(value, "edit_request");
+        const size_t n = json_is_array(prompt) ? json_array_size(prompt) : json_is_string(prompt);
+        if (!n || !json_is_string(edit) || !json_string_length(edit))
+            return fail(e, "\"%.40s\" is no {\"prompt\": [...], \"edit_request\": \"...\"}, and there is no list \"principles\"", name);
+        for (size_t i = 0; i < n; i++) {
+            const json_t *text = json_is_array(prompt) ? json_array_get(prompt, i) : prompt;
+            if (!json_is_string(text) || !json_string_length(text)) return fail(e, "\"prompt\" of \"%.40s\" holds something else than texts", name);
+            Principle *p = add_principle(c, name);
+            p->critique_request = xstrdup(json_string_value(text));
+            p->revision_request = xstrdup(json_string_value(edit));
+        }
+    }
+    return 0;
+}
+
+static int read_own_form(const json_t *top, Constitution *c, Error *e) {
+    static const char *const known[] = {"principles", "few_shot", "critique_request", "revision_request", "comparison", "options", NULL};
+    static const char what[] = "the constitution";
+    if (refuse_other_fields(top, known, what, e) || take_string(top, "critique_request", what, &c->critique_request, e) ||
+        take_string(top, "revision_request", what, &c->revision_request, e) || take_string(top, "comparison", what, &c->comparison, e))
+        return -1;
+    const json_t *few = json_object_get(top, "few_shot"), *options = json_object_get(top, "options"), *item;
+    if (few && !json_is_array(few)) return fail(e, "\"few_shot\" is %s, expected an array of texts", type_name(few));
+    size_t i;
+    json_array_foreach(few, i, item) {
+        if (!json_is_string(item) || !json_string_length(item)) return fail(e, "few_shot[%zu] is no text", i);
+        c->few_shot = grow(c->few_shot, c->few_shot_n, sizeof *c->few_shot);
+        c->few_shot[c->few_shot_n++] = xstrdup(json_string_value(item));
+    }
+    for (i = 0; options && i < 2; i++) {
+        item = json_array_get(options, i);
+        if (json_array_size(options) != 2 || !json_is_string(item) || !json_string_length(item))
+            return fail(e, "\"options\" is no array of two texts");
+        c->option[i] = xstrdup(json_string_value(item));
+    }
+    if (options && !strcmp(c->option[0], c->option[1])) return fail(e, "the two \"options\" are the same text");
+    json_array_foreach(json_object_get(top, "principles"), i, item) if (read_principle(item, c, e)) return -1;
+    return 0;
+}
+
+static int read_constitution(const json_t *top, Constitution *c, Error *e) {
+    const json_t *list = json_is_array(top) ? top : NULL, *item;
+    size_t i;
+    if (!list && !json_is_object(top)) return fail(e, "the file is %s, expected an array or an object", type_name(top));
+    if (list) {
+        json_array_foreach(list, i, item) if (read_principle(item, c, e)) return -1;
+    } else if (json_is_array(json_object_get(top, "principles"))) {
+        if (read_own_form(top, c, e)) return -1;
+    } else if (read_published(top, c, e)) {
+        return -1;
+    }
+    return c->n ? 0 : fail(e, "it holds no principle");
+}
+
+int constitution_read(const char *path, Constitution *out, Error *e) {
+    *out = (Constitution){0};
+    Str text = {0};
+    json_error_t where;
+    Error why;
+    if (read_file(path, CONSTITUTION_LIMIT, &text, e)) {
+        free(text.s);
+        return -1;
+    }
+    const size_t mark = text.n >= 3 && !memcmp(text.s, "\xEF\xBB\xBF", 3) ? 3 : 0;
+    json_t *top = json_loadb(text.s + mark, text.n - mark, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL, &where);
+    int status = top ? 0 : fail(&why, "line %d, column %d: %s", where.line, where.column, where.text);
+    if (!status) status = read_constitution(top, out, &why);
+    if (status) {
+        make_printable(&why);
+        fail(e, "%s: %s", path, why.text);
+        constitution_free(out);
+    }
+    json_decref(top);
+    free(text.s);
+    return status;
+}
+
+void constitution_free(Constitution *c) {
+    for (int i = 0; i < c->n; i++) {
+        Principle *p = &c->v[i];
+        free(p->name), free(p->text), free(p->critique_request), free(p->revision_request), free(p->comparison);
+    }
+    for (int i = 0; i < c->few_shot_n; i++) free(c->few_shot[i]);
+    free(c->v), free(c->few_shot), free(c->critique_request), free(c->revision_request), free(c->comparison);
+    free(c->option[0]), free(c->option[1]);
+    *c = (Constitution){0};
+}
+
+/* Appends the texts of an array to the options. */
+static int add_options(Question *q, const json_t *object, const char *name, Fault *f) {
+    const json_t *list = json_object_get(object, name), *item;
+    size_t i;
+    if (!json_is_array(list) || !json_array_size(list)) return FAULT(f, name, "\"%s\" is not an array with something in it", name);
+    json_array_foreach(list, i, item) {
+        if (!json_is_string(item) || !json_string_length(item) || strlen(json_string_value(item)) != json_string_length(item))
+            return FAULT(f, name, "\"%s\" holds something else than texts", name);
+        q->option = grow(q->option, q->n, sizeof *q->option);
+        q->option[q->n++] = xstrdup(json_string_value(item));
+    }
+    return 0;
+}
+
+static void question_free(Question *q) {
+    for (int i = 0; i < q->n; i++) free(q->option[i]);
+    free(q->option), free(q->prompt);
+}
+
+static int add_question(void *context, const json_t *object, int line, const Style *style, Fault *f) {
+    (void)style;
+    Questions *out = context;
+    Question q = {.line = line};
+    Text prompt;
+    if (!json_object_get(object, "prompt")) return unknown_fields(object, "prompt, corrects and incorrects", f);
+    if (get_text(object, "prompt", &prompt, f)) return -1;
+    if (!prompt.n || strlen(prompt.s) != prompt.n) return FAULT(f, "prompt", "\"prompt\" is empty or holds a NUL");
+    bool bad = add_options(&q, object, "corrects", f);
+    q.corrects = q.n;
+    if (bad || add_options(&q, object, "incorrects", f)) {
+        question_free(&q);
+        return -1;
+    }
+    q.prompt = xstrdup(prompt.s);
+    out->v = grow(out->v, out->n, sizeof *out->v);
+    out->v[out->n++] = q;
+    return 0;
+}
+
+int questions_read(const char *path, bool strict, Questions *out, Error *e) {
+    *out = (Questions){0};
+    Reading r = {.path = path, .add = add_question, .out = out};
+    int status = read_objects(&r, TEMPLATE_DEFAULT, strict, e);
+    out->skipped = r.skipped, out->first_skipped = r.first_skipped;
+    if (status) questions_free(out);
+    return status;
+}
+
+void questions_free(Questions *q) {
+    for (int i = 0; i < q->n; i++) question_free(&q->v[i]);
+    free(q->v);
+    *q = (Questions){0};
+}
+
+static void transcript_free(Transcript *t) {
+    for (int i = 0; i < t->rounds; i++) free(t->critique[i]), free(t->revision[i]);
+    free(t->ended), free(t->answer), free(t->critique), free(t->revision);
+}
+
+/* A count, from a field that is one. */
+static int get_count(const json_t *object, const char *name, int *out, Fault *f) {
+    const double value = json_number_value(json_object_get(object, name));
+    if (!json_is_number(json_object_get(object, name)) || !(value >= 0 && value <= INT_MAX)) return FAULT(f, name, "\"%s\" is no count", name);
+    *out = (int)value;
+    return 0;
+}
+
+static int add_transcript(void *context, const json_t *object, int line, const Style *style, Fault *f) {
+    (void)style;
+    Transcripts *out = context;
+    Transcript t = {.line = line};
+    Text answer, ended;
+    const json_t *rounds = json_object_get(object, "rounds"), *item;
+    size_t i;
+    if (get_count(object, "epoch", &t.epoch, f) || get_count(object, "id", &t.id, f)) return -1;
+    if (!json_is_string(json_object_get(object, "init_response")) || !json_is_string(json_object_get(object, "ended")) || !json_is_array(rounds))
+        return FAULT(f, NULL, "the line is no transcript");
+    if (get_text(object, "init_response", &answer, f) || get_text(object, "ended", &ended, f)) return -1;
+    json_array_foreach(rounds, i, item) {
+        const json_t *critique = json_object_get(item, "critic_response"), *revision = json_object_get(item, "revision_response");
+        if (!json_is_string(critique)) {
+            transcript_free(&t);
+            return FAULT(f, "rounds", "round %zu has no critique", i + 1);
+        }
+        t.critique = grow(t.critique, t.rounds, sizeof *t.critique);
+        t.revision = grow(t.revision, t.rounds, sizeof *t.revision);
+        t.critique[t.rounds] = xstrdup(json_string_value(critique));
+        t.revision[t.rounds++] = json_is_string(revision) ? xstrdup(json_string_value(revision)) : NULL;
+    }
+    t.answer = xstrdup(answer.s);
+    t.ended = xstrdup(ended.s);
+    out->v = grow(out->v, out->n, sizeof *out->v);
+    out->v[out->n++] = t;
+    return 0;
+}
+
+int transcripts_read(const char *path, Transcripts *out, Error *e) {
+    *out = (Transcripts){0};
+    Reading r = {.path = path, .add = add_transcript, .out = out};
+    int status = read_objects(&r, TEMPLATE_DEFAULT, true, e);
+    return status && !out->n ? -1 : 0;   // strict reading stops at the first line that is not whole; what stands before it counts
+}
+
+void transcripts_free(Transcripts *t) {
+    for (int i = 0; i < t->n; i++) transcript_free(&t->v[i]);
+    free(t->v);
+    *t = (Transcripts){0};
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
  * Dataset
  */
 

@@ -110,6 +110,69 @@ typedef struct {
 int  prompts_read(const char *path, const char *template, bool strict, Prompts *out, Error *e);
 void prompts_free(Prompts *p);
 
+/* ---- what constitutional.c reads and writes ---------------------------------------------------------------------- */
+
+/* What answers are held against. A plain principle is a sentence (text); another brings its requests as they stand in the conversation, and
+   what to say where two answers are compared (comparison). NULL: the file does not say. */
+typedef struct {
+    char *name, *text, *critique_request, *revision_request, *comparison;
+} Principle;
+
+typedef struct {
+    int n, few_shot_n;
+    Principle *v;
+    char **few_shot;             // whole conversations, to be shown before each
+    char *critique_request, *revision_request, *comparison, *option[2];   // templates for the whole file, or NULL
+} Constitution;
+
+/*
+ * Reads a JSON file (16 MiB at most) of one of these forms:
+ *   [principle, ...]                a string, or {"critique_request", "revision_request"[, "comparison"][, "name"]}
+ *   {"name": {"prompt": [...], "edit_request": "..."}, ...}      as Bai et al. 2022 published theirs
+ *   {"principles": [principle, ...][, "few_shot": ["...", ...]][, "critique_request"][, "revision_request"][, "comparison"]
+ *    [, "options": ["A", "B"]]}     templates of one's own, where a plain principle has its place {principle}
+ * 0, or -1 with e filled: not JSON, another form, an empty list, an empty request, a field nobody knows.
+ */
+int  constitution_read(const char *path, Constitution *out, Error *e);
+void constitution_free(Constitution *c);
+
+/* A question with its answers, the right ones first. */
+typedef struct {
+    int line, n, corrects;
+    char *prompt, **option;
+} Question;
+
+typedef struct {
+    int n, skipped;
+    Error first_skipped;
+    Question *v;
+} Questions;
+
+/* Reads a JSONL file of {"prompt", "corrects": [...], "incorrects": [...]}, at least one of each. In all else as records_read. */
+int  questions_read(const char *path, bool strict, Questions *out, Error *e);
+void questions_free(Questions *q);
+
+/* What resuming needs of a line of transcripts.jsonl. revision[i] NULL: that critique was the last. */
+typedef struct {
+    int line, epoch, id, rounds;
+    char *ended, *answer, **critique, **revision;
+} Transcript;
+
+typedef struct {
+    int n;
+    Transcript *v;
+} Transcripts;
+
+/* Reads a file that constitutional.c wrote, up to the first line that is not whole. -1 with e filled: there is no such line. */
+int  transcripts_read(const char *path, Transcripts *out, Error *e);
+void transcripts_free(Transcripts *t);
+
+/* Appends text as a JSON string, with its quotes. */
+void json_quote(Str *out, const char *text);
+/* Replaces each byte of s from `from` on that belongs to no UTF-8 character, and each NUL, by U+FFFD: what it is then can be written as JSON,
+   and read again as the same. */
+void text_repair(Str *s, size_t from);
+
 /* ---- dataset --------------------------------------------------------------------------------------------------- */
 
 /* Records as tokens. Example i is tokens[start[i] .. start[i+1]); scored[j] says whether token j is learned. */
