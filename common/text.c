@@ -1135,7 +1135,7 @@ void prompts_free(Prompts *p) {
 }
 
 /* ------------------------------------------------------------------------------------------------------------------
- * Constitutions, questions, transcripts
+ * Constitutions, questions, dialogues
  */
 
 enum { CONSTITUTION_LIMIT = 16 << 20 };   // bytes
@@ -1363,59 +1363,210 @@ void questions_free(Questions *q) {
     *q = (Questions){0};
 }
 
-static void transcript_free(Transcript *t) {
-    for (int i = 0; i < t->rounds; i++) free(t->critique[i]), free(t->revision[i]);
-    free(t->ended), free(t->answer), free(t->critique), free(t->revision);
+/* ---- dialogues ---- */
+
+const char *const endings[ENDINGS] = {"unfinished", "nothing left to criticise", "nothing said", "what was given said again", "all rounds used", "no room"};
+
+char *prompt_question(const char *prompt, bool bare) {
+    static const char *const forms[][2] = {{"### Instruction:\n", "\n\n### Response:\n"}, {"\n\nHuman:", "\n\nAssistant:"}};
+    const size_t n = strlen(prompt);
+    for (int i = 0; i < 2; i++) {
+        const size_t head = strlen(forms[i][0]), tail = strlen(forms[i][1]);
+        if (n < head + tail || strncmp(prompt, forms[i][0], head) || strcmp(prompt + n - tail, forms[i][1])) continue;
+        return checked_memory(bare ? strndup(prompt + head, n - head - tail) : strndup(prompt, n - tail), n, 1, __FILE__, __LINE__);
+    }
+    return xstrdup(prompt);
 }
 
-/* A count, from a field that is one. */
-static int get_count(const json_t *object, const char *name, int *out, Fault *f) {
-    const double value = json_number_value(json_object_get(object, name));
-    if (!json_is_number(json_object_get(object, name)) || !(value >= 0 && value <= INT_MAX)) return FAULT(f, name, "\"%s\" is no count", name);
-    *out = (int)value;
-    return 0;
+const char *dialogue_answer(const Dialogue *d) {
+    for (int r = d->rounds - 1; r >= 0; r--)
+        if (d->round[r].revision) return d->round[r].revision;
+    return d->answer;
 }
 
-static int add_transcript(void *context, const json_t *object, int line, const Style *style, Fault *f) {
+void dialogue_free(Dialogue *d) {
+    for (int i = 0; i < d->rounds; i++) {
+        Round *r = &d->round[i];
+        free(r->principle), free(r->critique_request), free(r->critique), free(r->revision_request), free(r->revision);
+    }
+    free(d->prompt), free(d->answer), free(d->round);
+    *d = (Dialogue){0};
+}
+
+/* "name": "text", after a comma unless it is an object's first. NULL: nothing. */
+static void write_field(Str *line, const char *name, const char *text) {
+    if (!text) return;
+    str_printf(line, "%s\"%s\": ", line->s[line->n - 1] == '{' ? "" : ", ", name);
+    json_quote(line, text);
+}
+
+static void write_dialogue(const Dialogue *d, Str *line) {
+    const char *answer = d->answer ? d->answer : "", *final = dialogue_answer(d);
+    char *question = prompt_question(d->prompt, true);
+    str_printf(line, "{\"epoch\": %d, \"id\": %d", d->epoch, d->id);
+    write_field(line, "init_prompt", d->prompt), write_field(line, "init_response", answer);
+    str_printf(line, ", \"rounds\": [");
+    for (int i = 0; i < d->rounds; i++) {
+        const Round *r = &d->round[i];
+        str_printf(line, "%s{", i ? ", " : "");
+        write_field(line, "principle", r->principle), write_field(line, "critic_prompt", r->critique_request), write_field(line, "critic_response", r->critique);
+        write_field(line, "revision_prompt", r->revision_request), write_field(line, "revision_response", r->revision);
+        str_printf(line, "}");
+    }
+    str_printf(line, "]"), write_field(line, "ended", endings[d->ending]);
+    str_printf(line, ", \"messages\": [{"), write_field(line, "role", "user"), write_field(line, "content", question);
+    str_printf(line, "}, {"), write_field(line, "role", "assistant"), write_field(line, "content", final ? final : "");
+    str_printf(line, "}]");
+    if (final && final != d->answer) write_field(line, "prompt", d->prompt), write_field(line, "chosen", final), write_field(line, "rejected", answer);
+    str_printf(line, "}\n");
+    free(question);
+}
+
+/* A copy of a field that is a string; else NULL. */
+static char *copy_field(const json_t *object, const char *name) {
+    const char *text = json_string_value(json_object_get(object, name));
+    return text ? xstrdup(text) : NULL;
+}
+
+/* A count, or -1. */
+static int count_field(const json_t *object, const char *name) {
+    const json_t *value = json_object_get(object, name);
+    const double x = json_number_value(value);
+    return json_is_number(value) && x >= 0 && x <= INT_MAX ? (int)x : -1;
+}
+
+static int add_dialogue(void *context, const json_t *object, int line, const Style *style, Fault *f) {
     (void)style;
-    Transcripts *out = context;
-    Transcript t = {.line = line};
-    Text answer, ended;
+    Dialogues *out = context;
+    Dialogue d = {.line = line, .epoch = count_field(object, "epoch"), .id = count_field(object, "id")};
     const json_t *rounds = json_object_get(object, "rounds"), *item;
     size_t i;
-    if (get_count(object, "epoch", &t.epoch, f) || get_count(object, "id", &t.id, f)) return -1;
-    if (!json_is_string(json_object_get(object, "init_response")) || !json_is_string(json_object_get(object, "ended")) || !json_is_array(rounds))
-        return FAULT(f, NULL, "the line is no transcript");
-    if (get_text(object, "init_response", &answer, f) || get_text(object, "ended", &ended, f)) return -1;
+    d.prompt = copy_field(object, "init_prompt"), d.answer = copy_field(object, "init_response");
+    char *ended = copy_field(object, "ended");
+    while (d.ending < ENDINGS && ended && strcmp(endings[d.ending], ended)) d.ending++;
+    bool whole = d.epoch >= 0 && d.id >= 0 && d.prompt && d.answer && ended && d.ending < ENDINGS && json_is_array(rounds);
     json_array_foreach(rounds, i, item) {
-        const json_t *critique = json_object_get(item, "critic_response"), *revision = json_object_get(item, "revision_response");
-        if (!json_is_string(critique)) {
-            transcript_free(&t);
-            return FAULT(f, "rounds", "round %zu has no critique", i + 1);
-        }
-        t.critique = grow(t.critique, t.rounds, sizeof *t.critique);
-        t.revision = grow(t.revision, t.rounds, sizeof *t.revision);
-        t.critique[t.rounds] = xstrdup(json_string_value(critique));
-        t.revision[t.rounds++] = json_is_string(revision) ? xstrdup(json_string_value(revision)) : NULL;
+        d.round = grow(d.round, d.rounds, sizeof *d.round);
+        Round *r = &d.round[d.rounds++];
+        *r = (Round){copy_field(item, "principle"), copy_field(item, "critic_prompt"), copy_field(item, "critic_response"),
+                     copy_field(item, "revision_prompt"), copy_field(item, "revision_response")};
+        whole = whole && r->critique && r->critique_request;
     }
-    t.answer = xstrdup(answer.s);
-    t.ended = xstrdup(ended.s);
+    free(ended);
+    if (!whole) {
+        dialogue_free(&d);
+        return FAULT(f, NULL, "the line is no dialogue of constitutional.c");
+    }
     out->v = grow(out->v, out->n, sizeof *out->v);
-    out->v[out->n++] = t;
+    out->v[out->n++] = d;
     return 0;
 }
 
-int transcripts_read(const char *path, Transcripts *out, Error *e) {
-    *out = (Transcripts){0};
-    Reading r = {.path = path, .add = add_transcript, .out = out};
-    int status = read_objects(&r, TEMPLATE_DEFAULT, true, e);
-    return status && !out->n ? -1 : 0;   // strict reading stops at the first line that is not whole; what stands before it counts
+int dialogues_append(const char *path, const Dialogue *d, int n, Error *e) {
+    Str lines = {0};
+    str_add(&lines, "", 0);
+    for (int i = 0; i < n; i++) write_dialogue(&d[i], &lines);
+    FILE *f = fopen(path, "ab");
+    bool bad = !f || fwrite(lines.s, 1, lines.n, f) != lines.n || fflush(f) || fsync(fileno(f));
+    if (bad) fail(e, "cannot write %s: %s", path, strerror(errno));
+    if (f) fclose(f);
+    free(lines.s);
+    return bad ? -1 : 0;
 }
 
-void transcripts_free(Transcripts *t) {
-    for (int i = 0; i < t->n; i++) transcript_free(&t->v[i]);
-    free(t->v);
-    *t = (Transcripts){0};
+int dialogues_keep(const char *from, int epoch, const char *to, Dialogues *out, Error *e) {
+    *out = (Dialogues){0};
+    Reading r = {.path = from, .add = add_dialogue, .out = out};
+    read_objects(&r, TEMPLATE_DEFAULT, true, NULL);   // strict: it stops at the first bad line, and what stands before it counts
+    int keep = 0, status = 0;
+    while (keep < out->n && out->v[keep].epoch <= epoch) keep++;
+    for (int i = keep; i < out->n; i++) dialogue_free(&out->v[i]);
+    out->n = keep;
+    NewFile file;
+    if (!to || newfile_open(&file, to, e)) return to ? -1 : 0;
+    Str lines = {0};
+    str_add(&lines, "", 0);
+    for (int i = 0; i < keep; i++) write_dialogue(&out->v[i], &lines);
+    fwrite(lines.s, 1, lines.n, file.f);
+    status = newfile_close(&file, true, e);
+    free(lines.s);
+    return status;
+}
+
+static void show_text(const char *label, const char *text) {
+    printf("  %-8s | ", label);
+    for (; text && *text; text++)
+        if (*text == '\n') printf("\n           | ");
+        else putchar(*text);
+    putchar('\n');
+}
+
+void dialogue_show(const Dialogue *d, const char *when) {
+    printf("prompt %d, %s: %s\n", d->id + 1, when, endings[d->ending]);
+    show_text("prompt", d->prompt), show_text("answer", d->answer);
+    for (int r = 0; r < d->rounds; r++) {
+        show_text("critique", d->round[r].critique);
+        if (d->round[r].revision) show_text("revision", d->round[r].revision);
+    }
+}
+
+/* STUB */ static int pairs_read(const char *path, const char *template, bool strict, Records *out, Error *e) { *out = (Records){0}; return (void)template, (void)strict, fail(e, "STUB %s", path); }
+/* ---- labelled pairs ---- */
+
+int labelled_read(const char *path, const char *template, bool strict, Labelled **out) {
+    Error e;
+    Records r;
+    if (pairs_read(path, template, strict, &r, &e)) die_usage("%s", e.text);
+    printf("%s: %d pairs, %d lines skipped\n", path, r.n, r.skipped);
+    *out = xcalloc((size_t)r.n, sizeof **out);
+    for (int i = 0; i < r.n; i++) {
+        const Record *x = &r.v[i];
+        Str text[3] = {{0}};   // prompt, chosen, rejected; what comes before the last two spans is the prompt
+        for (int k = 0; k < x->n; k++) str_add(&text[k < x->n - 2 ? 0 : k - x->n + 3], x->spans[k].text, x->spans[k].n);
+        for (int k = 0; k < 3; k++) text_repair(&text[k], 0);
+        (*out)[i] = (Labelled){.prompt = text[0].s, .a = text[1].s, .b = text[2].s, .p = 1.0};
+    }
+    const int n = r.n;
+    records_free(&r);
+    return n;
+}
+
+void labelled_free(Labelled *pairs, int n) {
+    for (int i = 0; i < n; i++) free(pairs[i].prompt), free(pairs[i].a), free(pairs[i].b);
+    free(pairs);
+}
+
+void labelled_take(Labelled *pairs, int n, const char *path, const char *template, bool strict) {
+    Labelled *known;
+    const int K = labelled_read(path, template, strict, &known);
+    int taken = 0, at = 0;
+    for (int i = 0; i < n; i++)   // a file in our order is gone through once
+        for (int k = 0; k < K && !pairs[i].given; k++) {
+            const Labelled *x = &known[(at + k) % K];
+            const bool same = !strcmp(x->a, pairs[i].a) && !strcmp(x->b, pairs[i].b), turned = !strcmp(x->a, pairs[i].b) && !strcmp(x->b, pairs[i].a);
+            if (!(same || turned) || strcmp(x->prompt, pairs[i].prompt)) continue;
+            pairs[i].p = same ? x->p : 1 - x->p;
+            pairs[i].given = true;
+            at = (at + k + 1) % K, taken++;
+        }
+    printf("labels from %s for %d of %d pairs\n", path, taken, n);
+    labelled_free(known, K);
+}
+
+int labelled_write(const char *path, const Labelled *pairs, int n, Error *e) {
+    NewFile file;
+    if (newfile_open(&file, path, e)) return -1;
+    for (int i = 0; i < n; i++) {
+        const Labelled *x = &pairs[i];
+        const bool a = x->p >= 0.5;
+        Str line = {0};
+        str_printf(&line, "{");
+        write_field(&line, "prompt", x->prompt), write_field(&line, "chosen", a ? x->a : x->b), write_field(&line, "rejected", a ? x->b : x->a);
+        str_printf(&line, ", \"p_chosen\": %.9g}\n", a ? x->p : 1 - x->p);
+        fwrite(line.s, 1, line.n, file.f);
+        free(line.s);
+    }
+    return newfile_close(&file, true, e);
 }
 
 /* ------------------------------------------------------------------------------------------------------------------

@@ -152,20 +152,58 @@ typedef struct {
 int  questions_read(const char *path, bool strict, Questions *out, Error *e);
 void questions_free(Questions *q);
 
-/* What resuming needs of a line of transcripts.jsonl. revision[i] NULL: that critique was the last. */
+/* How critique and revision of an answer went. NULL: not written (yet). */
 typedef struct {
-    int line, epoch, id, rounds;
-    char *ended, *answer, **critique, **revision;
-} Transcript;
+    char *principle, *critique_request, *critique, *revision_request, *revision;
+} Round;
+
+typedef enum { GOES_ON, PRAISED, SILENT, ECHOED, ROUNDS_USED, NO_ROOM, ENDINGS } Ending;
+extern const char *const endings[ENDINGS];   // in words
+
+typedef struct {
+    int line, epoch, id;         // id: which prompt
+    char *prompt, *answer;
+    int rounds;
+    Round *round;
+    Ending ending;
+} Dialogue;
 
 typedef struct {
     int n;
-    Transcript *v;
-} Transcripts;
+    Dialogue *v;
+} Dialogues;
 
-/* Reads a file that constitutional.c wrote, up to the first line that is not whole. -1 with e filled: there is no such line. */
-int  transcripts_read(const char *path, Transcripts *out, Error *e);
-void transcripts_free(Transcripts *t);
+/* Appends n dialogues to a file, each as a line of JSON: epoch, id, init_prompt, init_response, rounds [{principle, critic_prompt, critic_response,
+   revision_prompt, revision_response}], ended, messages; and, where something was revised, prompt, chosen and rejected. 0, or -1 with e filled. */
+int  dialogues_append(const char *path, const Dialogue *d, int n, Error *e);
+/* Reads such a file up to the first line that is not whole, or is of an epoch after `epoch`; a missing file holds none. What was read is then all that stands
+   in the file `to`, which may be the same (NULL: nowhere). 0, or -1 with e filled. */
+int  dialogues_keep(const char *from, int epoch, const char *to, Dialogues *out, Error *e);
+void dialogue_free(Dialogue *d);
+void dialogue_show(const Dialogue *d, const char *when);   // for a person, on stdout
+/* The answer as it stands: the last revision, or the first answer. */
+const char *dialogue_answer(const Dialogue *d);
+
+/* Two answers and how surely the first is the better one. */
+typedef struct {
+    char *prompt, *a, *b;
+    double p;                    // that a is better than b
+    double p_ab, p_ba;           // of the first option's label, when a stands first and when b does; means over the principles asked
+    int asked;                   // how many those are
+    bool given;                  // p is from elsewhere
+} Labelled;
+
+/* Reads a file of pairs (pairs_read), chosen first, and says how many there are. Returns that; whatever is wrong ends the program with 2. */
+int  labelled_read(const char *path, const char *template, bool strict, Labelled **out);
+/* Takes the labels of a file for those of the n pairs that are in it, whichever answer stands first there, and says how many. */
+void labelled_take(Labelled *pairs, int n, const char *path, const char *template, bool strict);
+/* Writes the n pairs as prompt, chosen, rejected, p_chosen: the better first. 0, or -1 with e filled. */
+int  labelled_write(const char *path, const Labelled *pairs, int n, Error *e);
+void labelled_free(Labelled *pairs, int n);
+
+/* The question in a prompt of the default template, or of the form "\n\nHuman: ...\n\nAssistant:": without the heading of the answer, and if bare without its
+   own. Any other prompt is all question. To be freed. */
+char *prompt_question(const char *prompt, bool bare);
 
 /* Appends text as a JSON string, with its quotes. */
 void json_quote(Str *out, const char *text);
