@@ -41,11 +41,12 @@ typedef struct {
 } Span;
 
 /* One JSONL line as rendered text. spans[0..n): an ordinary record has two, prompt and response; a conversation has
-   one per turn; plain text has a single scored one. */
+   one per turn; plain text has a single scored one. A pair's last two are its answers, chosen and rejected (scored, both). */
 typedef struct {
     int line;                    // in the file, from 1
     int n;
     Span *spans;
+    float margin, p_chosen;      // of a pair: by how much, and how surely, its chosen answer is the better one; 0 and 1 where nothing is said
 } Record;
 
 typedef struct {
@@ -53,6 +54,7 @@ typedef struct {
     int n;
     int skipped;                 // lines that are no record
     Error first_skipped;         // why the first of them is not: "file:line:column: reason"
+    int apart;                   // pairs left out because chosen and rejected answer different prompts
     char kind[32];               // what the first record was recognised as, e.g. "instruction/response"
 } Records;
 
@@ -81,6 +83,19 @@ typedef struct {
  * is the field's that is wrong, or, where a line is not JSON, that of the last character in order, as jansson counts.
  */
 int  records_read(const char *path, const char *template, bool strict, Records *out, Error *e);
+/* The same for texts to be judged: a "prompt" is complete, and taken as it is, whatever the field beside it is called. */
+int  answers_read(const char *path, const char *template, bool strict, Records *out, Error *e);
+/*
+ * The same for pairs of answers, of which one was preferred. A pair is recognised by chosen and rejected and, beside them,
+ *   instruction[/input]      rendered in the template
+ *   prompt                   complete, and taken as it is (unless a template is given)
+ *   neither                  both texts begin with the prompt, which ends with their last "\n\nAssistant:" (hh-rlhf)
+ * or by lists of messages [{role, content}] in their places: chosen and rejected are each the assistant's one answer, to the
+ * messages of prompt, or where there is no prompt to those before it. Pairs whose prompts differ are counted as `apart` and left out.
+ * margin is a number; p_chosen, from 0 to 1, a soft label: the probability that the chosen answer is the better one. An answer of "" makes
+ * a line a bad one: there would be nothing to judge.
+ */
+int  pairs_read(const char *path, const char *template, bool strict, Records *out, Error *e);
 void records_free(Records *r);
 /* Renders one instruction (and input, or NULL) as a prompt, as records_read does. The caller frees it. NULL with e filled
    when the template is wrong. */
@@ -125,5 +140,32 @@ void ragged_free(RaggedBatch *rb);
 int  ragged_largest(const Dataset *d, const int *which, int n, int S, int *scored);
 /* Targets of example i: its share of the loss's denominator. */
 int  dataset_targets(const Dataset *d, int i);
+
+/* ---- what is judged -------------------------------------------------------------------------------------------- */
+
+/*
+ * A reward is read at the last token of a text, and the <|endoftext|> that says that the text is over is not part of it. Returns how many
+ * of the n tokens there are up to that place: n less the <|endoftext|>s at the end. (A library that pads with <|endoftext|>, as GPT-2's do for want of
+ * another token, cannot tell the text's own from its padding, and reads the score at the last token that is neither.)
+ */
+int  judged_tokens(const int *tokens, int n, int eos);
+
+/* Pairs as tokens. Pair i has three parts, prompt, chosen and rejected: part k is tokens[start[3i+k] .. start[3i+k+1]). The answers are
+   their judged tokens; the prompt may be empty. */
+typedef struct {
+    int n;                       // pairs
+    int *line;                   // (n) where each came from
+    size_t *start;               // (3n+1)
+    int *tokens;
+    float *margin, *p_chosen;    // (n)
+    long prompts_cut;            // prompts that lost their beginning, the same for both answers
+    long empty, equal, too_long; // pairs dropped: an answer without a token; two answers alike; an answer that alone is too long
+    int longest;                 // tokens of the longest prompt with the longer of its answers
+} Pairs;
+
+/* Tokenises the parts one by one. More than max_length tokens in prompt and longer answer: the prompt goes from its left. */
+void pairs_build(Pairs *p, const Records *r, const Tokenizer *t, int max_length);
+void pairs_free(Pairs *p);
+static inline int pair_part(const Pairs *p, int i, int k) { return (int)(p->start[3 * i + k + 1] - p->start[3 * i + k]); }
 
 #endif
