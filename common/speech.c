@@ -132,6 +132,68 @@ void headings_cut(const Headings *h, char *text) {
     while (n && strchr(" \t\r\n", text[n - 1])) text[--n] = 0;
 }
 
+/* ---- labelled pairs --------------------------------------------------------------------------------------------- */
+
+int labelled_read(const char *path, const char *template, bool strict, Labelled **out) {
+    Error e;
+    Records r;
+    if (pairs_read(path, template, strict, &r, &e)) die_usage("%s", e.text);
+    printf("%s: %d pairs, %d lines skipped\n", path, r.n, r.skipped);
+    *out = (Labelled *)xcalloc((size_t)r.n, sizeof **out);
+    for (int i = 0; i < r.n; i++) {
+        const Record *x = &r.v[i];
+        Str text[3] = {{0}};   // prompt, chosen, rejected; what comes before the last two spans is the prompt
+        for (int k = 0; k < x->n; k++) str_add(&text[k < x->n - 2 ? 0 : k - x->n + 3], x->spans[k].text, x->spans[k].n);
+        for (int k = 0; k < 3; k++) text_repair(&text[k], 0);
+        (*out)[i] = (Labelled){.prompt = text[0].s, .a = text[1].s, .b = text[2].s, .p = (double)x->p_chosen};
+    }
+    const int n = r.n;
+    records_free(&r);
+    return n;
+}
+
+void labelled_free(Labelled *pairs, int n) {
+    for (int i = 0; i < n; i++) free(pairs[i].prompt), free(pairs[i].a), free(pairs[i].b);
+    free(pairs);
+}
+
+void labelled_take(Labelled *pairs, int n, const char *path, const char *template, bool strict) {
+    Labelled *known;
+    const int K = labelled_read(path, template, strict, &known);
+    int taken = 0, at = 0;
+    for (int i = 0; i < n; i++)   // a file in our order is gone through once
+        for (int k = 0; k < K && !pairs[i].given; k++) {
+            const Labelled *x = &known[(at + k) % K];
+            const bool same = !strcmp(x->a, pairs[i].a) && !strcmp(x->b, pairs[i].b), turned = !strcmp(x->a, pairs[i].b) && !strcmp(x->b, pairs[i].a);
+            if (!(same || turned) || strcmp(x->prompt, pairs[i].prompt)) continue;
+            pairs[i].p = same ? x->p : 1 - x->p;
+            pairs[i].given = true;
+            at = (at + k + 1) % K, taken++;
+        }
+    printf("labels from %s for %d of %d pairs\n", path, taken, n);
+    labelled_free(known, K);
+}
+
+static void add_text(Str *line, const char *before, const char *text) {
+    str_printf(line, "%s", before);
+    json_add_string(line, text, strlen(text));
+}
+
+int labelled_write(const char *path, const Labelled *pairs, int n, Error *e) {
+    NewFile file;
+    if (newfile_open(&file, path, e)) return -1;
+    for (int i = 0; i < n; i++) {
+        const Labelled *x = &pairs[i];
+        const bool a = x->p >= 0.5;
+        Str line = {0};
+        add_text(&line, "{\"prompt\": ", x->prompt), add_text(&line, ", \"chosen\": ", a ? x->a : x->b), add_text(&line, ", \"rejected\": ", a ? x->b : x->a);
+        str_printf(&line, ", \"p_chosen\": %.9g}\n", a ? x->p : 1 - x->p);
+        fwrite(line.s, 1, line.n, file.f);
+        free(line.s);
+    }
+    return newfile_close(&file, true, e);
+}
+
 /* ---- which of several ------------------------------------------------------------------------------------------ */
 
 /* Tokens of all options of a question together; the longest's in *longest. */

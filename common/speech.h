@@ -55,6 +55,25 @@ void headings_free(Headings *h);
    off its end. */
 void headings_cut(const Headings *h, char *text);
 
+/* ---- labelled pairs --------------------------------------------------------------------------------------------- */
+
+/* Two answers and how surely the first is the better one. */
+typedef struct {
+    char *prompt, *a, *b;
+    double p;                    // that a is better than b
+    double p_ab, p_ba;           // of the first option's label, when a stands first and when b does; means over the principles asked
+    int asked;                   // how many those are
+    bool given;                  // p is from elsewhere
+} Labelled;
+
+/* Reads a file of pairs (pairs_read), chosen first, and says how many there are. Returns that; whatever is wrong ends the program with 2. */
+int  labelled_read(const char *path, const char *template, bool strict, Labelled **out);
+/* Takes the labels of a file for those of the n pairs that are in it, whichever answer stands first there, and says how many. */
+void labelled_take(Labelled *pairs, int n, const char *path, const char *template, bool strict);
+/* Writes the n pairs as prompt, chosen, rejected, p_chosen: the better first. 0, or -1 with e filled. */
+int  labelled_write(const char *path, const Labelled *pairs, int n, Error *e);
+void labelled_free(Labelled *pairs, int n);
+
 /* ---- which of several ------------------------------------------------------------------------------------------ */
 
 /* limits: of the reserved model; tokens, sequences and scored are how much is scored at once. positions: of a prompt with its longest option. */

@@ -778,9 +778,12 @@ static const Conversation known_conversations[] = {
 static const char EXPECTED[] = "instruction/response, instruction[/input]/output, prompt/completion, prompt/response, "
                                "input/output, text/summary, question/answer, messages, conversations or text";
 
+typedef enum { LEARNED, JUDGED, PAIRED } Purpose;
+
 typedef struct {
     Template template;
     bool given;                  // by the user, not the default
+    Purpose purpose;             // what records are read for: records_read, answers_read, pairs_read
 } Style;
 
 static const char *type_name(const json_t *value) {
@@ -826,10 +829,11 @@ static int read_pair(const json_t *object, const Fields *fields, const Style *st
     if (extra && !json_is_null(extra) && get_text(object, fields->input, &input, f)) return -1;
     if (input.n == 0) input.s = NULL;   // "input": "" is how Alpaca says that there is none
     Str text = {0};
-    if (fields->before && !style->given) {
-        str_add(&text, fields->before, strlen(fields->before));
+    bool complete = style->purpose == JUDGED && !strcmp(fields->prompt, "prompt");
+    if ((fields->before || complete) && !style->given) {
+        if (!complete) str_add(&text, fields->before, strlen(fields->before));
         str_add(&text, prompt.s, prompt.n);
-        str_add(&text, fields->after, strlen(fields->after));
+        if (!complete) str_add(&text, fields->after, strlen(fields->after));
     } else {
         render(&style->template, prompt, input, &text);
     }
@@ -920,6 +924,130 @@ static int read_record(const json_t *object, const Style *style, Record *r, char
     return 0;
 }
 
+/* ---- pairs ---- */
+
+static const char EXPECTED_PAIR[] = "chosen and rejected, and beside them instruction[/input], or prompt, or nothing when both begin with the prompt";
+
+/* What read_pair_of_answers returns of a pair that is in order but whose answers are to different prompts. */
+enum { APART = 1 };
+
+/* Where hh-rlhf's prompts end: after the last of these. */
+static const char ASSISTANT[] = "\n\nAssistant:";
+
+/* A number that may be there. */
+static int get_number(const json_t *object, const char *name, double low, double high, float *out, Fault *f) {
+    const json_t *value = json_object_get(object, name);
+    if (!value || json_is_null(value)) return 0;
+    if (!json_is_number(value)) return FAULT(f, name, "\"%s\" is %s, expected a number", name, type_name(value));
+    double x = json_number_value(value);
+    if (!(x >= low && x <= high)) return FAULT(f, name, "\"%s\" is %g, expected a number from %g to %g", name, x, low, high);
+    *out = (float)x;
+    return 0;
+}
+
+/* How many bytes of an implicit prompt's text are the prompt; 0: it does not say. */
+static size_t prompt_end(Text text) {
+    const size_t n = sizeof ASSISTANT - 1;
+    for (size_t end = text.n; end >= n; end--)
+        if (!memcmp(text.s + end - n, ASSISTANT, n)) return end;
+    return 0;
+}
+
+static int add_answer(Record *r, const char *name, const Style *style, Text answer, Fault *f) {
+    if (answer.n == 0) return FAULT(f, name, "the answer in \"%s\" is empty, so there is nothing to judge", name);
+    add_response(r, &style->template, answer);
+    return 0;
+}
+
+/* The prompt stands by itself, or both texts begin with it. */
+static int read_pair_of_texts(const json_t *object, const Style *style, Record *r, char kind[32], Fault *f) {
+    Text chosen, rejected, prompt, input = {0};
+    Str text = {0};
+    str_add(&text, "", 0);
+    bool instruction = json_object_get(object, "instruction");
+    if (get_text(object, "chosen", &chosen, f) || get_text(object, "rejected", &rejected, f)) goto bad;
+    if (instruction || json_object_get(object, "prompt")) {
+        const json_t *extra = instruction ? json_object_get(object, "input") : NULL;
+        if (get_text(object, instruction ? "instruction" : "prompt", &prompt, f)) goto bad;
+        if (extra && !json_is_null(extra) && get_text(object, "input", &input, f)) goto bad;
+        if (input.n == 0) input.s = NULL;
+        if (instruction || style->given) render(&style->template, prompt, input, &text);
+        else str_add(&text, prompt.s, prompt.n);
+        snprintf(kind, 32, "%s/chosen/rejected", instruction ? "instruction" : "prompt");
+    } else {
+        size_t n = prompt_end(chosen), m = prompt_end(rejected);
+        if (!n || !m) {
+            FAULT(f, n ? "rejected" : "chosen", "there is no prompt, and \"%s\" has no \"\\n\\nAssistant:\" to end one", n ? "rejected" : "chosen");
+            goto bad;
+        }
+        if (n != m || memcmp(chosen.s, rejected.s, n)) return free(text.s), APART;
+        str_add(&text, chosen.s, n);
+        chosen = (Text){chosen.s + n, chosen.n - n}, rejected = (Text){rejected.s + n, rejected.n - n};
+        snprintf(kind, 32, "chosen/rejected");
+    }
+    add_span(r, &text, false);
+    return add_answer(r, "chosen", style, chosen, f) || add_answer(r, "rejected", style, rejected, f) ? -1 : 0;
+bad:
+    free(text.s);
+    return -1;
+}
+
+/* The answer that `turn`, the last of a field's messages, gives. */
+static int get_answer(const json_t *turn, const char *name, Text *out, Fault *f) {
+    const json_t *content = json_object_get(turn, "content");
+    if (!is_text(json_object_get(turn, "role"), "assistant") || !json_is_string(content))
+        return FAULT(f, name, "\"%s\" does not end in {\"role\": \"assistant\", \"content\": string}", name);
+    *out = (Text){json_string_value(content), json_string_length(content)};
+    return 0;
+}
+
+/* The same in messages. An answer given earlier in the conversation belongs to the prompt, and ends as it did when it was given. */
+static int read_pair_of_messages(const json_t *object, const Style *style, Record *r, char kind[32], Fault *f) {
+    const json_t *history = json_object_get(object, "prompt"), *chosen = json_object_get(object, "chosen"), *rejected = json_object_get(object, "rejected");
+    const bool implicit = !history;
+    const Conversation c = {implicit ? "chosen" : "prompt", "role", "content", "user", "assistant"};
+    if (implicit) history = chosen;
+    if (!json_is_array(history) || !json_is_array(chosen) || !json_is_array(rejected))
+        return FAULT(f, NULL, "prompt, chosen and rejected are not alike: all must be strings, or all lists of messages");
+    size_t n = json_array_size(history), m = json_array_size(chosen), k = json_array_size(rejected);
+    if (m < 1 || k < 1 || (!implicit && (m > 1 || k > 1)))
+        return FAULT(f, m == 1 ? "rejected" : "chosen", "\"%s\" has %zu messages, expected %s", m == 1 ? "rejected" : "chosen", m == 1 ? k : m,
+                     implicit ? "at least one" : "one, the answer to \"prompt\"");
+    if (implicit && m != k) return APART;
+    if (implicit) n--;
+    Str prompt = {0};
+    Text better, worse;
+    bool asked = false;
+    int status = get_answer(json_array_get(chosen, m - 1), "chosen", &better, f) || get_answer(json_array_get(rejected, k - 1), "rejected", &worse, f) ? -1 : 0;
+    for (size_t i = 0; status == 0 && i < n; i++) {
+        if (implicit && !json_equal(json_array_get(chosen, i), json_array_get(rejected, i))) status = APART;
+        else status = read_turn(json_array_get(history, i), i + 1, &c, style, &prompt, &asked, r, f);
+    }
+    if (status == 0 && !asked) status = FAULT(f, c.list, "the messages before the answer do not end in a user's, so there is nothing to answer");
+    if (status) return free(prompt.s), status;
+    for (int i = 0; i < r->n; i++) {
+        Span *span = &r->spans[i];
+        if (!span->scored) continue;
+        Str ended = {0};
+        str_add(&ended, span->text, span->n);
+        str_add(&ended, END_OF_TEXT, sizeof END_OF_TEXT - 1);
+        free(span->text);
+        *span = (Span){ended.s, ended.n, false};
+    }
+    add_span(r, &prompt, false);
+    snprintf(kind, 32, "%schosen/rejected messages", implicit ? "" : "prompt/");
+    return add_answer(r, "chosen", style, better, f) || add_answer(r, "rejected", style, worse, f) ? -1 : 0;
+}
+
+/* 0, -1, or APART. */
+static int read_pair_of_answers(const json_t *object, const Style *style, Record *r, char kind[32], Fault *f) {
+    const json_t *chosen = json_object_get(object, "chosen"), *rejected = json_object_get(object, "rejected");
+    if (!chosen || !rejected) return unknown_fields(object, EXPECTED_PAIR, f);
+    r->margin = 0, r->p_chosen = 1;
+    if (get_number(object, "margin", -1e6, 1e6, &r->margin, f) || get_number(object, "p_chosen", 0, 1, &r->p_chosen, f)) return -1;
+    return json_is_array(chosen) ? read_pair_of_messages(object, style, r, kind, f) : read_pair_of_texts(object, style, r, kind, f);
+}
+
 static void record_free(Record *r) {
     for (int i = 0; i < r->n; i++) free(r->spans[i].text);
     free(r->spans);
@@ -952,7 +1080,7 @@ static int field_column(const Str *line, const char *field) {
     return 1;
 }
 
-/* What becomes of a line that is a JSON object: add appends it to out. 0, or -1 with f filled and nothing appended. */
+/* What becomes of a line that is a JSON object: add appends it to out. 0; -1 with f filled, or APART, and then nothing is appended. */
 typedef int AddObject(void *out, const json_t *object, int line, const Style *style, Fault *f);
 
 typedef struct {
@@ -960,15 +1088,15 @@ typedef struct {
     Style style;
     AddObject *add;
     void *out;
-    int n, skipped;              // lines that were added, and that were not
+    int n, skipped, apart;       // lines that were added; that are bad; that are in order but APART
     Error first_skipped;
 } Reading;
 
-/* One line. 0, or -1 with e filled: file, line, column, reason. */
+/* One line. 0, -1 with e filled (file, line, column, reason), or APART. */
 static int read_line(const Reading *r, int number, const Str *line, Error *e) {
     json_error_t where;
-    // anything: a line that is not an object gets a better message here; and numbers only occur in fields that are ignored,
-    // so one that is too large for an integer does no harm
+    // anything: a line that is not an object gets a better message here; and integers as reals, so that one that is too large
+    // for an integer does no harm in a field that is ignored
     size_t flags = JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL;
     json_t *j = json_loadb(line->s, line->n, flags, &where);
     if (!j) return fail(e, "%s:%d:%d: %s", r->path, number, where.column > 0 ? where.column : 1, where.text);
@@ -976,7 +1104,7 @@ static int read_line(const Reading *r, int number, const Str *line, Error *e) {
     int status;
     if (json_is_object(j)) status = r->add(r->out, j, number, &r->style, &f);
     else status = FAULT(&f, NULL, "the line is %s, expected a JSON object", type_name(j));
-    if (status) fail(e, "%s:%d:%d: %s", r->path, number, f.field ? field_column(line, f.field) : 1, f.why.text);
+    if (status == -1) fail(e, "%s:%d:%d: %s", r->path, number, f.field ? field_column(line, f.field) : 1, f.why.text);
     json_decref(j);
     return status;
 }
@@ -1017,7 +1145,8 @@ static int read_lines(Reading *r, FILE *file, bool strict, Error *e) {
         int bad = too_long ? fail(&why, "%s:%d:1: the line is longer than %d bytes", r->path, number, LINE_LIMIT)
                            : read_line(r, number, &line, &why);
         r->n += !bad;
-        if (!bad) continue;
+        r->apart += bad == APART;
+        if (!bad || bad == APART) continue;
         make_printable(&why);
         if (r->skipped++ == 0) r->first_skipped = why;
         if (strict) status = fail(e, "%s", why.text);
@@ -1025,6 +1154,8 @@ static int read_lines(Reading *r, FILE *file, bool strict, Error *e) {
     free(line.s);
     if (status == 0 && ferror(file)) status = fail(e, "cannot read %s: %s", r->path, strerror(errno));
     if (status || r->n > 0) return status;
+    if (r->apart && !r->skipped)
+        return fail(e, "%s holds no usable pair: in all %d of them chosen and rejected answer different prompts", r->path, r->apart);
     if (!r->skipped) return fail(e, "%s holds no record: it is empty", r->path);
     return fail(e, "%s holds no usable record; %d lines were skipped, the first: %s", r->path, r->skipped, r->first_skipped.text);
 }
@@ -1051,9 +1182,10 @@ static int add_record(void *context, const json_t *object, int line, const Style
     Records *out = context;
     Record r = {.line = line};
     char kind[32];
-    if (read_record(object, style, &r, kind, f)) {
+    int status = (style->purpose == PAIRED ? read_pair_of_answers : read_record)(object, style, &r, kind, f);
+    if (status) {
         record_free(&r);
-        return -1;
+        return status;
     }
     if (out->n == 0) memcpy(out->kind, kind, sizeof out->kind);
     out->v = grow(out->v, out->n, sizeof *out->v);
@@ -1061,13 +1193,25 @@ static int add_record(void *context, const json_t *object, int line, const Style
     return 0;
 }
 
-int records_read(const char *path, const char *template, bool strict, Records *out, Error *e) {
+static int read_as(Purpose purpose, const char *path, const char *template, bool strict, Records *out, Error *e) {
     *out = (Records){0};
-    Reading r = {.path = path, .add = add_record, .out = out};
+    Reading r = {.path = path, .style.purpose = purpose, .add = add_record, .out = out};
     int status = read_objects(&r, template, strict, e);
-    out->skipped = r.skipped, out->first_skipped = r.first_skipped;
+    out->skipped = r.skipped, out->first_skipped = r.first_skipped, out->apart = r.apart;
     if (status) records_free(out);
     return status;
+}
+
+int records_read(const char *path, const char *template, bool strict, Records *out, Error *e) {
+    return read_as(LEARNED, path, template, strict, out, e);
+}
+
+int answers_read(const char *path, const char *template, bool strict, Records *out, Error *e) {
+    return read_as(JUDGED, path, template, strict, out, e);
+}
+
+int pairs_read(const char *path, const char *template, bool strict, Records *out, Error *e) {
+    return read_as(PAIRED, path, template, strict, out, e);
 }
 
 void records_free(Records *r) {
@@ -1152,17 +1296,6 @@ void text_repair(Str *s, size_t from) {
     s->n = from;
     str_add(s, fixed.s ? fixed.s : "", fixed.n);
     free(fixed.s);
-}
-
-void json_quote(Str *out, const char *text) {
-    str_add(out, "\"", 1);
-    for (; *text; text++) {
-        if (*text == '"' || *text == '\\') str_printf(out, "\\%c", *text);
-        else if (*text == '\n') str_add(out, "\\n", 2);
-        else if ((unsigned char)*text < ' ') str_printf(out, "\\u%04x", (unsigned)*text);
-        else str_add(out, text, 1);
-    }
-    str_add(out, "\"", 1);
 }
 
 /* Copies field `name` of object into *out: where it is there, a string that is not empty. what: how messages call the object. */
@@ -1397,7 +1530,7 @@ void dialogue_free(Dialogue *d) {
 static void write_field(Str *line, const char *name, const char *text) {
     if (!text) return;
     str_printf(line, "%s\"%s\": ", line->s[line->n - 1] == '{' ? "" : ", ", name);
-    json_quote(line, text);
+    json_add_string(line, text, strlen(text));
 }
 
 static void write_dialogue(const Dialogue *d, Str *line) {
@@ -1508,65 +1641,6 @@ void dialogue_show(const Dialogue *d, const char *when) {
         show_text("critique", d->round[r].critique);
         if (d->round[r].revision) show_text("revision", d->round[r].revision);
     }
-}
-
-/* STUB */ static int pairs_read(const char *path, const char *template, bool strict, Records *out, Error *e) { *out = (Records){0}; return (void)template, (void)strict, fail(e, "STUB %s", path); }
-/* ---- labelled pairs ---- */
-
-int labelled_read(const char *path, const char *template, bool strict, Labelled **out) {
-    Error e;
-    Records r;
-    if (pairs_read(path, template, strict, &r, &e)) die_usage("%s", e.text);
-    printf("%s: %d pairs, %d lines skipped\n", path, r.n, r.skipped);
-    *out = xcalloc((size_t)r.n, sizeof **out);
-    for (int i = 0; i < r.n; i++) {
-        const Record *x = &r.v[i];
-        Str text[3] = {{0}};   // prompt, chosen, rejected; what comes before the last two spans is the prompt
-        for (int k = 0; k < x->n; k++) str_add(&text[k < x->n - 2 ? 0 : k - x->n + 3], x->spans[k].text, x->spans[k].n);
-        for (int k = 0; k < 3; k++) text_repair(&text[k], 0);
-        (*out)[i] = (Labelled){.prompt = text[0].s, .a = text[1].s, .b = text[2].s, .p = 1.0};
-    }
-    const int n = r.n;
-    records_free(&r);
-    return n;
-}
-
-void labelled_free(Labelled *pairs, int n) {
-    for (int i = 0; i < n; i++) free(pairs[i].prompt), free(pairs[i].a), free(pairs[i].b);
-    free(pairs);
-}
-
-void labelled_take(Labelled *pairs, int n, const char *path, const char *template, bool strict) {
-    Labelled *known;
-    const int K = labelled_read(path, template, strict, &known);
-    int taken = 0, at = 0;
-    for (int i = 0; i < n; i++)   // a file in our order is gone through once
-        for (int k = 0; k < K && !pairs[i].given; k++) {
-            const Labelled *x = &known[(at + k) % K];
-            const bool same = !strcmp(x->a, pairs[i].a) && !strcmp(x->b, pairs[i].b), turned = !strcmp(x->a, pairs[i].b) && !strcmp(x->b, pairs[i].a);
-            if (!(same || turned) || strcmp(x->prompt, pairs[i].prompt)) continue;
-            pairs[i].p = same ? x->p : 1 - x->p;
-            pairs[i].given = true;
-            at = (at + k + 1) % K, taken++;
-        }
-    printf("labels from %s for %d of %d pairs\n", path, taken, n);
-    labelled_free(known, K);
-}
-
-int labelled_write(const char *path, const Labelled *pairs, int n, Error *e) {
-    NewFile file;
-    if (newfile_open(&file, path, e)) return -1;
-    for (int i = 0; i < n; i++) {
-        const Labelled *x = &pairs[i];
-        const bool a = x->p >= 0.5;
-        Str line = {0};
-        str_printf(&line, "{");
-        write_field(&line, "prompt", x->prompt), write_field(&line, "chosen", a ? x->a : x->b), write_field(&line, "rejected", a ? x->b : x->a);
-        str_printf(&line, ", \"p_chosen\": %.9g}\n", a ? x->p : 1 - x->p);
-        fwrite(line.s, 1, line.n, file.f);
-        free(line.s);
-    }
-    return newfile_close(&file, true, e);
 }
 
 /* ------------------------------------------------------------------------------------------------------------------
@@ -1755,4 +1829,64 @@ int json_numbers(const char *s, size_t n, const char *name, double *out, int roo
     }
     json_decref(j);
     return count;
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * What is judged
+ */
+
+int judged_tokens(const int *tokens, int n, int eos) {
+    while (n > 0 && tokens[n - 1] == eos) n--;
+    return n;
+}
+
+/* Appends span's tokens, or of an answer its judged ones; how many there are. */
+static size_t add_part_tokens(const Span *span, const Tokenizer *t, Ints *out) {
+    size_t before = out->n;
+    tokenizer_encode(t, span->text, span->n, true, out);
+    if (span->scored) out->n = before + (size_t)judged_tokens(out->v + before, (int)(out->n - before), t->eos);
+    return out->n - before;
+}
+
+void pairs_build(Pairs *p, const Records *r, const Tokenizer *t, int max_length) {
+    *p = (Pairs){0};
+    p->line = xcalloc((size_t)r->n, sizeof *p->line);
+    p->start = xcalloc(3 * (size_t)r->n + 1, sizeof *p->start);
+    p->margin = xcalloc((size_t)r->n, sizeof *p->margin);
+    p->p_chosen = xcalloc((size_t)r->n, sizeof *p->p_chosen);
+    const size_t room = max_length > 0 ? (size_t)max_length : 0;
+    Ints tokens = {0}, one = {0};
+    for (int i = 0; i < r->n; i++) {
+        const Record *pair = &r->v[i];
+        one.n = 0;
+        for (int s = 0; s < pair->n - 2; s++) add_part_tokens(&pair->spans[s], t, &one);
+        size_t prompt = one.n, chosen = add_part_tokens(&pair->spans[pair->n - 2], t, &one);
+        size_t rejected = add_part_tokens(&pair->spans[pair->n - 1], t, &one), longer = chosen > rejected ? chosen : rejected;
+        const int *answer = one.v + prompt;
+        bool empty = !chosen || !rejected, equal = !empty && chosen == rejected && !memcmp(answer, answer + chosen, chosen * sizeof *answer);
+        bool too_long = !empty && !equal && longer + (prompt > 0) > room;   // a token of the prompt is left at least
+        p->empty += empty, p->equal += equal, p->too_long += too_long;
+        if (empty || equal || too_long) continue;
+        size_t cut = prompt + longer > room ? prompt + longer - room : 0;
+        p->prompts_cut += cut > 0;
+        for (size_t k = cut; k < one.n; k++) ints_push(&tokens, one.v[k]);
+        p->start[3 * p->n + 1] = p->start[3 * p->n] + prompt - cut;
+        p->start[3 * p->n + 2] = p->start[3 * p->n + 1] + chosen;
+        p->start[3 * p->n + 3] = p->start[3 * p->n + 2] + rejected;
+        if (p->longest < (int)(prompt - cut + longer)) p->longest = (int)(prompt - cut + longer);
+        p->line[p->n] = pair->line;
+        p->margin[p->n] = pair->margin;
+        p->p_chosen[p->n++] = pair->p_chosen;
+    }
+    p->tokens = tokens.v;
+    free(one.v);
+}
+
+void pairs_free(Pairs *p) {
+    free(p->line);
+    free(p->start);
+    free(p->tokens);
+    free(p->margin);
+    free(p->p_chosen);
+    *p = (Pairs){0};
 }

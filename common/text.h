@@ -41,11 +41,12 @@ typedef struct {
 } Span;
 
 /* One JSONL line as rendered text. spans[0..n): an ordinary record has two, prompt and response; a conversation has
-   one per turn; plain text has a single scored one. */
+   one per turn; plain text has a single scored one. A pair's last two are its answers, chosen and rejected (scored, both). */
 typedef struct {
     int line;                    // in the file, from 1
     int n;
     Span *spans;
+    float margin, p_chosen;      // of a pair: by how much, and how surely, its chosen answer is the better one; 0 and 1 where nothing is said
 } Record;
 
 typedef struct {
@@ -53,6 +54,7 @@ typedef struct {
     int n;
     int skipped;                 // lines that are no record
     Error first_skipped;         // why the first of them is not: "file:line:column: reason"
+    int apart;                   // pairs left out because chosen and rejected answer different prompts
     char kind[32];               // what the first record was recognised as, e.g. "instruction/response"
 } Records;
 
@@ -81,6 +83,19 @@ typedef struct {
  * is the field's that is wrong, or, where a line is not JSON, that of the last character in order, as jansson counts.
  */
 int  records_read(const char *path, const char *template, bool strict, Records *out, Error *e);
+/* The same for texts to be judged: a "prompt" is complete, and taken as it is, whatever the field beside it is called. */
+int  answers_read(const char *path, const char *template, bool strict, Records *out, Error *e);
+/*
+ * The same for pairs of answers, of which one was preferred. A pair is recognised by chosen and rejected and, beside them,
+ *   instruction[/input]      rendered in the template
+ *   prompt                   complete, and taken as it is (unless a template is given)
+ *   neither                  both texts begin with the prompt, which ends with their last "\n\nAssistant:" (hh-rlhf)
+ * or by lists of messages [{role, content}] in their places: chosen and rejected are each the assistant's one answer, to the
+ * messages of prompt, or where there is no prompt to those before it. Pairs whose prompts differ are counted as `apart` and left out.
+ * margin is a number; p_chosen, from 0 to 1, a soft label: the probability that the chosen answer is the better one. An answer of "" makes
+ * a line a bad one: there would be nothing to judge.
+ */
+int  pairs_read(const char *path, const char *template, bool strict, Records *out, Error *e);
 void records_free(Records *r);
 /* Renders one instruction (and input, or NULL) as a prompt, as records_read does. The caller frees it. NULL with e filled
    when the template is wrong. */
@@ -184,29 +199,10 @@ void dialogue_show(const Dialogue *d, const char *when);   // for a person, on s
 /* The answer as it stands: the last revision, or the first answer. */
 const char *dialogue_answer(const Dialogue *d);
 
-/* Two answers and how surely the first is the better one. */
-typedef struct {
-    char *prompt, *a, *b;
-    double p;                    // that a is better than b
-    double p_ab, p_ba;           // of the first option's label, when a stands first and when b does; means over the principles asked
-    int asked;                   // how many those are
-    bool given;                  // p is from elsewhere
-} Labelled;
-
-/* Reads a file of pairs (pairs_read), chosen first, and says how many there are. Returns that; whatever is wrong ends the program with 2. */
-int  labelled_read(const char *path, const char *template, bool strict, Labelled **out);
-/* Takes the labels of a file for those of the n pairs that are in it, whichever answer stands first there, and says how many. */
-void labelled_take(Labelled *pairs, int n, const char *path, const char *template, bool strict);
-/* Writes the n pairs as prompt, chosen, rejected, p_chosen: the better first. 0, or -1 with e filled. */
-int  labelled_write(const char *path, const Labelled *pairs, int n, Error *e);
-void labelled_free(Labelled *pairs, int n);
-
 /* The question in a prompt of the default template, or of the form "\n\nHuman: ...\n\nAssistant:": without the heading of the answer, and if bare without its
    own. Any other prompt is all question. To be freed. */
 char *prompt_question(const char *prompt, bool bare);
 
-/* Appends text as a JSON string, with its quotes. */
-void json_quote(Str *out, const char *text);
 /* Replaces each byte of s from `from` on that belongs to no UTF-8 character, and each NUL, by U+FFFD: what it is then can be written as JSON,
    and read again as the same. */
 void text_repair(Str *s, size_t from);
@@ -258,5 +254,32 @@ void json_add_string(Str *out, const char *s, size_t n);
 /* Member `name` of the JSON object that stands in the n bytes at s: a number, or an array of numbers. Writes the first `room` of them and
    returns how many there are; -1 with e filled: not an object, no such member, not a number. */
 int  json_numbers(const char *s, size_t n, const char *name, double *out, int room, Error *e);
+
+/* ---- what is judged -------------------------------------------------------------------------------------------- */
+
+/*
+ * A reward is read at the last token of a text, and the <|endoftext|> that says that the text is over is not part of it. Returns how many
+ * of the n tokens there are up to that place: n less the <|endoftext|>s at the end. (A library that pads with <|endoftext|>, as GPT-2's do for want of
+ * another token, cannot tell the text's own from its padding, and reads the score at the last token that is neither.)
+ */
+int  judged_tokens(const int *tokens, int n, int eos);
+
+/* Pairs as tokens. Pair i has three parts, prompt, chosen and rejected: part k is tokens[start[3i+k] .. start[3i+k+1]). The answers are
+   their judged tokens; the prompt may be empty. */
+typedef struct {
+    int n;                       // pairs
+    int *line;                   // (n) where each came from
+    size_t *start;               // (3n+1)
+    int *tokens;
+    float *margin, *p_chosen;    // (n)
+    long prompts_cut;            // prompts that lost their beginning, the same for both answers
+    long empty, equal, too_long; // pairs dropped: an answer without a token; two answers alike; an answer that alone is too long
+    int longest;                 // tokens of the longest prompt with the longer of its answers
+} Pairs;
+
+/* Tokenises the parts one by one. More than max_length tokens in prompt and longer answer: the prompt goes from its left. */
+void pairs_build(Pairs *p, const Records *r, const Tokenizer *t, int max_length);
+void pairs_free(Pairs *p);
+static inline int pair_part(const Pairs *p, int i, int k) { return (int)(p->start[3 * i + k + 1] - p->start[3 * i + k]); }
 
 #endif
