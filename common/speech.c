@@ -187,7 +187,7 @@ int labelled_write(const char *path, const Labelled *pairs, int n, Error *e) {
         const bool a = x->p >= 0.5;
         Str line = {0};
         add_text(&line, "{\"prompt\": ", x->prompt), add_text(&line, ", \"chosen\": ", a ? x->a : x->b), add_text(&line, ", \"rejected\": ", a ? x->b : x->a);
-        str_printf(&line, ", \"p_chosen\": %.9g}\n", a ? x->p : 1 - x->p);
+        str_printf(&line, ", \"p_chosen\": %.9g}\n", (double)(float)(a ? x->p : 1 - x->p));   // reads back as the same float
         fwrite(line.s, 1, line.n, file.f);
         free(line.s);
     }
