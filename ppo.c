@@ -124,7 +124,7 @@ static Run defaults(bool example, const char *preset) {
     run.num_train_epochs = 1;
     run.learning_rate = 3e-6f;
     run.adam_epsilon = 1e-5f;
-    run.weight_decay = 0;
+    run.weight_decay = 0, run.warmup_steps = 0;
     run.lr_scheduler_type = "linear";
     run.logging_steps = 1;
     run.eval_steps = 10;
@@ -711,7 +711,7 @@ static Objective measure(const Rollouts *r, double beta) {
         o.length += n / E, o.shortest = fmin(o.shortest, n), o.longest = fmax(o.longest, n);
         n2 += n * n / E, s2 += s * s / E, ns += n * s / E;
     }
-    o.non_score = -beta * o.kl;
+    o.non_score = 0 - beta * o.kl;
     o.correlation = (ns - o.length * o.score) / sqrt((n2 - o.length * o.length) * (s2 - o.score * o.score));
     o.explained = 1 - (d2 - d * d) / (r2 - o.ret * o.ret);
     return o;

@@ -59,10 +59,10 @@ Child *child_start(const char *command, Error *e) {
     return c;
 }
 
-/* What it has said that is no whole line, for a message: at most 200 bytes, printable. */
+/* What it has said and nobody has read, for a message: at most 200 bytes, printable. */
 static const char *last_words(const Child *c, char text[256]) {
     if (!c->rest.n) return strcpy(text, "");
-    snprintf(text, 256, "; the last it said is \"%.200s\"", c->rest.s);
+    snprintf(text, 256, "; it said \"%.200s\"", c->rest.s);
     for (char *p = text; *p; p++)
         if ((unsigned char)*p < ' ' || *p == 0x7F) *p = ' ';
     return text;
@@ -98,6 +98,12 @@ int child_ask(Child *c, const Str *question, int lines, double patience, Str *an
     int seen = 0;
     double last = now_seconds();
     char block[65536], words[256];
+    if (poll(&(struct pollfd){.fd = c->from, .events = POLLIN}, 1, 0) > 0) {   // an answer too many, or a greeting: later ones would be taken for others
+        ssize_t n = read(c->from, block, sizeof block);
+        if (n == 0) return died(c, e);
+        str_add(&c->rest, block, n > 0 ? (size_t)n : 0);
+        return fail(e, "'%s' said something before it was asked%s", c->command, last_words(c, words));
+    }
     while (seen < lines || written < question->n) {
         struct pollfd p[2] = {{.fd = c->from, .events = POLLIN}, {.fd = written < question->n ? c->to : -1, .events = POLLOUT}};
         double left = last + patience - now_seconds();

@@ -15,7 +15,8 @@ typedef struct Child Child;
 /* Starts `command`. NULL with e filled. */
 Child *child_start(const char *command, Error *e);
 /* Writes the `lines` lines (each ends in \n) of `question`, and sets answer to as many lines of its own, without their newlines and NUL-terminated
-   one by one; answer.n counts all of it. -1 with e filled: it has ended, or for `patience` seconds neither read nor wrote. */
+   one by one; answer.n counts all of it. -1 with e filled: it has ended, for `patience` seconds neither read nor wrote, or says
+   more than it was asked. */
 int  child_ask(Child *c, const Str *question, int lines, double patience, Str *answer, Error *e);
 /* Ends its input, waits a little, and if need be ends the program. c may be NULL. */
 void child_end(Child *c);
