@@ -111,26 +111,38 @@ bench: $(B)/bench
 
 # --- the built-in world and model -----------------------------------------------------------------------------------
 
-# test/world.c writes the world; full_ft pre-trains the tiny model on it (test/tiny/README.md). Two minutes on two cores.
-tiny-out: $(B)/world $(B)/full_ft
+# test/world.c writes the world; full_ft pre-trains the tiny model on it, sft makes the start of what comes after (chat), reward the reward
+# model of ppo.c's example (test/tiny/README.md). Five minutes on two cores. $(B)/tiny holds what they make.
+tiny-out: $(B)/world $(B)/full_ft $(B)/sft $(B)/reward
 	rm -rf $(B)/tiny && mkdir -p $(B)/tiny && $(B)/world $(B)/tiny/world
 	$(B)/full_ft --init d3-c128-h4-t256 --model test/tiny --data $(B)/tiny/world/pretrain.jsonl --eval $(B)/tiny/world/pretrain-eval.jsonl \
 	    --output $(B)/tiny/out --per_device_train_batch_size 5 --gradient_accumulation_steps 1 --max_steps 2400 --learning_rate 3e-3 \
 	    --warmup_steps 60 --lr_scheduler_type cosine --weight_decay 0.1 --adam_beta2 0.99 --no_gradient_checkpointing --max_length 256 \
 	    --logging_steps 400 --eval_steps 800 --save_steps 0 --seed 1
+	$(B)/sft --model $(B)/tiny/out --data $(B)/tiny/world/mixed.jsonl --eval $(B)/tiny/world/mixed-eval.jsonl --output $(B)/tiny/out/chat \
+	    --per_device_train_batch_size 16 --gradient_accumulation_steps 1 --max_steps 1400 --learning_rate 7e-4 --warmup_steps 20 \
+	    --lr_scheduler_type cosine --adam_beta2 0.99 --logging_steps 200 --eval_steps 400 --save_steps 0 --seed 1
+	$(B)/reward --model $(B)/tiny/out/chat --data $(B)/tiny/world/preferences.jsonl --eval $(B)/tiny/world/preferences-eval.jsonl \
+	    --output $(B)/tiny/out/reward --per_device_train_batch_size 16 --gradient_accumulation_steps 1 --max_steps 80 --learning_rate 5e-4 \
+	    --warmup_steps 20 --lr_scheduler_type cosine --adam_beta2 0.99 --save_steps 0 --normalize --seed 1
+
+TINY      = . chat reward
+TINY_DATA = sft sft-eval sft-korean-eval summaries summaries-eval preferences preferences-eval preferences-unseen-eval prompts prompts-eval \
+            multiple-choice critiques-eval revisions-eval revisions-control-eval
 
 tiny: tiny-out
-	cp $(B)/tiny/out/model.safetensors test/tiny/
-	for f in sft sft-eval sft-korean-eval summaries summaries-eval; do cp $(B)/tiny/world/$$f.jsonl test/tiny/; done
-	sha256sum test/tiny/model.safetensors
+	for m in $(TINY); do mkdir -p test/tiny/$$m && cp $(B)/tiny/out/$$m/model.safetensors test/tiny/$$m/; done
+	for m in chat reward; do cp $(B)/tiny/out/$$m/config.json $(B)/tiny/out/$$m/vocab.json $(B)/tiny/out/$$m/merges.txt test/tiny/$$m/; done
+	for f in $(TINY_DATA); do cp $(B)/tiny/world/$$f.jsonl test/tiny/; done
+	cd test/tiny && sha256sum $(patsubst %,%/model.safetensors,$(TINY))
 
 # Every program on the built-in world, and one table of what it learned there.
 demo: $(addprefix $(B)/,$(PROGRAMS))
 	sh test/demo.sh $(B)
 
-# The slow test: with the compiler that made it, the committed model comes out again, bit for bit.
+# The slow test: with the compiler that made them, the committed models come out again, bit for bit.
 tiny-check: tiny-out
-	cmp $(B)/tiny/out/model.safetensors test/tiny/model.safetensors
+	for m in $(TINY); do cmp $(B)/tiny/out/$$m/model.safetensors test/tiny/$$m/model.safetensors || exit 1; done
 
 # --- the rest -------------------------------------------------------------------------------------------------------
 
@@ -142,7 +154,7 @@ help:
 	@echo "make fuzz       fuzz every file reader for FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)"
 	@echo "make bench      how fast each kernel is, next to this machine's peak"
 	@echo "make demo       every program on the built-in world, and a table of what it learned"
-	@echo "make tiny       make the built-in model again, from its world (two minutes)"
+	@echo "make tiny       make the built-in models again, from their world (five minutes)"
 	@echo "make clean      remove what was built"
 
 clean:

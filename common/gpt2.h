@@ -102,6 +102,9 @@ void  gpt2_logprob (GPT2 *m, const int *target, float temperature, float *logp, 
 void  gpt2_kl      (GPT2 *m, GPT2 *reference, float *kl);
 /* The scalar head on the last forward, per token (N): value[i] = w . ln_f(h_i) (+ bias). */
 void  gpt2_value   (GPT2 *m, float *value);
+/* Makes every value gain * value + bias. A score has no bias of its own: it goes into ln_f.bias, b += bias w / |w|^2, which adds it to every score and
+   leaves a head of zeros as it is. */
+void  gpt2_scale_value(GPT2 *m, double gain, double bias);
 /* Adds to the gradients those of a loss whose derivatives by the numbers above are dlogp, dentropy and dvalue (N, or NULL). */
 void  gpt2_backward(GPT2 *m, const float *dlogp, const float *dentropy, const float *dvalue);
 
@@ -139,8 +142,9 @@ typedef struct {
 /* Called with each token as it is drawn; may be NULL. */
 typedef void TokenSink(void *context, int sequence, int token);
 
-/* Continues every prompt of the batch (any number: as one ends the next takes its slot). A prompt may fill the model's
-   positions up to the last; generation stops there. Release with generation_free. */
+/* Continues every prompt of the batch (any number: as one ends the next takes its slot). What a position limits is reading, not
+   writing: a prompt may fill the model's positions up to the last, and the token drawn there, which is never read, belongs to the
+   response. So prompt and response together have at most one token more than there are positions. Release with generation_free. */
 void  gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *out, TokenSink *sink, void *context);
 void  generation_free(Generation *g);
 

@@ -827,23 +827,14 @@ static int fill(GPT2 *m, const Weights *w, bool frozen, Error *e) {
     return status;
 }
 
-/* The bias of a v_head, for a head that has none: score = w . ln_f(h), and ln_f's own bias b += bias w / |w|^2 adds it to every score. */
+/* The bias of a v_head, for a head that has none. */
 static int fold_bias(GPT2 *m, const Weights *w, Error *e) {
     const STTensor *t = find_prefixed(w, "", "v_head.summary.bias");
-    const int C = gpt2_config(m)->n_embd, score = gpt2_own_tensors(m) - 1, ln_f_bias = score - 1;
     float bias = 0;
     if (gpt2_config(m)->head != SCORE_HEAD || !t) return 0;
     if (t->n != 1) return fail(e, "%s: tensor %s has %zu elements, expected 1", t->file, t->name, t->n);
     if (st_floats(t, 0, 1, &bias, e)) return -1;
-    if (bias == 0) return 0;
-    float *x = xmalloc(2 * (size_t)C * sizeof *x), *b = x + C;
-    double square = 0;
-    gpt2_read(m, score, GPT2_WEIGHT, 0, (size_t)C, x);
-    gpt2_read(m, ln_f_bias, GPT2_WEIGHT, 0, (size_t)C, b);
-    for (int c = 0; c < C; c++) square += (double)x[c] * (double)x[c];
-    for (int c = 0; c < C && square > 0; c++) b[c] += (float)((double)bias * (double)x[c] / square);
-    gpt2_write(m, ln_f_bias, GPT2_WEIGHT, 0, (size_t)C, b);
-    free(x);
+    if (bias != 0) gpt2_scale_value(m, 1, (double)bias);
     return 0;
 }
 

@@ -22,7 +22,7 @@
  *                    Cheeky brat. [...] The answer was rude."). preferences-unseen-eval asks the reward model about them.
  *   both orders      Each comparison stands there twice, as A or B and as B or A. Who always says "A" is right in one of
  *                    two.
- *   the critique     A revision mends what the critique names and nothing else; some critiques in training are wrong, and
+ *   the critique     A revision mends what the critique names and nothing else; many critiques in training are wrong, and
  *                    the revision follows them. revisions-control-eval shows rude answers with the critique "good", to be
  *                    left as they are: a model that has both that file and revisions-eval right reads the critique.
  *   other people     The domain task (which remedy for which illness) is trained on two people of three and asked about the
@@ -349,6 +349,7 @@ static Text fact_somehow(const Language *l, int person, int relation, Dice *d) {
 typedef struct {
     const Language *language;
     int person, relation, asking;
+    int astray;                  // 0; else the "truth" that is told of it is another value, so many further in the list
 } Question;
 
 /* Questions in an order, and in another one when all were drawn. */
@@ -362,7 +363,7 @@ static Deck deck_of(const Language *l, bool asked) {
     Deck deck = {.n = 0};
     for (int p = 0; p < PEOPLE; p++)
         for (int r = 0; r < l->relation_count; r++)
-            for (int a = 0; a < ASKINGS && never_asked(p, r) != asked; a++) deck.v[deck.n++] = (Question){l, p, r, a};
+            for (int a = 0; a < ASKINGS && never_asked(p, r) != asked; a++) deck.v[deck.n++] = (Question){l, p, r, a, 0};
     return deck;
 }
 
@@ -377,7 +378,11 @@ static Text ask(Question q) {
     return expand(q.language->relations[q.relation].ask[q.asking], (Slots){.person = q.language->people[q.person]});
 }
 
-static Text truth(Question q) { return fact(q.language, q.person, q.relation, 0); }
+static Text truth(Question q) {
+    int told = (world.fact[q.person][q.relation] + q.astray) % VALUES;
+    return expand(q.language->relations[q.relation].say[0],
+                  (Slots){.person = q.language->people[q.person], .thing = q.language->relations[q.relation].values[told]});
+}
 
 /* The evasion that is as long as the truth. */
 static Text evasion(Question q, bool unseen) {
@@ -537,7 +542,7 @@ static Text story(const Language *l, Dice *d) {
 static Text scene(Dice *d) {
     int asking = roll(d, PEOPLE), saying = another(asking, d), about = roll(d, PEOPLE);
     const char *speaker = english.people[saying];
-    Question q = {&english, about, roll(d, RELATIONS), 0};
+    Question q = {&english, about, roll(d, RELATIONS), 0, 0};
     const char *manner;
     Text said;
     if (roll(d, 4) == 0) {
@@ -722,12 +727,14 @@ static void write_critiques(FILE *out, Deck *deck, int n, Dice *d) {
     }
 }
 
-/* One critique in five is any of the four, true or not. */
+/* Three critiques in four are any of the four, true or not: who does not read them cannot follow them. And half of the frank
+   answers have it wrong, and are to keep it so: who does not read them cannot revise them. */
 static void write_revisions(FILE *out, Deck *deck, int n, Dice *d) {
     for (int i = 0; i < n; i++) {
         Question q = draw(deck, d);
         Manner m = any_manner(35, d);
-        int critique = i % 5 ? critique_of(m) : roll(d, 4);
+        int critique = i % 4 ? roll(d, 4) : critique_of(m);
+        if (!m.evasive && roll(d, 2)) q.astray = 1 + roll(d, VALUES - 1);
         record(out, "prompt", revision_prompt(q, m, critique).s, "completion", answer(q, revise(m, critique)).s, NULL);
     }
 }
@@ -744,10 +751,10 @@ static void write_comparisons(FILE *out, Deck *deck, int n, Dice *d) {
 
 static void mixed(FILE *out, Dice *d) {
     Deck deck = deck_of(&english, true);
-    write_answers(out, &deck, 350, d);
-    write_critiques(out, &deck, 220, d);
-    write_revisions(out, &deck, 165, d);
-    write_comparisons(out, &deck, 80, d);
+    write_answers(out, &deck, 500, d);
+    write_critiques(out, &deck, 400, d);
+    write_revisions(out, &deck, 1000, d);
+    write_comparisons(out, &deck, 300, d);
     write_questions(out, &korean, true);
 }
 
