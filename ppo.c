@@ -30,11 +30,11 @@
  * Left out: rollouts by top-k or top-p (their log-probabilities are another policy's, and KL turns negative), a reward on the token
  * after the end (an old slip of padded programs), the 24-token style task's truncation at a full stop, and dropout, which would make ρ noise.
  */
-#include "common/child.h"  // a program that answers a line with a line
 #include "common/gpt2.h"   // the models: gpt2_generate, gpt2_forward, gpt2_logprob, gpt2_value, gpt2_backward, gpt2_step
 #include "common/hf.h"     // hf_config, hf_load_head
+#include "common/rollouts.h" // prompts, answers, the numbers of their tokens, the judge
 #include "common/run.h"    // flags, schedule, log, checkpoints
-#include "common/text.h"   // prompts, tokenizer, JSON
+#include "common/text.h"   // tokenizer, records
 #include "common/util.h"   // die, xmalloc, random_permutation
 
 /* ---- flags ----------------------------------------------------------------------------------------------------- */
@@ -282,36 +282,11 @@ static AdamW adam(const Run *run, float learning_rate, int t) {
     return o;
 }
 
-/* ---- prompts, rollouts, rows ----------------------------------------------------------------------------------- */
-
-/* Prompts as tokens: prompt i is tokens[start[i] .. start[i+1]). */
-typedef struct {
-    int n, longest, cut;         // cut: how many lost their beginning
-    int *line, *start, *tokens;
-} Queries;
-
-/* The answers of one iteration, their numbers end to end: those of answer e are [start[e] .. start[e+1]). */
-typedef struct {
-    int E, T;                    // answers, and tokens of all of them
-    int *query;                  // (E) the prompt each answers
-    int *begin, *tokens;         // (E+1) prompt and answer e are tokens[begin[e] .. begin[e+1])
-    int *start;                  // (E+1)
-    bool *ended;                 // (E) its last token is the end of text
-    float *score;                // (E) as it was given
-    float *logp, *ref_logp, *kl; // (T) kl: KL(π_old || π_ref) over the whole vocabulary, 0 with --no_exact_kl
-    float *value, *reward, *advantage, *ret, *A;   // (T) A: the advantages as this minibatch uses them
-} Rollouts;
-
-/* A batch of them, and numbers for each of its N rows: row i reads a token and predicts the next, number of[i] of the answers' tokens (-1: of a prompt). */
-typedef struct {
-    Batch batch;
-    int *start, *tokens, *target, *of;
-    float *logp, *entropy, *kl, *value, *old_logp, *A, *old_value, *ret, *dlogp, *dentropy, *dvalue;
-} Rows;
+/* ---- the trainer, and steps 1 to 4 ----------------------------------------------------------------------------- */
 
 typedef struct {
-    GPT2 *policy, *reference, *critic, *reward;   // critic NULL: its head is the policy's, or there is none; reward NULL: there is a
-    Child *judge;                                 //   program
+    GPT2 *policy, *reference, *critic;   // critic NULL: its head is the policy's, or there is none
+    Judge judge;
     Tokenizer *tokenizer;
     Queries train, held_out;
     Rollouts r;
@@ -323,88 +298,6 @@ typedef struct {
 
 static int min_int(int a, int b) { return a < b ? a : b; }
 static int max_int(int a, int b) { return a > b ? a : b; }
-
-static Queries read_queries(const char *path, const Tokenizer *t) {
-    Error e;
-    Prompts p;
-    if (prompts_read(path, args.template, args.strict, &p, &e)) die_usage("%s", e.text);
-    if (p.skipped) printf("%s: %d lines are no prompt and are skipped; the first: %s\n", path, p.skipped, p.first_skipped.text);
-    Queries q = {.n = p.n, .line = (int *)xmalloc(sizeof(int) * (size_t)p.n), .start = (int *)xcalloc((size_t)p.n + 1, sizeof(int))};
-    Ints all = {0}, one = {0};
-    for (int i = 0; i < p.n; i++) {
-        one.n = 0;
-        tokenizer_encode(t, p.v[i].text, p.v[i].n, true, &one);
-        int n = (int)one.n, from = max_int(0, n - args.max_prompt_length);
-        q.cut += from > 0;
-        for (int j = from; j < n; j++) ints_push(&all, one.v[j]);
-        q.line[i] = p.v[i].line;
-        q.start[i + 1] = (int)all.n;
-        q.longest = max_int(q.longest, n - from);
-    }
-    q.tokens = all.v;
-    printf("%s: %d prompts, the longest of %d tokens\n", path, q.n, q.longest);
-    if (q.cut) printf("%s: %d prompts are longer than %d tokens and lose their beginning\n", path, q.cut, args.max_prompt_length);
-    free(one.v);
-    prompts_free(&p);
-    return q;
-}
-
-static void queries_free(Queries *q) { free(q->line), free(q->start), free(q->tokens); }
-
-/* Room for E answers to prompts of up to `prompt` tokens. */
-static Rollouts rollouts_new(int E, int prompt) {
-    const size_t n = (size_t)E, T = n * (size_t)args.response_length, i = sizeof(int), f = sizeof(float);
-    return (Rollouts){.query = xmalloc(n * i), .begin = xcalloc(n + 1, i), .tokens = xmalloc((T + n * (size_t)prompt) * i), .start = xcalloc(n + 1, i),
-                      .ended = xmalloc(n), .score = xmalloc(n * f), .logp = xcalloc(T, f), .ref_logp = xcalloc(T, f), .kl = xcalloc(T, f),
-                      .value = xcalloc(T, f), .reward = xcalloc(T, f), .advantage = xcalloc(T, f), .ret = xcalloc(T, f), .A = xcalloc(T, f)};
-}
-
-static void rollouts_free(Rollouts *r) {
-    free(r->query), free(r->begin), free(r->tokens), free(r->start), free(r->ended), free(r->score), free(r->logp), free(r->ref_logp), free(r->kl);
-    free(r->value), free(r->reward), free(r->advantage), free(r->ret), free(r->A);
-}
-
-static Rows rows_new(int S, int N) {
-    Rows b = {.start = xcalloc((size_t)S + 1, sizeof(int))};
-    int **ints[] = {&b.tokens, &b.target, &b.of};
-    float **floats[] = {&b.logp, &b.entropy, &b.kl, &b.value, &b.old_logp, &b.A, &b.old_value, &b.ret, &b.dlogp, &b.dentropy, &b.dvalue};
-    for (size_t i = 0; i < sizeof ints / sizeof *ints; i++) *ints[i] = xcalloc((size_t)N, sizeof(int));
-    for (size_t i = 0; i < sizeof floats / sizeof *floats; i++) *floats[i] = xcalloc((size_t)N, sizeof(float));
-    return b;
-}
-
-static void rows_free(Rows *b) {
-    free(b->start), free(b->tokens), free(b->target), free(b->of), free(b->logp), free(b->entropy), free(b->kl), free(b->value), free(b->old_logp);
-    free(b->A), free(b->old_value), free(b->ret), free(b->dlogp), free(b->dentropy), free(b->dvalue);
-}
-
-/* Answers which[0..n) with their prompts, each without its last token, which is only ever predicted. */
-static void rows_fill(Rows *b, const Rollouts *r, const int *which, int n) {
-    int N = 0;
-    for (int k = 0; k < n; k++) {
-        const int e = which[k], length = r->begin[e + 1] - r->begin[e], T = r->start[e + 1] - r->start[e];
-        for (int i = 0; i < length - 1; i++, N++) {
-            const int t = i + 1 - (length - T), of = t < 0 ? -1 : r->start[e] + t;
-            b->tokens[N] = r->tokens[r->begin[e] + i];
-            b->target[N] = of < 0 ? -1 : r->tokens[r->begin[e] + i + 1];
-            b->of[N] = of;
-            b->old_logp[N] = of < 0 ? 0 : r->logp[of];
-            b->A[N] = of < 0 ? 0 : r->A[of];
-            b->old_value[N] = of < 0 ? 0 : r->value[of];
-            b->ret[N] = of < 0 ? 0 : r->ret[of];
-        }
-        b->start[k + 1] = N;
-    }
-    b->batch = (Batch){.S = n, .N = N, .start = b->start, .tokens = b->tokens};
-}
-
-/* numbers[of[i]] = row[i], for the rows of an answer. */
-static void rows_keep(const Rows *b, const float *row, float *numbers) {
-    for (int i = 0; i < b->batch.N; i++)
-        if (b->of[i] >= 0) numbers[b->of[i]] = row[i];
-}
-
-/* ---- steps 1 to 4 ---------------------------------------------------------------------------------------------- */
 
 /* 1. The prompts of iteration `step`: each epoch goes through all of them in an order of its own. */
 static void choose(const Run *run, const Queries *q, Rollouts *r) {
@@ -418,92 +311,13 @@ static void choose(const Run *run, const Queries *q, Rollouts *r) {
     free(order);
 }
 
-/* 2. Rollouts: pure samples of the policy, with the log-probability of each token. Answer e of a step is always drawn from the same random numbers. */
-static void rollout(Trainer *p, const Queries *q, Rollouts *r, int64_t seed, uint32_t step) {
-    Ints tokens = {0};
-    int *start = (int *)xcalloc((size_t)r->E + 1, sizeof(int));
-    for (int e = 0; e < r->E; e++) {
-        for (int i = q->start[r->query[e]]; i < q->start[r->query[e] + 1]; i++) ints_push(&tokens, q->tokens[i]);
-        start[e + 1] = (int)tokens.n;
-    }
-    const Batch prompts = {.S = r->E, .N = (int)tokens.n, .start = start, .tokens = tokens.v};
-    const Sampler sampler = {.temperature = args.temperature, .top_p = 1, .max_new_tokens = args.response_length,   // (1)
-                             .stop_token = tokenizer_eos(p->tokenizer), .seed = (uint64_t)seed, .step = step};
-    Generation g;
-    gpt2_generate(p->policy, &prompts, &sampler, &g, NULL, NULL);
-    for (int e = 0; e < r->E; e++) {
-        const int n = start[e + 1] - start[e], T = g.start[e + 1] - g.start[e];
-        memcpy(r->tokens + r->begin[e], tokens.v + start[e], sizeof(int) * (size_t)n);
-        memcpy(r->tokens + r->begin[e] + n, g.tokens + g.start[e], sizeof(int) * (size_t)T);
-        memcpy(r->logp + g.start[e], g.logp + g.start[e], sizeof(float) * (size_t)T);
-        r->begin[e + 1] = r->begin[e] + n + T;
-        r->start[e + 1] = g.start[e + 1];
-        r->ended[e] = g.ended[e];
-    }
-    r->T = g.start[r->E];
-    generation_free(&g);
-    free(start), free(tokens.v);
+/* 2. Rollouts: pure samples of the policy, at the temperature of its log-probabilities. */
+static Sampler sampler(const Trainer *p, const Run *run, uint32_t step) {
+    return (Sampler){.temperature = args.temperature, .top_p = 1, .max_new_tokens = args.response_length,   // (1)
+                     .stop_token = tokenizer_eos(p->tokenizer), .seed = (uint64_t)run->seed, .step = step};
 }
 
-/* Appends the text of answer e, or of its prompt, without the end of text. */
-static void add_text(const Trainer *p, const Rollouts *r, int e, bool answer, Str *out) {
-    const int T = r->start[e + 1] - r->start[e], middle = r->begin[e + 1] - T;
-    str_add(out, "", 0);
-    if (answer) tokenizer_decode(p->tokenizer, r->tokens + middle, (size_t)(T - r->ended[e]), out);
-    else tokenizer_decode(p->tokenizer, r->tokens + r->begin[e], (size_t)(middle - r->begin[e]), out);
-}
-
-/* Asks the program for the scores of all answers. */
-static void ask(Trainer *p, Rollouts *r) {
-    Str question = {0}, answers = {0}, text = {0};
-    Error e;
-    for (int i = 0; i < r->E; i++) {
-        for (int answer = 0; answer < 2; answer++) {
-            text.n = 0;
-            add_text(p, r, i, answer, &text);
-            str_printf(&question, answer ? ", \"response\": " : "{\"prompt\": ");
-            json_add_string(&question, text.s, text.n);
-        }
-        str_add(&question, "}\n", 2);
-    }
-    if (child_ask(p->judge, &question, r->E, (double)args.reward_timeout, &answers, &e))
-        die("--reward_cmd: %s; it must answer each line with one line {\"score\": number}", e.text);
-    const char *line = answers.s;
-    for (int i = 0; i < r->E; i++, line += strlen(line) + 1) {
-        double score = 0;
-        int n = json_numbers(line, strlen(line), "score", &score, 1, &e);
-        if (n != 1) die("--reward_cmd answered \"%.200s\": %s; it must answer each line with one line {\"score\": number}", line, n < 0 ? e.text : "one number is expected");
-        r->score[i] = (float)score;
-    }
-    free(question.s), free(answers.s), free(text.s);
-}
-
-/* 3. One score an answer: the reward model's value at the last token of the text that is not the end of text. */
-static void score(Trainer *p, const Queries *q, Rollouts *r, int B) {
-    Rows *b = &p->rows;
-    if (p->judge) ask(p, r);
-    for (int from = 0; from < r->E && p->reward; from += B) {
-        int S = min_int(B, r->E - from), N = 0;
-        for (int k = 0; k < S; k++) {
-            const int *tokens = r->tokens + r->begin[from + k];
-            int length = r->begin[from + k + 1] - r->begin[from + k];
-            while (length > 1 && tokens[length - 1] == tokenizer_eos(p->tokenizer)) length--;
-            memcpy(b->tokens + N, tokens, sizeof(int) * (size_t)length);
-            b->start[k + 1] = N += length;
-        }
-        b->batch = (Batch){.S = S, .N = N, .start = b->start, .tokens = b->tokens};
-        gpt2_forward(p->reward, &b->batch, NULL);
-        gpt2_value(p->reward, b->value);
-        for (int k = 0; k < S; k++) r->score[from + k] = b->value[b->start[k + 1] - 1];
-    }
-    for (int i = 0; i < r->E; i++) {
-        if (isfinite(r->score[i])) continue;
-        Str text = {0};
-        add_text(p, r, i, true, &text);
-        die("the score of an answer to the prompt on line %d is %g, where a finite number is needed; the answer: \"%.300s\"", q->line[r->query[i]],
-            (double)r->score[i], text.s);
-    }
-}
+/* 3. Scores: judge_score of rollouts.h. */
 
 /* 4. The reference's log-probabilities, the exact KL, and with values the critic's. */
 static void passes(Trainer *p, Rollouts *r, int B, bool values) {
@@ -668,7 +482,7 @@ static Sums update(Trainer *p, Rollouts *r, const Run *run, double *norm) {
             for (size_t i = 0; i < sizeof all / sizeof(double); i++) ((double *)&all)[i] += from_s[i];
             if (!isfinite(s.policy) || !isfinite(s.value) || !isfinite(*norm)) {
                 Str text = {0};
-                add_text(p, r, order[from], true, &text);
+                rollouts_text(r, order[from], true, p->tokenizer, &text);
                 die("step %d, epoch %d: the policy's loss is %g, the critic's %g, the gradient's norm %g; lower --learning_rate. The first answer of the minibatch: \"%.300s\"",
                     run->step + 1, epoch + 1, s.policy / s.tokens, s.value / s.value_tokens, *norm, text.s);
             }
@@ -680,6 +494,8 @@ static Sums update(Trainer *p, Rollouts *r, const Run *run, double *norm) {
 
 /* ---- what is measured ------------------------------------------------------------------------------------------ */
 
+static double mean(double sum, double n) { return n > 0 ? sum / n : NAN; }
+
 /* Of one set of answers. "An answer's" is a sum over its tokens, and what is given is the mean over answers. */
 typedef struct {
     double kl, k1, k3, kl_exact;         // an answer's KL: by --kl_estimator, by two of them, and over the whole vocabulary
@@ -689,6 +505,7 @@ typedef struct {
     double length, shortest, longest;    // tokens of an answer, the end of text among them
     double correlation;                  // of length and score; not a number when either is constant
     double ret, explained;               // mean of R over tokens; 1 - Var(R - V) / Var(R)
+    double correct;                      // share of held-out answers that hold the data's; not a number without such
 } Objective;
 
 static Objective measure(const Rollouts *r, double beta) {
@@ -721,90 +538,27 @@ static Objective measure(const Rollouts *r, double beta) {
 static Objective evaluate(Trainer *p, const Run *run, Rollouts *r) {
     r->E = min_int(p->held_out.n, args.eval_samples);
     for (int e = 0; e < r->E; e++) r->query[e] = e;
-    rollout(p, &p->held_out, r, run->seed, UINT32_MAX);
-    score(p, &p->held_out, r, run->per_device_train_batch_size);
+    const Sampler s = sampler(p, run, UINT32_MAX);
+    rollouts_sample(r, p->policy, &p->held_out, &s);
+    judge_score(&p->judge, r, &p->held_out, &p->rows, run->per_device_train_batch_size);
     passes(p, r, run->per_device_train_batch_size, false);
-    return measure(r, p->beta);
+    Objective o = measure(r, p->beta);
+    int known = 0, correct = 0;
+    for (int e = 0; e < r->E; e++) {
+        Str text = {0};
+        rollouts_text(r, e, true, p->tokenizer, &text);
+        known += p->held_out.answer[e] != NULL;
+        correct += p->held_out.answer[e] && strstr(text.s, p->held_out.answer[e]);
+        free(text.s);
+    }
+    o.correct = known ? (double)correct / known : NAN;
+    return o;
 }
 
 static void print_figures(const char *when, int n, const Objective *o) {
-    printf("held-out, %-6s  %d answers  reward %.3f  KL %.3f  length %.1f  ended %.1f %%\n", when, n, o->raw, args.exact_kl ? o->kl_exact : o->k1,
-           o->length, 100 * o->ended / n);
-}
-
-/* ---- --dump_rollouts and --replay ------------------------------------------------------------------------------ */
-
-/* The numbers of a token, as they are called in the file. */
-enum { DUMPED = 7 };
-static const char *const dumped[DUMPED] = {"logp", "ref_logp", "kl", "value", "reward", "advantage", "return"};
-static float *dumped_part(const Rollouts *r, int i) { return (float *const[]){r->logp, r->ref_logp, r->kl, r->value, r->reward, r->advantage, r->ret}[i]; }
-
-/* Appends one line for each answer of this step. Nine digits name a float. */
-static void dump(const Trainer *p, const Rollouts *r, int step, const char *path) {
-    Str line = {0}, text = {0};
-    FILE *f = fopen(path, "a+");
-    bool cut = f && fseek(f, -1, SEEK_END) == 0 && getc(f) != '\n';   // the last line of a run that was killed
-    for (int e = 0; e < r->E && f; e++) {
-        line.n = 0;
-        if (cut) str_add(&line, "\n", 1), cut = false;
-        str_printf(&line, "{\"step\": %d, \"episode\": %d, \"line\": %d", step, e, p->train.line[r->query[e]]);
-        for (int answer = 0; answer < 2; answer++) {
-            text.n = 0;
-            add_text(p, r, e, answer, &text);
-            str_printf(&line, answer ? ", \"response\": " : ", \"prompt\": ");
-            json_add_string(&line, text.s, text.n);
-        }
-        str_printf(&line, ", \"query\": %d, \"ended\": %d, \"score\": %.9g, \"tokens\": [", r->query[e], r->ended[e], (double)r->score[e]);
-        for (int i = r->begin[e]; i < r->begin[e + 1]; i++) str_printf(&line, i > r->begin[e] ? ", %d" : "%d", r->tokens[i]);
-        for (int k = 0; k < DUMPED; k++) {
-            str_printf(&line, "], \"%s\": [", dumped[k]);
-            for (int t = r->start[e]; t < r->start[e + 1]; t++) str_printf(&line, t > r->start[e] ? ", %.9g" : "%.9g", (double)dumped_part(r, k)[t]);
-        }
-        str_add(&line, "]}\n", 3);
-        fwrite(line.s, 1, line.n, f);
-    }
-    if (!f || ferror(f) | fclose(f)) die("cannot write %s (--dump_rollouts): %s", path, strerror(errno));
-    free(line.s), free(text.s);
-}
-
-/* A member of the line that must hold n numbers; n < 0: as many as there are, up to room. Ends the program when it does not. */
-static int dumped_numbers(const char *line, size_t length, const char *name, int n, int room, double *out) {
-    Error e;
-    int count = json_numbers(line, length, name, out, room, &e);
-    if (count < 0) die_usage("--replay %s: a line cannot be used: %s", args.replay, e.text);
-    if (count > room || (n >= 0 && count != n)) die_usage("--replay %s: \"%s\" holds %d numbers, where %d are possible", args.replay, name, count, n >= 0 ? n : room);
-    return count;
-}
-
-/* Reads the answers of step `step`, with their numbers, in place of making them. */
-static void replay(Rollouts *r, const Queries *q, int step) {
-    FILE *f = fopen(args.replay, "rb");
-    if (!f) die_usage("cannot open %s (--replay): %s", args.replay, strerror(errno));
-    char *line = NULL, wanted[64];
-    size_t room = 0;
-    const int most = q->longest + args.response_length;
-    double *x = (double *)xmalloc(sizeof(double) * (size_t)most);
-    r->E = r->T = 0;
-    for (ssize_t n; r->E < args.batch_size && (n = getline(&line, &room, f)) > 0;) {
-        snprintf(wanted, sizeof wanted, "{\"step\": %d, \"episode\": %d, ", step, r->E);
-        if (strncmp(line, wanted, strlen(wanted)) || line[n - 1] != '\n') continue;   // another's, or cut off
-        const int e = r->E++;
-        dumped_numbers(line, (size_t)n, "query", 1, 1, x), r->query[e] = (int)x[0];
-        if (!(x[0] >= 0 && x[0] < q->n)) die_usage("--replay %s: query %g, where there are %d prompts", args.replay, x[0], q->n);
-        dumped_numbers(line, (size_t)n, "ended", 1, 1, x), r->ended[e] = x[0] != 0;
-        dumped_numbers(line, (size_t)n, "score", 1, 1, x), r->score[e] = (float)x[0];
-        int length = dumped_numbers(line, (size_t)n, "tokens", -1, most, x);
-        for (int i = 0; i < length; i++) r->tokens[r->begin[e] + i] = (int)x[i];
-        int T = dumped_numbers(line, (size_t)n, dumped[0], -1, min_int(args.response_length, length - 1), x);
-        for (int k = 0; k < DUMPED; k++) {
-            dumped_numbers(line, (size_t)n, dumped[k], T, T, x);
-            for (int t = 0; t < T; t++) dumped_part(r, k)[r->T + t] = (float)x[t];
-        }
-        r->begin[e + 1] = r->begin[e] + length;
-        r->start[e + 1] = r->T += T;
-    }
-    if (r->E < args.batch_size) die_usage("--replay %s holds %d answers of step %d, where --batch_size is %d", args.replay, r->E, step, args.batch_size);
-    fclose(f), free(line), free(x);
+    printf("held-out, %-6s  %d answers  reward %.3f  KL %.3f  length %.1f  ended %.1f %%", when, n, o->raw, args.exact_kl ? o->kl_exact : o->k1, o->length,
+           100 * o->ended / n);
+    printf(isnan(o->correct) ? "\n" : "  hold the right answer %.1f %%\n", 100 * o->correct);
 }
 
 /* ---- the loop -------------------------------------------------------------------------------------------------- */
@@ -813,22 +567,6 @@ static void add_memory(GPT2Memory *sum, GPT2Memory m, const char *name) {
     size_t *to = (size_t *)sum, *from = (size_t *)&m;
     for (size_t i = 0; i < sizeof m / sizeof *to; i++) to[i] += from[i];
     printf("  %-12s %10.1f MiB\n", name, (double)m.total / (1 << 20));
-}
-
-/* The reward model reads the policy's tokens as they are. */
-static void must_share_tokens(const Trainer *p, const char *dir) {
-    Error e;
-    Tokenizer *t = tokenizer_load(dir, &e);
-    if (!t) die_usage("%s", e.text);
-    bool same = tokenizer_size(t) == tokenizer_size(p->tokenizer) && tokenizer_eos(t) == tokenizer_eos(p->tokenizer);
-    for (int i = 0; i < tokenizer_size(t) && same; i++) {
-        Str a = {0}, b = {0};
-        tokenizer_decode(t, &i, 1, &a), tokenizer_decode(p->tokenizer, &i, 1, &b);
-        same = a.n == b.n && !memcmp(a.s, b.s, a.n);
-        free(a.s), free(b.s);
-    }
-    if (!same) die_usage("%s has another vocabulary than the policy; train it from a model with the policy's, or give its scores through --reward_cmd", dir);
-    tokenizer_free(t);
 }
 
 /* What the flags alone can say. */
@@ -874,8 +612,8 @@ int main(int argc, char **argv) {
     if (!(p->tokenizer = tokenizer_load(run.model, &e))) die_usage("%s", e.text);
     if (tokenizer_size(p->tokenizer) > config.vocab_size)
         die_usage("%s: the tokenizer has %d tokens and the model %d; they do not belong together", run.model, tokenizer_size(p->tokenizer), config.vocab_size);
-    p->train = read_queries(run.data, p->tokenizer);
-    if (run.eval) p->held_out = read_queries(run.eval, p->tokenizer);
+    p->train = queries_read(run.data, args.template, args.strict, p->tokenizer, args.max_prompt_length);
+    if (run.eval) p->held_out = queries_read(run.eval, args.template, args.strict, p->tokenizer, args.max_prompt_length);
     run_fingerprint(&run, "data", run.data);
     run_fingerprint(&run, "eval", run.eval);
     run_fingerprint(&run, "ptx_data", args.ptx_data);
@@ -921,15 +659,15 @@ int main(int argc, char **argv) {
     if (args.reward_model) add_memory(&memory, gpt2_memory(&reward_config, &scores), "reward");
     if (values && !shared) add_memory(&memory, gpt2_memory(&critic_config, &critic), "critic");
     run_print_memory(&memory);
-    if (args.reward_model) must_share_tokens(p, args.reward_model);
+    if (args.reward_model) judge_reads(p->tokenizer, args.reward_model);
     if (run.dry_run) return 0;
 
     bool found = true;
     if (!(p->policy = hf_load_head(run_model_dir(&run), shared ? LM_AND_VALUE_HEAD : LM_HEAD, !policy.train, NULL, &e))) die_usage("%s", e.text);
     if (!(p->reference = hf_load_head(run.model, LM_HEAD, true, NULL, &e))) die_usage("%s", e.text);
-    if (args.reward_model && !(p->reward = hf_load_head(args.reward_model, SCORE_HEAD, true, &found, &e))) die_usage("%s", e.text);
+    if (args.reward_model && !(p->judge.model = hf_load_head(args.reward_model, SCORE_HEAD, true, &found, &e))) die_usage("%s", e.text);
     if (!found) die_usage("%s holds no reward model: it has neither score.weight nor v_head.summary.weight", args.reward_model);
-    if (args.reward_cmd && !(p->judge = child_start(args.reward_cmd, &e))) die("%s", e.text);
+    if (args.reward_cmd && !(p->judge.program = child_start(args.reward_cmd, &e))) die("%s", e.text);
     if (values && !shared) {
         if (!(p->critic = hf_load_head(critic_dir, SCORE_HEAD, !critic.train, &found, &e))) die_usage("%s", e.text);
         if (!found) printf("the critic starts from %s and a head of zeros\n", critic_dir);
@@ -938,8 +676,9 @@ int main(int argc, char **argv) {
     }
     gpt2_reserve(p->policy, &policy);
     gpt2_reserve(p->reference, &frozen);
-    if (p->reward) gpt2_reserve(p->reward, &scores);
-    p->r = rollouts_new(max_int(args.batch_size, eval_n), longest - args.response_length);
+    if (p->judge.model) gpt2_reserve(p->judge.model, &scores);
+    p->judge.patience = (double)args.reward_timeout, p->judge.tokenizer = p->tokenizer;
+    p->r = rollouts_new(max_int(args.batch_size, eval_n), longest - args.response_length, args.response_length);
     p->rows = rows_new(policy.sequences, policy.tokens);
     p->beta = (double)args.kl_coef;
     run_keep(&run, "beta", &p->beta);
@@ -957,7 +696,7 @@ int main(int argc, char **argv) {
     if (eval_n) {
         before = after = evaluate(p, &run, r);
         print_figures("before", eval_n, &before);
-        for (int i = 0; i < 3 && i < eval_n; i++) add_text(p, r, i, true, &shown[i]), str_printf(&shown[i], "  (%.2f)", (double)r->score[i]);
+        for (int i = 0; i < 3 && i < eval_n; i++) rollouts_text(r, i, true, p->tokenizer, &shown[i]), str_printf(&shown[i], "  (%.2f)", (double)r->score[i]);
     }
     double seconds[3] = {0};   // rollout, scoring, update since the last line of the log
 
@@ -965,21 +704,22 @@ int main(int argc, char **argv) {
         double t0 = now_seconds(), norm = 0;
         // 1. the prompts of this iteration;  2. an answer to each, sampled;  3. scores;  4. the reference's and the critic's view of every token
         if (args.replay) {
-            replay(r, &p->train, run.step + 1);
+            rollouts_replay(r, args.batch_size, &p->train, run.step + 1, args.replay);
         } else {
+            const Sampler s = sampler(p, &run, (uint32_t)run.step);
             choose(&run, &p->train, r);
-            rollout(p, &p->train, r, run.seed, (uint32_t)run.step);
+            rollouts_sample(r, p->policy, &p->train, &s);
         }
         double t1 = now_seconds();
         if (!args.replay) {
-            score(p, &p->train, r, B);
+            judge_score(&p->judge, r, &p->train, &p->rows, B);
             passes(p, r, B, values);
             // 5. rewards;  6. advantages and returns
             reward_tokens(r, p->beta);
             advantages(r);
         }
         const Objective o = measure(r, p->beta);
-        if (args.dump_rollouts) dump(p, r, run.step + 1, args.dump_rollouts);
+        if (args.dump_rollouts) rollouts_dump(r, &p->train, p->tokenizer, run.step + 1, args.dump_rollouts);
         double t2 = now_seconds();
         // 7. epochs of minibatches: loss, gradient, AdamW
         const AdamW adamw = run_adamw(&run, run.step);
@@ -987,16 +727,16 @@ int main(int argc, char **argv) {
         seconds[0] += t1 - t0, seconds[1] += t2 - t1, seconds[2] += now_seconds() - t2;
         run.step++;
         // 8. log, adapt β, evaluate, save.  Means are over answers (objective/, lengths/), or over the tokens of all minibatches (policy/, loss/, val/)
-        run_progress(&run, s.policy / s.tokens, r->T);
+        run_progress(&run, mean(s.policy, s.tokens), r->T);
         if (run_should_log(&run)) {
             run_log_first(&run, 9, {"objective/scores", o.score}, {"objective/kl", o.kl}, {"objective/kl_exact", args.exact_kl ? o.kl_exact : NAN},
-                    {"objective/kl_coef", p->beta}, {"objective/entropy", o.entropy}, {"lengths/mean", o.length}, {"policy/approxkl_avg", s.approxkl / s.tokens},
-                    {"policy/clipfrac_avg", s.clipped / s.tokens}, {"loss/value_avg", s.value / s.value_tokens},
+                    {"objective/kl_coef", p->beta}, {"objective/entropy", o.entropy}, {"lengths/mean", o.length}, {"policy/approxkl_avg", mean(s.approxkl, s.tokens)},
+                    {"policy/clipfrac_avg", mean(s.clipped, s.tokens)}, {"loss/value_avg", mean(s.value, s.value_tokens)},
                     {"objective/non_score_reward", o.non_score}, {"objective/rlhf_reward", o.score + o.non_score}, {"objective/raw_scores", o.raw},
-                    {"objective/kl_k1", o.k1}, {"objective/kl_k3", o.k3}, {"policy/entropy_avg", s.entropy / s.tokens}, {"loss/policy_avg", s.policy / s.tokens},
-                    {"loss/ptx_avg", s.ptx / s.ptx_tokens}, {"val/ratio", s.ratio / s.tokens},
-                    {"val/ratio_var", fmax(0, s.ratio_squared / s.tokens - s.ratio * s.ratio / (s.tokens * s.tokens))},
-                    {"val/clipfrac_avg", s.value_clipped / s.value_tokens}, {"val/num_eos_tokens", o.ended}, {"val/explained_variance", values ? o.explained : NAN},
+                    {"objective/kl_k1", o.k1}, {"objective/kl_k3", o.k3}, {"policy/entropy_avg", mean(s.entropy, s.tokens)}, {"loss/policy_avg", mean(s.policy, s.tokens)},
+                    {"loss/ptx_avg", mean(s.ptx, s.ptx_tokens)}, {"val/ratio", mean(s.ratio, s.tokens)},
+                    {"val/ratio_var", fmax(0, mean(s.ratio_squared, s.tokens) - pow(mean(s.ratio, s.tokens), 2))},
+                    {"val/clipfrac_avg", mean(s.value_clipped, s.value_tokens)}, {"val/num_eos_tokens", o.ended}, {"val/explained_variance", values ? o.explained : NAN},
                     {"val/returns_mean", o.ret}, {"val/skipped", s.skipped}, {"lengths/min", o.shortest}, {"lengths/max", o.longest},
                     {"lengths/score_correlation", o.correlation}, {"grad_norm", norm}, {"lr", (double)adamw.learning_rate},
                     {"episode", (double)run.step * args.batch_size}, {"epoch", run_epoch(&run)});
@@ -1009,9 +749,9 @@ int main(int argc, char **argv) {
         if (eval_n && run_should_evaluate(&run)) {
             after = evaluate(p, &run, r);
             run_log(&run, {"eval/reward", after.raw}, {"eval/kl", after.k1}, {"eval/kl_exact", args.exact_kl ? after.kl_exact : NAN},
-                    {"eval/length", after.length}, {"eval/ended", after.ended / eval_n});
+                    {"eval/length", after.length}, {"eval/ended", after.ended / eval_n}, {"eval/correct", after.correct});
             if (run.step == run.total_steps)
-                for (int i = 0; i < 3 && i < eval_n; i++) add_text(p, r, i, true, &shown[3 + i]), str_printf(&shown[3 + i], "  (%.2f)", (double)r->score[i]);
+                for (int i = 0; i < 3 && i < eval_n; i++) rollouts_text(r, i, true, p->tokenizer, &shown[3 + i]), str_printf(&shown[3 + i], "  (%.2f)", (double)r->score[i]);
         }
         if (run_should_save(&run)) run_checkpoint(&run, p->policy);
     }
@@ -1022,8 +762,8 @@ int main(int argc, char **argv) {
     printf("peak memory %.0f MB, planned %.0f MB\n", (double)run_peak_memory() / 1e6, (double)memory.total / 1e6);
     int status = run_finish(&run, p->policy);
     for (int i = 0; i < 6; i++) free(shown[i].s);
-    child_end(p->judge);
-    gpt2_free(p->policy), gpt2_free(p->reference), gpt2_free(p->critic), gpt2_free(p->reward);
+    child_end(p->judge.program);
+    gpt2_free(p->policy), gpt2_free(p->reference), gpt2_free(p->critic), gpt2_free(p->judge.model);
     rollouts_free(r), rows_free(&p->rows), queries_free(&p->train), queries_free(&p->held_out);
     dataset_free(&p->ptx), ragged_free(&p->ptx_batch), tokenizer_free(p->tokenizer);
     free(critic_dir);

@@ -433,26 +433,26 @@ START_TEST(a_score_is_that_of_the_text_alone) {
     bool ended[] = {true, false, true};
     float given[3];
     Error e;
-    Run run = defaults(false, "none");
-    Trainer p = {.rows = rows_new(3, 32)};
-    ck_assert((p.tokenizer = tokenizer_load(policy_dir, &e)));
-    ck_assert((p.reward = hf_load_head(reward_dir, SCORE_HEAD, true, NULL, &e)));
-    gpt2_reserve(p.reward, &(GPT2Limits){.tokens = 32, .sequences = 3});
+    Rows rows = rows_new(3, 32);
+    Tokenizer *t = tokenizer_load(policy_dir, &e);
+    GPT2 *model = hf_load_head(reward_dir, SCORE_HEAD, true, NULL, &e);
+    ck_assert(t && model);
+    Judge judge = {.model = model, .tokenizer = t};
+    gpt2_reserve(model, &(GPT2Limits){.tokens = 32, .sequences = 3});
     Rollouts r = {.E = 3, .T = 5, .begin = begin, .start = start, .tokens = tokens, .ended = ended, .score = given};
-    const float alone[] = {value_alone(p.reward, tokens, 4), value_alone(p.reward, tokens + 5, 3), value_alone(p.reward, tokens + 8, 2)};
+    const float alone[] = {value_alone(model, tokens, 4), value_alone(model, tokens + 5, 3), value_alone(model, tokens + 8, 2)};
     for (int B = 1; B <= 3; B++) {
         memset(given, 0, sizeof given);
-        score(&p, NULL, &r, B);
+        judge_score(&judge, &r, NULL, &rows, B);
         for (int i = 0; i < 3; i++) ck_assert_msg(given[i] == alone[i], "batch of %d, text %d", B, i);
     }
     Str text = {0};
-    add_text(&p, &r, 2, true, &text);
+    rollouts_text(&r, 2, true, t, &text);
     ck_assert_str_eq(text.s, "");
     free(text.s);
-    rows_free(&p.rows);
-    gpt2_free(p.reward);
-    tokenizer_free(p.tokenizer);
-    run_free(&run);
+    rows_free(&rows);
+    gpt2_free(model);
+    tokenizer_free(t);
 }
 END_TEST
 
@@ -467,20 +467,22 @@ START_TEST(a_rollout_has_the_bits_of_training) {
     gpt2_reserve(p.reference, &limits);
     limits.slots = 5, limits.positions = 25;
     gpt2_reserve(p.policy, &limits);
-    Rollouts r = rollouts_new(9, 5), again = rollouts_new(9, 5);
+    Rollouts r = rollouts_new(9, 5, 20), again = rollouts_new(9, 5, 20);
     choose(&run, &p.train, &r);
     for (int i = 0; i < 9; i++) ck_assert(r.query[i] >= 0 && r.query[i] < 3);
     for (int i = 0; i < 3; i++)   // three epochs of three prompts: each once in every three
         ck_assert(r.query[3 * i] + r.query[3 * i + 1] + r.query[3 * i + 2] == 3 && r.query[3 * i] != r.query[3 * i + 1]);
-    rollout(&p, &p.train, &r, 7, 3);
+    Sampler s = sampler(&p, &run, 3);
+    rollouts_sample(&r, p.policy, &p.train, &s);
     ck_assert_int_gt(r.T, 9);
     passes(&p, &r, 4, false);   // ends the program unless the policy's own log-probabilities come out again
     for (int t = 0; t < r.T; t++) ck_assert(r.ref_logp[t] == r.logp[t] && r.kl[t] == 0);
     again.E = 9;
     memcpy(again.query, r.query, 9 * sizeof(int));
-    rollout(&p, &p.train, &again, 7, 3);
+    rollouts_sample(&again, p.policy, &p.train, &s);
     ck_assert(again.T == r.T && !memcmp(again.tokens, r.tokens, sizeof(int) * (size_t)r.begin[9]) && !memcmp(again.logp, r.logp, sizeof(float) * (size_t)r.T));
-    rollout(&p, &p.train, &again, 7, 4);
+    s.step = 4;
+    rollouts_sample(&again, p.policy, &p.train, &s);
     ck_assert(again.T != r.T || memcmp(again.logp, r.logp, sizeof(float) * (size_t)r.T));
     rollouts_free(&r), rollouts_free(&again), rows_free(&p.rows);
     gpt2_free(p.policy), gpt2_free(p.reference), tokenizer_free(p.tokenizer);
