@@ -56,7 +56,8 @@ static const Flag flags[] = {
     {"preset", FLAG_CHOICE, &args.preset,
      .help = "none|lmhp|nplus|textbook: published settings (Ziegler et al. 2019; Huang et al. 2024; tutorials); flags beside it win"},
     {"reward_model", FLAG_STRING, &args.reward_model, .help = "directory of the reward model, as reward.c writes it"},
-    {"reward_cmd", FLAG_STRING, &args.reward_cmd, .help = "instead: a program that reads {\"prompt\", \"response\"} lines and answers {\"score\"} lines"},
+    {"reward_cmd", FLAG_STRING, &args.reward_cmd,
+     .help = "instead: a program that reads {\"prompt\", \"response\"} lines and answers {\"score\"} lines"},
     {"reward_timeout", FLAG_FLOAT, &args.reward_timeout, .low = 0.1, .high = 1e6, .free_on_resume = true,
      .help = "seconds of silence after which that program is given up"},
     {"template", FLAG_STRING, &args.template, .help = "text around an instruction: {instruction}, [[... {input} ...]], \\n"},
@@ -71,7 +72,8 @@ static const Flag flags[] = {
     {"top_k", FLAG_INT, &args.top_k, .help = "only 0: a rollout is a sample of the policy itself"},
     {"top_p", FLAG_FLOAT, &args.top_p, .help = "only 1, likewise"},
     {"eval_samples", FLAG_INT, &args.eval_samples, .high = 1e6, .help = "held-out prompts answered before, during and after training"},
-    {"dump_rollouts", FLAG_STRING, &args.dump_rollouts, .free_on_resume = true, .help = "file for one JSON line an answer, with the numbers of every token"},
+    {"dump_rollouts", FLAG_STRING, &args.dump_rollouts, .free_on_resume = true,
+     .help = "file for one JSON line an answer, with the numbers of every token"},
     {"replay", FLAG_STRING, &args.replay, .free_on_resume = true, .help = "such a file, whose answers and numbers replace steps 2 to 6"},
     {"", FLAG_TITLE, NULL, .help = "Reward"},
     {"missing_eos_penalty", FLAG_FLOAT, &args.missing_eos_penalty, .high = 1e6, .help = "(2) taken off the score of an answer that does not end"},
@@ -89,7 +91,8 @@ static const Flag flags[] = {
     {"gamma", FLAG_FLOAT, &args.gamma, .high = 1, .help = "(7) γ, discount"},
     {"lam", FLAG_FLOAT, &args.lam, .high = 1, .help = "(7) λ of GAE"},
     {"advantage", FLAG_CHOICE, &args.advantage,
-     .help = "gae|batch_mean|rloo|grpo: (8) with a critic; or an answer's reward less its batch's mean, less that of the prompt's other answers, in deviations of its prompt's"},
+     .help = "gae|batch_mean|rloo|grpo: (8) from a critic; or an answer's reward less the batch's mean, less the mean of the prompt's other answers, in "
+             "standard deviations of the prompt's answers"},
     {"whiten_advantages", FLAG_CHOICE, &args.whiten_advantages, .help = "batch|minibatch|none: (9) to mean 0 and deviation 1 over the tokens of"},
     {"whitening_variance", FLAG_CHOICE, &args.whitening_variance, .help = "unbiased|population: (10) sum of squares by n - 1, or by n"},
     {"", FLAG_TITLE, NULL, .help = "Updates"},
@@ -101,10 +104,14 @@ static const Flag flags[] = {
     {"shared_value_head", FLAG_BOOL, &args.shared_value_head, .help = "(14) the critic is a head on the policy instead of a model"},
     {"entropy_coef", FLAG_FLOAT, &args.entropy_coef, .high = 1e6, .help = "(15) c_e"},
     {"log_ratio_clamp", FLAG_FLOAT, &args.log_ratio_clamp, .high = 80, .help = "(16) log ρ beyond +- this is clamped; 0: never"},
-    {"ratio_threshold", FLAG_FLOAT, &args.ratio_threshold, .high = 1e30, .help = "(17) a minibatch whose mean ρ exceeds this changes nothing; 0: none"},
-    {"target_kl", FLAG_FLOAT, &args.target_kl, .high = 1e6, .help = "(17) approxkl above 1.5 times this ends an iteration's updates; 0: never"},
-    {"adam_eps_convention", FLAG_CHOICE, &args.adam_eps_convention, .help = "pytorch|tensorflow: (18) beside sqrt(v / (1-β2^t)), or beside sqrt(v)"},
-    {"critic_model", FLAG_STRING, &args.critic_model, .help = "(21) where the critic starts; else the reward model, or the policy and a head of zeros"},
+    {"ratio_threshold", FLAG_FLOAT, &args.ratio_threshold, .high = 1e30,
+     .help = "(17) a minibatch whose mean ρ exceeds this changes nothing; 0: none"},
+    {"target_kl", FLAG_FLOAT, &args.target_kl, .high = 1e6,
+     .help = "(17) approxkl above 1.5 times this ends an iteration's updates; 0: never"},
+    {"adam_eps_convention", FLAG_CHOICE, &args.adam_eps_convention,
+     .help = "pytorch|tensorflow: (18) beside sqrt(v / (1-β2^t)), or beside sqrt(v)"},
+    {"critic_model", FLAG_STRING, &args.critic_model,
+     .help = "(21) where the critic starts; else the reward model, or the policy and a head of zeros"},
     {"critic_learning_rate", FLAG_FLOAT, &args.critic_learning_rate, .high = 10, .help = "(21) 0: --learning_rate"},
     {"critic_warmup_steps", FLAG_INT, &args.critic_warmup_steps, .high = 1e9, .help = "(21) first iterations that train the critic alone"},
     {"ptx_data", FLAG_STRING, &args.ptx_data, .help = "(20) JSONL records or text to go on learning from, as for sft"},
@@ -232,10 +239,10 @@ typedef struct {
     double skipped, ptx, ptx_tokens;
 } Sums;
 
-/* L = 1/M sum_i max(-A ρ, -A clip(ρ, 1-ε, 1+ε)) over the rows with a target,  ρ = exp(logp - old_logp).  dL/dlogp = -A ρ / M, and 0 where the clipped
-   side is the larger, or log ρ is clamped. Adds to s, and writes the gradient (N). */
-static void surrogate(int N, const int *target, const float *logp, const float *old_logp, const float *A, double epsilon, double clamp, double M,
-                      float *dlogp, Sums *s) {
+/* L = 1/M sum_i max(-A ρ, -A clip(ρ, 1-ε, 1+ε)) over the rows with a target,  ρ = exp(logp - old_logp).
+   dL/dlogp = -A ρ / M, and 0 where the clipped side is the larger or log ρ is clamped. Adds to s, and writes the gradient (N). */
+static void surrogate(int N, const int *target, const float *logp, const float *old_logp, const float *A, double epsilon, double clamp,
+                      double M, float *dlogp, Sums *s) {
     for (int i = 0; i < N; i++) {
         dlogp[i] = 0;
         if (target[i] < 0) continue;
@@ -253,9 +260,10 @@ static void surrogate(int N, const int *target, const float *logp, const float *
     }
 }
 
-/* L = c_v / M sum_i ½ max((V - R)², (clip(V, V_old ± ε_v) - R)²).  dL/dV = c_v (V - R) / M, and 0 where the clipped side is the larger. ε_v 0: no clip */
-static void value_loss(int N, const int *target, const float *V, const float *V_old, const float *R, double epsilon, double coefficient, double M,
-                       float *dvalue, Sums *s) {
+/* L = c_v / M sum_i ½ max((V - R)², (clip(V, V_old ± ε_v) - R)²);  ε_v 0: no clip.
+   dL/dV = c_v (V - R) / M, and 0 where the clipped side is the larger. */
+static void value_loss(int N, const int *target, const float *V, const float *V_old, const float *R, double epsilon, double coefficient,
+                       double M, float *dvalue, Sums *s) {
     for (int i = 0; i < N; i++) {
         dvalue[i] = 0;
         if (target[i] < 0) continue;
@@ -274,7 +282,8 @@ static double adapt(double beta, double kl, double target, double horizon, int n
     return beta * (1 + fmin(fmax(kl / target - 1, -0.2), 0.2) * n / horizon);   // (4)
 }
 
-/* AdamW's settings for its step t. TensorFlow adds ε to sqrt(v), PyTorch and gpt2_step to sqrt(v / (1-β2^t)): the same where ε is divided likewise. */
+/* AdamW's settings for its step t. TensorFlow adds ε to sqrt(v), PyTorch and gpt2_step to sqrt(v / (1-β2^t)): the same where ε is divided
+   likewise. */
 static AdamW adam(const Run *run, float learning_rate, int t) {
     AdamW o = run_adamw(run, run->step);
     if (run->learning_rate > 0) o.learning_rate *= learning_rate / run->learning_rate;
@@ -333,7 +342,9 @@ static void passes(Trainer *p, Rollouts *r, int B, bool values) {
             gpt2_forward(p->policy, &b->batch, NULL);
             gpt2_logprob(p->policy, b->target, args.temperature, b->logp, NULL, NULL);
             for (int i = 0; i < b->batch.N; i++)
-                if (b->of[i] >= 0 && b->logp[i] != b->old_logp[i]) die("a token's log-probability is %.9g in the rollout and %.9g in training; they must be one number", (double)b->old_logp[i], (double)b->logp[i]);
+                if (b->of[i] >= 0 && b->logp[i] != b->old_logp[i])
+                    die("a token's log-probability is %.9g in the rollout and %.9g in training; they must be one number", (double)b->old_logp[i],
+                        (double)b->logp[i]);
         }
         if (args.exact_kl) {
             gpt2_kl(p->policy, p->reference, b->kl);
@@ -372,8 +383,9 @@ static void advantages(Rollouts *r) {
     if (!is(args.advantage, "gae")) baseline(args.advantage, r->E, args.num_generations, R, A);   // (8)
     for (int e = 0; e < r->E; e++) {
         const int at = r->start[e], T = r->start[e + 1] - at;
-        if (is(args.advantage, "gae")) gae(T, r->reward + at, r->value + at, (double)args.gamma, (double)args.lam, r->advantage + at, r->ret + at);   // (7)
-        else for (int t = at; t < at + T; t++) r->advantage[t] = (float)A[e], r->ret[t] = (float)R[e];
+        for (int t = at; t < at + T; t++) r->advantage[t] = (float)A[e], r->ret[t] = (float)R[e];
+        if (is(args.advantage, "gae"))
+            gae(T, r->reward + at, r->value + at, (double)args.gamma, (double)args.lam, r->advantage + at, r->ret + at);   // (7)
     }
     if (is(args.whiten_advantages, "batch")) whiten(r->T, r->advantage, is(args.whitening_variance, "unbiased"), true);   // (9)
     free(R);
@@ -483,8 +495,8 @@ static Sums update(Trainer *p, Rollouts *r, const Run *run, double *norm) {
             if (!isfinite(s.policy) || !isfinite(s.value) || !isfinite(*norm)) {
                 Str text = {0};
                 rollouts_text(r, order[from], true, p->tokenizer, &text);
-                die("step %d, epoch %d: the policy's loss is %g, the critic's %g, the gradient's norm %g; lower --learning_rate. The first answer of the minibatch: \"%.300s\"",
-                    run->step + 1, epoch + 1, s.policy / s.tokens, s.value / s.value_tokens, *norm, text.s);
+                die("step %d, epoch %d: the policy's loss is %g, the critic's %g, the gradient's norm %g; lower --learning_rate. The first "
+                    "answer of the minibatch: \"%.300s\"", run->step + 1, epoch + 1, s.policy / s.tokens, s.value / s.value_tokens, *norm, text.s);
             }
         }
     }
@@ -529,8 +541,9 @@ static Objective measure(const Rollouts *r, double beta) {
         n2 += n * n / E, s2 += s * s / E, ns += n * s / E;
     }
     o.non_score = 0 - beta * o.kl;
-    o.correlation = (ns - o.length * o.score) / sqrt((n2 - o.length * o.length) * (s2 - o.score * o.score));
-    o.explained = 1 - (d2 - d * d) / (r2 - o.ret * o.ret);
+    const double lengths = n2 - o.length * o.length, scores = s2 - o.score * o.score, returns = r2 - o.ret * o.ret;   // variances, above rounding
+    o.correlation = lengths > 1e-12 * n2 && scores > 1e-12 * s2 ? (ns - o.length * o.score) / sqrt(lengths * scores) : NAN;
+    o.explained = returns > 1e-12 * r2 ? 1 - (d2 - d * d) / returns : NAN;
     return o;
 }
 
@@ -556,8 +569,8 @@ static Objective evaluate(Trainer *p, const Run *run, Rollouts *r) {
 }
 
 static void print_figures(const char *when, int n, const Objective *o) {
-    printf("held-out, %-6s  %d answers  reward %.3f  KL %.3f  length %.1f  ended %.1f %%", when, n, o->raw, args.exact_kl ? o->kl_exact : o->k1, o->length,
-           100 * o->ended / n);
+    printf("held-out, %-6s  %d answers  reward %.3f  KL %.3f  length %.1f  ended %.1f %%", when, n, o->raw, args.exact_kl ? o->kl_exact : o->k1,
+           o->length, 100 * o->ended / n);
     printf(isnan(o->correct) ? "\n" : "  hold the right answer %.1f %%\n", 100 * o->correct);
 }
 
@@ -569,17 +582,49 @@ static void add_memory(GPT2Memory *sum, GPT2Memory m, const char *name) {
     printf("  %-12s %10.1f MiB\n", name, (double)m.total / (1 << 20));
 }
 
+static void must_hold(const char *dir, const GPT2Config *config, int longest) {
+    if (config->n_positions < longest) die_usage("%s has %d positions, where prompt and answer take up to %d", dir, config->n_positions, longest);
+}
+
+/* Reads --ptx_data, and raises the policy's ceilings to what a batch of it can take. */
+static void load_pretraining(Trainer *p, const GPT2Config *config, GPT2Limits *policy) {
+    Error e;
+    Records records;
+    if (records_read(args.ptx_data, args.template, args.strict, &records, &e)) die_usage("%s", e.text);
+    dataset_build(&p->ptx, &records, p->tokenizer, min_int(512, config->n_positions + 1), false);
+    records_free(&records);
+    if (!p->ptx.n) die_usage("%s (--ptx_data): no record has a token to score", args.ptx_data);
+    int *all = (int *)xmalloc(sizeof(int) * (size_t)p->ptx.n), scored;
+    for (int i = 0; i < p->ptx.n; i++) all[i] = i;
+    policy->tokens = max_int(policy->tokens, ragged_largest(&p->ptx, all, p->ptx.n, args.ptx_batch_size, &scored));
+    policy->scored = max_int(policy->scored, scored);
+    policy->sequences = max_int(policy->sequences, args.ptx_batch_size);
+    free(all);
+}
+
+/* The first three held-out answers and their scores, as text. */
+static void keep_answers(const Trainer *p, const Rollouts *r, Str *shown) {
+    for (int i = 0; i < 3 && i < r->E; i++) {
+        rollouts_text(r, i, true, p->tokenizer, &shown[i]);
+        str_printf(&shown[i], "  (%.2f)", (double)r->score[i]);
+    }
+}
+
 /* What the flags alone can say. */
 static void check_flags(const Run *run) {
     if (!run->model || !run->data) die_usage("--model DIR and --data FILE are both needed (or neither, for the built-in example)");
     if (!args.reward_model == !args.reward_cmd) die_usage("one of --reward_model DIR and --reward_cmd 'program' is needed");
     if (args.top_k != 0 || args.top_p != 1)
-        die_usage("--top_k and --top_p: a rollout must be a sample of the policy whose log-probabilities the loss uses, else KL turns negative; leave them away");
-    if (args.batch_size % args.num_generations) die_usage("--batch_size %d is not a multiple of --num_generations %d", args.batch_size, args.num_generations);
-    if (args.batch_size % args.num_mini_batches) die_usage("--batch_size %d is not a multiple of --num_mini_batches %d", args.batch_size, args.num_mini_batches);
+        die_usage("--top_k and --top_p: a rollout must be a sample of the policy whose log-probabilities the loss uses, else KL turns negative; "
+                  "leave them away");
+    if (args.batch_size % args.num_generations)
+        die_usage("--batch_size %d is not a multiple of --num_generations %d", args.batch_size, args.num_generations);
+    if (args.batch_size % args.num_mini_batches)
+        die_usage("--batch_size %d is not a multiple of --num_mini_batches %d", args.batch_size, args.num_mini_batches);
     if ((is(args.advantage, "rloo") || is(args.advantage, "grpo")) && args.num_generations < 2)
         die_usage("--advantage %s compares the answers to one prompt: --num_generations must be 2 or more", args.advantage);
-    if (args.critic_warmup_steps && (args.shared_value_head || !is(args.advantage, "gae"))) die_usage("--critic_warmup_steps is for a critic that is a model of its own");
+    if (args.critic_warmup_steps && (args.shared_value_head || !is(args.advantage, "gae")))
+        die_usage("--critic_warmup_steps is for a critic that is a model of its own");
 }
 
 #ifndef TESTING
@@ -611,24 +656,26 @@ int main(int argc, char **argv) {
     args.max_prompt_length = min_int(args.max_prompt_length, config.n_positions - args.response_length);
     if (!(p->tokenizer = tokenizer_load(run.model, &e))) die_usage("%s", e.text);
     if (tokenizer_size(p->tokenizer) > config.vocab_size)
-        die_usage("%s: the tokenizer has %d tokens and the model %d; they do not belong together", run.model, tokenizer_size(p->tokenizer), config.vocab_size);
+        die_usage("%s: the tokenizer has %d tokens and the model %d; they do not belong together", run.model, tokenizer_size(p->tokenizer),
+                  config.vocab_size);
     p->train = queries_read(run.data, args.template, args.strict, p->tokenizer, args.max_prompt_length);
     if (run.eval) p->held_out = queries_read(run.eval, args.template, args.strict, p->tokenizer, args.max_prompt_length);
     run_fingerprint(&run, "data", run.data);
     run_fingerprint(&run, "eval", run.eval);
     run_fingerprint(&run, "ptx_data", args.ptx_data);
-    const int P = args.batch_size / args.num_generations, eval_n = min_int(p->held_out.n, args.eval_samples), B = run.per_device_train_batch_size;
+    const int P = args.batch_size / args.num_generations, B = run.per_device_train_batch_size;
+    const int eval_n = min_int(p->held_out.n, args.eval_samples);
     run.gradient_accumulation_steps = 1;
     run_plan_steps(&run, p->train.n);
     run.steps_per_epoch = (p->train.n + P - 1) / P;   // of this run, a step is an iteration
     double steps = args.total_episodes ? ceil((double)args.total_episodes / args.batch_size) : ceil((double)run.num_train_epochs * p->train.n / P);
     run.total_steps = run.max_steps >= 0 ? run.max_steps : (int)fmin(steps, 1e9);
-    printf("%d iterations of %d answers, %d to each of %d prompts; %d epochs of %d minibatches\n", run.total_steps, args.batch_size, args.num_generations, P,
-           args.num_ppo_epochs, args.num_mini_batches);
+    printf("%d iterations of %d answers, %d to each of %d prompts; %d epochs of %d minibatches\n", run.total_steps, args.batch_size,
+           args.num_generations, P, args.num_ppo_epochs, args.num_mini_batches);
 
     const int longest = max_int(p->train.longest, p->held_out.longest) + args.response_length;
-    if (args.reward_model && reward_config.n_positions < longest) die_usage("%s has %d positions, where prompt and answer take up to %d", args.reward_model, reward_config.n_positions, longest);
-    if (values && !shared && critic_config.n_positions < longest) die_usage("%s has %d positions, where prompt and answer take up to %d", critic_dir, critic_config.n_positions, longest);
+    if (args.reward_model) must_hold(args.reward_model, &reward_config, longest);
+    if (values && !shared) must_hold(critic_dir, &critic_config, longest);
     GPT2Limits frozen = {.tokens = B * longest, .sequences = B, .scored = B * args.response_length}, scores = frozen, policy, critic;
     scores.scored = 0;
     policy = critic = frozen;
@@ -636,19 +683,7 @@ int main(int argc, char **argv) {
     critic.scored = 0;
     policy.slots = min_int(args.rollout_slots, max_int(args.batch_size, eval_n)), policy.positions = longest;
     policy.tokens = max_int(policy.tokens, policy.slots);
-    if (args.ptx_data) {
-        Records records;
-        if (records_read(args.ptx_data, args.template, args.strict, &records, &e)) die_usage("%s", e.text);
-        dataset_build(&p->ptx, &records, p->tokenizer, min_int(512, config.n_positions + 1), false);
-        records_free(&records);
-        if (!p->ptx.n) die_usage("%s (--ptx_data): no record has a token to score", args.ptx_data);
-        int *all = (int *)xmalloc(sizeof(int) * (size_t)p->ptx.n), scored;
-        for (int i = 0; i < p->ptx.n; i++) all[i] = i;
-        policy.tokens = max_int(policy.tokens, ragged_largest(&p->ptx, all, p->ptx.n, args.ptx_batch_size, &scored));
-        policy.scored = max_int(policy.scored, scored);
-        policy.sequences = max_int(policy.sequences, args.ptx_batch_size);
-        free(all);
-    }
+    if (args.ptx_data) load_pretraining(p, &config, &policy);
     config.head = shared ? LM_AND_VALUE_HEAD : LM_HEAD;
     GPT2Memory memory = {0};
     printf("memory, by model\n");
@@ -696,13 +731,13 @@ int main(int argc, char **argv) {
     if (eval_n) {
         before = after = evaluate(p, &run, r);
         print_figures("before", eval_n, &before);
-        for (int i = 0; i < 3 && i < eval_n; i++) rollouts_text(r, i, true, p->tokenizer, &shown[i]), str_printf(&shown[i], "  (%.2f)", (double)r->score[i]);
+        keep_answers(p, r, shown);
     }
     double seconds[3] = {0};   // rollout, scoring, update since the last line of the log
 
     while (run.step < run.total_steps && !run_interrupted()) {
         double t0 = now_seconds(), norm = 0;
-        // 1. the prompts of this iteration;  2. an answer to each, sampled;  3. scores;  4. the reference's and the critic's view of every token
+        // 1. the prompts of this iteration;  2. an answer to each, sampled
         if (args.replay) {
             rollouts_replay(r, args.batch_size, &p->train, run.step + 1, args.replay);
         } else {
@@ -712,9 +747,9 @@ int main(int argc, char **argv) {
         }
         double t1 = now_seconds();
         if (!args.replay) {
+            // 3. scores;  4. the reference's and the critic's view of every token;  5. rewards;  6. advantages and returns
             judge_score(&p->judge, r, &p->train, &p->rows, B);
             passes(p, r, B, values);
-            // 5. rewards;  6. advantages and returns
             reward_tokens(r, p->beta);
             advantages(r);
         }
@@ -726,23 +761,25 @@ int main(int argc, char **argv) {
         const Sums s = update(p, r, &run, &norm);
         seconds[0] += t1 - t0, seconds[1] += t2 - t1, seconds[2] += now_seconds() - t2;
         run.step++;
-        // 8. log, adapt β, evaluate, save.  Means are over answers (objective/, lengths/), or over the tokens of all minibatches (policy/, loss/, val/)
+        // 8. log, adapt β, evaluate, save. Means are over answers (objective/, lengths/) or over the tokens of all minibatches (policy/, loss/,
+        // val/)
         run_progress(&run, mean(s.policy, s.tokens), r->T);
         if (run_should_log(&run)) {
             run_log_first(&run, 9, {"objective/scores", o.score}, {"objective/kl", o.kl}, {"objective/kl_exact", args.exact_kl ? o.kl_exact : NAN},
-                    {"objective/kl_coef", p->beta}, {"objective/entropy", o.entropy}, {"lengths/mean", o.length}, {"policy/approxkl_avg", mean(s.approxkl, s.tokens)},
-                    {"policy/clipfrac_avg", mean(s.clipped, s.tokens)}, {"loss/value_avg", mean(s.value, s.value_tokens)},
-                    {"objective/non_score_reward", o.non_score}, {"objective/rlhf_reward", o.score + o.non_score}, {"objective/raw_scores", o.raw},
-                    {"objective/kl_k1", o.k1}, {"objective/kl_k3", o.k3}, {"policy/entropy_avg", mean(s.entropy, s.tokens)}, {"loss/policy_avg", mean(s.policy, s.tokens)},
-                    {"loss/ptx_avg", mean(s.ptx, s.ptx_tokens)}, {"val/ratio", mean(s.ratio, s.tokens)},
-                    {"val/ratio_var", fmax(0, mean(s.ratio_squared, s.tokens) - pow(mean(s.ratio, s.tokens), 2))},
-                    {"val/clipfrac_avg", mean(s.value_clipped, s.value_tokens)}, {"val/num_eos_tokens", o.ended}, {"val/explained_variance", values ? o.explained : NAN},
-                    {"val/returns_mean", o.ret}, {"val/skipped", s.skipped}, {"lengths/min", o.shortest}, {"lengths/max", o.longest},
-                    {"lengths/score_correlation", o.correlation}, {"grad_norm", norm}, {"lr", (double)adamw.learning_rate},
-                    {"episode", (double)run.step * args.batch_size}, {"epoch", run_epoch(&run)});
+                {"objective/kl_coef", p->beta}, {"objective/entropy", o.entropy}, {"lengths/mean", o.length},
+                {"policy/approxkl_avg", mean(s.approxkl, s.tokens)}, {"policy/clipfrac_avg", mean(s.clipped, s.tokens)},
+                {"loss/value_avg", mean(s.value, s.value_tokens)},   // so far on the screen, the others in the file alone
+                {"objective/non_score_reward", o.non_score}, {"objective/rlhf_reward", o.score + o.non_score}, {"objective/raw_scores", o.raw},
+                {"objective/kl_k1", o.k1}, {"objective/kl_k3", o.k3}, {"policy/entropy_avg", mean(s.entropy, s.tokens)},
+                {"loss/policy_avg", mean(s.policy, s.tokens)}, {"loss/ptx_avg", mean(s.ptx, s.ptx_tokens)}, {"val/ratio", mean(s.ratio, s.tokens)},
+                {"val/ratio_var", fmax(0, mean(s.ratio_squared, s.tokens) - pow(mean(s.ratio, s.tokens), 2))},
+                {"val/clipfrac_avg", mean(s.value_clipped, s.value_tokens)}, {"val/explained_variance", values ? o.explained : NAN},
+                {"val/num_eos_tokens", o.ended}, {"val/returns_mean", o.ret}, {"val/skipped", s.skipped}, {"lengths/min", o.shortest},
+                {"lengths/max", o.longest}, {"lengths/score_correlation", o.correlation}, {"grad_norm", norm},
+                {"lr", (double)adamw.learning_rate}, {"episode", (double)run.step * args.batch_size}, {"epoch", run_epoch(&run)});
             double all = seconds[0] + seconds[1] + seconds[2];
-            printf("  rollout %.1f s (%.0f %%)  scoring %.1f s (%.0f %%)  update %.1f s (%.0f %%)\n", seconds[0], 100 * seconds[0] / all, seconds[1],
-                   100 * seconds[1] / all, seconds[2], 100 * seconds[2] / all);
+            printf("  rollout %.1f s (%.0f %%)  scoring %.1f s (%.0f %%)  update %.1f s (%.0f %%)\n", seconds[0], 100 * seconds[0] / all,
+                   seconds[1], 100 * seconds[1] / all, seconds[2], 100 * seconds[2] / all);
             memset(seconds, 0, sizeof seconds);
         }
         if (args.adap_kl_ctrl) p->beta = adapt(p->beta, o.kl, (double)args.target, (double)args.horizon, args.batch_size);
@@ -750,14 +787,14 @@ int main(int argc, char **argv) {
             after = evaluate(p, &run, r);
             run_log(&run, {"eval/reward", after.raw}, {"eval/kl", after.k1}, {"eval/kl_exact", args.exact_kl ? after.kl_exact : NAN},
                     {"eval/length", after.length}, {"eval/ended", after.ended / eval_n}, {"eval/correct", after.correct});
-            if (run.step == run.total_steps)
-                for (int i = 0; i < 3 && i < eval_n; i++) rollouts_text(r, i, true, p->tokenizer, &shown[3 + i]), str_printf(&shown[3 + i], "  (%.2f)", (double)r->score[i]);
+            if (run.step == run.total_steps) keep_answers(p, r, shown + 3);
         }
         if (run_should_save(&run)) run_checkpoint(&run, p->policy);
     }
 
     // What it has learned
-    for (int i = 0; i < 3 && shown[3 + i].s; i++) printf("held-out prompt, line %d\n  before | %s\n  after  | %s\n", p->held_out.line[i], shown[i].s, shown[3 + i].s);
+    for (int i = 0; i < 3 && shown[3 + i].s; i++)
+        printf("held-out prompt, line %d\n  before | %s\n  after  | %s\n", p->held_out.line[i], shown[i].s, shown[3 + i].s);
     if (eval_n && !run_interrupted()) print_figures("before", eval_n, &before), print_figures("after", eval_n, &after);
     printf("peak memory %.0f MB, planned %.0f MB\n", (double)run_peak_memory() / 1e6, (double)memory.total / 1e6);
     int status = run_finish(&run, p->policy);

@@ -3,7 +3,8 @@
  *
  * It is started by the shell, reads lines on its standard input and writes as many to its standard output, in their order; what it writes
  * to its standard error goes to ours. It may answer each line at once or wait for more: both pipes are served together, so neither side waits
- * for the other for ever. Ctrl-C does not reach it; when we end, its input ends, and so should it.
+ * for the other for ever. Ctrl-C does not reach it; when we end, its input ends, and it is
+ * told to. One at a time.
  */
 #ifndef POSTTRAIN_CHILD_H
 #define POSTTRAIN_CHILD_H

@@ -13,7 +13,8 @@ Queries queries_read(const char *path, const char *template, bool strict, const 
     Prompts p;
     if (prompts_read(path, template, strict, &p, &e)) die_usage("%s", e.text);
     if (p.skipped) printf("%s: %d lines are no prompt and are skipped; the first: %s\n", path, p.skipped, p.first_skipped.text);
-    Queries q = {.n = p.n, .line = (int *)xmalloc(sizeof(int) * (size_t)p.n), .start = (int *)xcalloc((size_t)p.n + 1, sizeof(int)), .answer = (char **)xcalloc((size_t)p.n, sizeof(char *))};
+    Queries q = {.n = p.n, .line = (int *)xmalloc(sizeof(int) * (size_t)p.n), .start = (int *)xcalloc((size_t)p.n + 1, sizeof(int))};
+    q.answer = (char **)xcalloc((size_t)p.n, sizeof(char *));
     Ints all = {0}, one = {0};
     int cut = 0;
     for (int i = 0; i < p.n; i++) {
@@ -146,7 +147,9 @@ static void ask(const Judge *j, Rollouts *r) {
     for (int i = 0; i < r->E; i++, line += strlen(line) + 1) {
         double score = 0;
         int n = json_numbers(line, strlen(line), "score", &score, 1, &e);
-        if (n != 1) die("--reward_cmd answered \"%.200s\": %s; it must answer each line with one line {\"score\": number}", line, n < 0 ? e.text : "one number is expected");
+        if (n != 1)
+            die("--reward_cmd answered \"%.200s\": %s; it must answer each line with one line {\"score\": number}", line,
+                n < 0 ? e.text : "one number is expected");
         r->score[i] = (float)score;
     }
     free(question.s), free(answers.s), free(text.s);
@@ -187,7 +190,9 @@ void judge_reads(const Tokenizer *t, const char *dir) {
         same = a.n == b.n && !memcmp(a.s, b.s, a.n);
         free(a.s), free(b.s);
     }
-    if (!same) die_usage("%s has another vocabulary than the policy; train it from a model with the policy's, or give its scores through --reward_cmd", dir);
+    if (!same)
+        die_usage("%s has another vocabulary than the policy; train it from a model with the policy's, or give its scores through --reward_cmd",
+                  dir);
     tokenizer_free(own);
 }
 
@@ -196,7 +201,9 @@ void judge_reads(const Tokenizer *t, const char *dir) {
 /* The numbers of a token, as they are called in the file. */
 enum { DUMPED = 7 };
 static const char *const dumped[DUMPED] = {"logp", "ref_logp", "kl", "value", "reward", "advantage", "return"};
-static float *dumped_part(const Rollouts *r, int i) { return (float *const[]){r->logp, r->ref_logp, r->kl, r->value, r->reward, r->advantage, r->ret}[i]; }
+static float *dumped_part(const Rollouts *r, int i) {
+    return (float *const[]){r->logp, r->ref_logp, r->kl, r->value, r->reward, r->advantage, r->ret}[i];
+}
 
 /* Nine digits name a float. */
 void rollouts_dump(const Rollouts *r, const Queries *q, const Tokenizer *t, int step, const char *path) {
@@ -231,7 +238,8 @@ static int dumped_numbers(const char *path, const char *line, size_t length, con
     Error e;
     int count = json_numbers(line, length, name, out, room, &e);
     if (count < 0) die_usage("--replay %s: a line cannot be used: %s", path, e.text);
-    if (count > room || (n >= 0 && count != n)) die_usage("--replay %s: \"%s\" holds %d numbers, where %d are possible", path, name, count, n >= 0 ? n : room);
+    if (count > room || (n >= 0 && count != n))
+        die_usage("--replay %s: \"%s\" holds %d numbers, where %d are possible", path, name, count, n >= 0 ? n : room);
     return count;
 }
 
