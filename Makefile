@@ -123,7 +123,7 @@ tiny-out: $(B)/world $(B)/full_ft $(B)/sft $(B)/reward
 	    --per_device_train_batch_size 16 --gradient_accumulation_steps 1 --max_steps 1400 --learning_rate 7e-4 --warmup_steps 20 \
 	    --lr_scheduler_type cosine --adam_beta2 0.99 --logging_steps 200 --eval_steps 400 --save_steps 0 --seed 1
 	$(B)/reward --model $(B)/tiny/out/chat --data $(B)/tiny/world/preferences.jsonl --eval $(B)/tiny/world/preferences-eval.jsonl \
-	    --output $(B)/tiny/out/reward --per_device_train_batch_size 16 --gradient_accumulation_steps 1 --max_steps 80 --learning_rate 5e-4 \
+	    --output $(B)/tiny/out/reward --per_device_train_batch_size 16 --gradient_accumulation_steps 1 --max_steps 40 --learning_rate 3e-4 \
 	    --warmup_steps 20 --lr_scheduler_type cosine --adam_beta2 0.99 --save_steps 0 --normalize --seed 1
 
 TINY      = . chat reward

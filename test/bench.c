@@ -371,6 +371,47 @@ static void bench_steps(void) {
     }
 }
 
+/* ---- pairs ----------------------------------------------------------------------------------------------------- */
+
+/* A step of reward.c: two pairs with prompts of 448 tokens and answers of 64. Laid out whole, each answer has its prompt before it;
+   shared, the prompt is there once. Both rows count the FLOP of the pairs laid out whole, without a vocabulary's head (no reward has one), so the
+   rates of the two show how much faster the same result is there. */
+static void bench_pairs(void) {
+    enum { PAIRS = 2, PROMPT = 448, ANSWER = 64, WHOLE = PROMPT + ANSWER };
+    const AdamW o = {.learning_rate = 1e-5f, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .weight_decay = 0.1f, .max_grad_norm = 1};
+    GPT2Config config = gpt2_124m;
+    config.head = SCORE_HEAD;
+    for (int shared = 0; shared < 2; shared++) {
+        const int S = (shared ? 3 : 2) * PAIRS, N = PAIRS * (shared ? PROMPT + 2 * ANSWER : 2 * WHOLE);
+        SHAPE("%dx2x%d+%d %s", PAIRS, PROMPT, ANSWER, shared ? "shared" : "whole");
+        if (!wanted("pairs")) continue;
+        GPT2 *m = gpt2_create(&config, false);
+        gpt2_init_weights(m, 1);
+        gpt2_reserve(m, &(GPT2Limits){.tokens = N, .sequences = S, .train = true});
+        int *start = array(sizeof *start * ((size_t)S + 1)), *parent = array(sizeof *parent * (size_t)S);
+        float *value = array(sizeof(float) * (size_t)N), *dvalue = array(sizeof(float) * (size_t)N);
+        memset(dvalue, 0, sizeof(float) * (size_t)N);
+        start[0] = 0;
+        for (int s = 0; s < S; s++) {
+            bool answer = shared && s % 3;
+            parent[s] = answer ? s - s % 3 : -1;
+            start[s + 1] = start[s] + (!shared ? WHOLE : answer ? ANSWER : PROMPT);
+            if (!shared || answer) dvalue[start[s + 1] - 1] = 0.25f;
+        }
+        const Batch b = {.S = S, .N = N, .start = start, .tokens = random_ints(N, V), .parent = parent};
+        begin("pairs", FMA, 6.0 * 12 * C * C * L * (2 * PAIRS * WHOLE) + 3.5 * attention_flop(2 * PAIRS, WHOLE) * L);
+        row.tokens = 2 * PAIRS * WHOLE;
+        for (int t = 1; again(); t++) {
+            gpt2_forward(m, &b, NULL);
+            gpt2_value(m, value);
+            gpt2_backward(m, NULL, NULL, dvalue);
+            if (!isfinite(gpt2_step(m, &o, t))) die("pairs %s: the gradient is not finite", shape);
+        }
+        gpt2_free(m);
+        arrays_free();
+    }
+}
+
 /* ---- decoding -------------------------------------------------------------------------------------------------- */
 
 /* A round, one token of every sequence, ends with the last sequence's. The time between two rounds is one repetition; the
@@ -493,7 +534,7 @@ int main(int argc, char **argv) {
     if (step >= 0) return bench_step(step), 0;
     print_heading();
     void (*const sections[])(void) = {bench_probes, bench_linear, bench_head, bench_attention, bench_memory_bound,
-                                      bench_steps, bench_decode, bench_load, bench_tokenizer};
+                                      bench_steps, bench_pairs, bench_decode, bench_load, bench_tokenizer};
     for (int i = 0; i < LENGTH(sections); i++) sections[i]();
     return 0;
 }

@@ -35,6 +35,26 @@ done
 run full_ft 1
 row full_ft "exact summaries of new texts, %" "$before" "$after" 5 80 "$seconds"
 
+# reward_on WHAT SEED FLAGS: the accuracy on held-out pairs, in percent, before and after, and the seconds it took
+reward_on() {
+    what=$1 seed=$2
+    shift 2
+    echo "→ ./reward --seed $seed, $what"
+    begin=$(date +%s)
+    "$build/reward" --seed "$seed" "$@" >"$out/reward.txt" || { cat "$out/reward.txt"; exit 1; }
+    seconds=$(($(date +%s) - begin))
+    line=$(grep '^held-out pairs' "$out/reward.txt")
+    before=$(echo "$line" | sed 's/.*accuracy \([0-9.]*\) % -> .*/\1/')
+    after=$(echo "$line" | sed 's/.* -> \([0-9.]*\) %.*/\1/')
+}
+for seed in 1 2 3; do
+    reward_on "pairs about other questions" $seed --output "$out/reward-$seed"
+    row "reward, seed $seed" "the preferred answer, questions never asked, % (by length: 50)" "$before" "$after" 75 95 "$seconds"
+    reward_on "the same in phrases it never saw" $seed --model "$out/reward-$seed" --data test/tiny/preferences.jsonl \
+        --eval test/tiny/preferences-unseen-eval.jsonl --max_steps 0
+    row "reward, seed $seed" "the same in phrases it never saw, % (by length: 50)" 50 "$after" 50 75 "$seconds"
+done
+
 echo
 column -t -s '	' "$out/table" 2>/dev/null || cat "$out/table"
 exit $failed
