@@ -305,9 +305,6 @@ typedef struct {
     double beta, policy_updates, critic_updates;
 } Trainer;
 
-static int min_int(int a, int b) { return a < b ? a : b; }
-static int max_int(int a, int b) { return a > b ? a : b; }
-
 /* 1. The prompts of iteration `step`: each epoch goes through all of them in an order of its own. */
 static void choose(const Run *run, const Queries *q, Rollouts *r) {
     int *order = (int *)xmalloc(sizeof(int) * (size_t)q->n);
@@ -478,6 +475,7 @@ static Sums update(Trainer *p, Rollouts *r, const Run *run, double *norm) {
     const int n = r->E / args.num_mini_batches;
     int *order = (int *)xmalloc(sizeof(int) * (size_t)r->E);
     bool stop = false;
+    *norm = 0;
     for (int epoch = 0; epoch < args.num_ppo_epochs && !stop; epoch++) {   // (11)
         random_permutation(order, r->E, (uint64_t)run->seed, RANDOM_DATA, (uint32_t)(run->step * args.num_ppo_epochs + epoch));
         for (int from = 0; from < r->E && !stop; from += n) {
@@ -736,7 +734,7 @@ int main(int argc, char **argv) {
     double seconds[3] = {0};   // rollout, scoring, update since the last line of the log
 
     while (run.step < run.total_steps && !run_interrupted()) {
-        double t0 = now_seconds(), norm = 0;
+        double t0 = now_seconds(), norm;
         // 1. the prompts of this iteration;  2. an answer to each, sampled
         if (args.replay) {
             rollouts_replay(r, args.batch_size, &p->train, run.step + 1, args.replay);

@@ -3,9 +3,6 @@
  */
 #include "rollouts.h"
 
-static int min_int(int a, int b) { return a < b ? a : b; }
-static int max_int(int a, int b) { return a > b ? a : b; }
-
 /* ---- prompts as tokens ----------------------------------------------------------------------------------------- */
 
 Queries queries_read(const char *path, const char *template, bool strict, const Tokenizer *t, int max_length) {
