@@ -21,6 +21,12 @@ struct Child {
 
 extern char **environ;
 
+static pid_t living;             // so that no program is left behind when this one dies
+
+static void at_exit(void) {
+    if (living) kill(-living, SIGTERM);
+}
+
 Child *child_start(const char *command, Error *e) {
     int to[2] = {-1, -1}, from[2] = {-1, -1};
     if (pipe2(to, O_CLOEXEC) || pipe2(from, O_CLOEXEC)) {
@@ -53,16 +59,19 @@ Child *child_start(const char *command, Error *e) {
         return NULL;
     }
     fcntl(to[1], F_SETFL, O_NONBLOCK);
+    static bool registered;
+    if (!registered) registered = !atexit(at_exit);
+    living = pid;
     Child *c = (Child *)xcalloc(1, sizeof *c);
     *c = (Child){xstrdup(command), pid, to[1], from[0], {0}};
     str_add(&c->rest, "", 0);
     return c;
 }
 
-/* What it has said that is no whole line, for a message: at most 200 bytes, printable. */
+/* What it has said and nobody has read, for a message: at most 200 bytes, printable. */
 static const char *last_words(const Child *c, char text[256]) {
     if (!c->rest.n) return strcpy(text, "");
-    snprintf(text, 256, "; the last it said is \"%.200s\"", c->rest.s);
+    snprintf(text, 256, "; it said \"%.200s\"", c->rest.s);
     for (char *p = text; *p; p++)
         if ((unsigned char)*p < ' ' || *p == 0x7F) *p = ' ';
     return text;
@@ -98,12 +107,20 @@ int child_ask(Child *c, const Str *question, int lines, double patience, Str *an
     int seen = 0;
     double last = now_seconds();
     char block[65536], words[256];
+    // an answer too many, or a greeting: later answers would be taken for those to other questions
+    if (poll(&(struct pollfd){.fd = c->from, .events = POLLIN}, 1, 0) > 0) {
+        ssize_t n = read(c->from, block, sizeof block);
+        if (n == 0) return died(c, e);
+        str_add(&c->rest, block, n > 0 ? (size_t)n : 0);
+        return fail(e, "'%s' said something before it was asked%s", c->command, last_words(c, words));
+    }
     while (seen < lines || written < question->n) {
         struct pollfd p[2] = {{.fd = c->from, .events = POLLIN}, {.fd = written < question->n ? c->to : -1, .events = POLLOUT}};
         double left = last + patience - now_seconds();
         int ready = left > 0 ? poll(p, 2, (int)(left * 1000) + 1) : 0;
         if (ready < 0 && errno != EINTR) return fail(e, "cannot wait for '%s': %s", c->command, strerror(errno));
-        if (ready == 0) return fail(e, "'%s' was silent for %g seconds: %d of %d lines are answered%s", c->command, patience, seen, lines, last_words(c, words));
+        if (ready == 0)
+            return fail(e, "'%s' was silent for %g seconds: %d of %d lines are answered%s", c->command, patience, seen, lines, last_words(c, words));
         if (ready < 0) continue;
         if (p[1].revents) {
             ssize_t n = write(c->to, question->s + written, question->n - written);
@@ -143,5 +160,6 @@ void child_end(Child *c) {
         if (c->pid && i == 50) kill(-c->pid, SIGTERM);
     }
     if (c->pid) kill(-c->pid, SIGKILL), waitpid(c->pid, NULL, 0);
+    living = 0;
     free(c->command), free(c->rest.s), free(c);
 }

@@ -779,13 +779,17 @@ void gpt2_backward(GPT2 *m, const float *dlogp, const float *dentropy, const flo
 
 /* ---- the optimiser's step -------------------------------------------------------------------------------------- */
 
+void gpt2_clear(GPT2 *m) {
+    if (m->gradients) device_zero(m->gradients, m->memory.gradients);
+}
+
 float gpt2_step(GPT2 *m, const AdamW *o, int t) {
     double sum = 0;
     for (int i = 0; i < m->tensors; i++)
         if (m->parts[i].g) sum += sum_of_squares(m->parts[i].g, m->tensor[i].n);
     float norm = (float)sqrt(sum);
     if (!isfinite(norm)) {
-        device_zero(m->gradients, m->memory.gradients);
+        gpt2_clear(m);
         return norm;
     }
     // clip as PyTorch does, with its 1e-6

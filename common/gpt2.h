@@ -125,6 +125,8 @@ typedef struct {
 /* Clip, AdamW, clear the gradients. t counts the steps from 1. Returns the norm before clipping; when that is not
    finite nothing is changed but the gradients, which are cleared. */
 float gpt2_step(GPT2 *m, const AdamW *o, int t);
+/* Clears the gradients, and so forgets what was added since the last step. */
+void  gpt2_clear(GPT2 *m);
 
 /* ---- generation ------------------------------------------------------------------------------------------------ */
 

@@ -1224,17 +1224,9 @@ void records_free(Records *r) {
  * Prompts
  */
 
-/* Bytes of a dialogue "\n\nHuman: ...\n\nAssistant: ..." up to its last answer; 0: it asks for none. */
-static size_t dialogue_prompt(Text dialogue) {
-    static const char turn[] = "\n\nAssistant:";
-    const size_t length = sizeof turn - 1;
-    for (size_t i = dialogue.n; i >= length; i--)
-        if (!memcmp(dialogue.s + i - length, turn, length)) return i;
-    return 0;
-}
-
 /* Fields that hold a prompt; the first that is there counts. */
 static const char *const prompt_fields[] = {"instruction", "prompt", "chosen"};
+static const char *const answer_fields[] = {"answer", "response", "output", "completion"};
 
 static int add_prompt(void *context, const json_t *object, int line, const Style *style, Fault *f) {
     Prompts *out = context;
@@ -1248,7 +1240,7 @@ static int add_prompt(void *context, const json_t *object, int line, const Style
     const json_t *extra = instruction ? json_object_get(object, "input") : NULL;
     if (extra && !json_is_null(extra) && get_text(object, "input", &input, f)) return -1;
     if (input.n == 0) input.s = NULL;
-    if (dialogue && !(prompt.n = dialogue_prompt(prompt)))
+    if (dialogue && !(prompt.n = prompt_end(prompt)))
         return FAULT(f, field, "\"chosen\" has no turn \"\\n\\nAssistant:\", by which a dialogue's prompt ends, and there is no \"prompt\" beside it");
     Str text = {0};
     str_add(&text, "", 0);
@@ -1258,8 +1250,10 @@ static int add_prompt(void *context, const json_t *object, int line, const Style
         free(text.s);
         return FAULT(f, field, "the prompt is empty: there is nothing to go on from");
     }
+    const json_t *answer = NULL;
+    for (int i = 0; i < 4 && !json_is_string(answer); i++) answer = json_object_get(object, answer_fields[i]);
     out->v = grow(out->v, out->n, sizeof *out->v);
-    out->v[out->n++] = (Prompt){line, text.s, text.n};
+    out->v[out->n++] = (Prompt){line, text.s, text.n, json_is_string(answer) ? xstrdup(json_string_value(answer)) : NULL};
     return 0;
 }
 
@@ -1273,7 +1267,7 @@ int prompts_read(const char *path, const char *template, bool strict, Prompts *o
 }
 
 void prompts_free(Prompts *p) {
-    for (int i = 0; i < p->n; i++) free(p->v[i].text);
+    for (int i = 0; i < p->n; i++) free(p->v[i].text), free(p->v[i].answer);
     free(p->v);
     *p = (Prompts){0};
 }

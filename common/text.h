@@ -107,6 +107,7 @@ typedef struct {
     int line;                    // in the file, from 1
     char *text;
     size_t n;
+    char *answer;                // what its record holds as answer, response, output or completion; NULL = nothing
 } Prompt;
 
 typedef struct {

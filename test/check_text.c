@@ -887,6 +887,13 @@ START_TEST(prompts) {
     check_prompts("{\"chosen\": \"\\n\\nHuman: H\\n\\nAssistant: A\\n\\nHuman: I\\n\\nAssistant: B\"}", "<{instruction}>",
                   "\n\nHuman: H\n\nAssistant: A\n\nHuman: I\n\nAssistant:");
     check_prompts("{\"chosen\": \"\\n\\nAssistant:\"}", NULL, "\n\nAssistant:");
+    // what a record answers is kept beside it
+    Prompts p;
+    Error e = {""};
+    static const char file[] = "{\"prompt\": \"P\"}\n{\"prompt\": \"P\", \"answer\": \"A\"}\n{\"instruction\": \"I\", \"answer\": 1, \"output\": \"O\"}\n";
+    ck_assert_int_eq(read_prompts(file, sizeof file - 1, NULL, true, &p, &e), 0);
+    ck_assert(p.n == 3 && !p.v[0].answer && !strcmp(p.v[1].answer, "A") && !strcmp(p.v[2].answer, "O"));
+    prompts_free(&p);
 }
 END_TEST
 
