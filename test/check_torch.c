@@ -271,11 +271,13 @@ static Str zip(const File *f, int n) {
     return z;
 }
 
-static const float numbers[6] = {1, -2, 3.5f, -4, 5, 6};
+enum { SIX = 6 * sizeof(float) };
+
+static const float numbers[7] = {1, -2, 3.5f, -4, 5, 6};   // and one more, for who takes too many
 
 /* The pickle and the storage 0 of six floats, in a ZIP file. Frees the pickle. */
 static Str zip_of(Str p) {
-    Str z = zip((const File[]){{"r/data.pkl", p.s, p.n, 0, 0}, {"r/data/0", numbers, sizeof numbers, 0, 0}}, 2);
+    Str z = zip((const File[]){{"r/data.pkl", p.s, p.n, 0, 0}, {"r/data/0", numbers, SIX, 0, 0}}, 2);
     free(p.s);
     return z;
 }
@@ -294,7 +296,7 @@ static Str legacy_of(Str p, const char *before, const char *list, uint64_t eleme
     else add_string(&s, "0");
     add_text(&s, "e.");
     add_number(&s, elements, 8);
-    str_add(&s, (const char *)numbers, sizeof numbers);
+    str_add(&s, (const char *)numbers, SIX);
     free(p.s);
     return s;
 }
@@ -327,7 +329,7 @@ START_TEST(reads_files_made_by_hand) {
         ck_assert_int_eq(t.count, 2);
         ck_assert_str_eq(t.tensor[0].name, "a");
         ck_assert(t.tensor[0].ndim == 2 && t.tensor[0].shape[0] == 2 && t.tensor[0].shape[1] == 3 && t.tensor[0].type == ST_F32);
-        ck_assert(!memcmp(t.tensor[0].data, numbers, sizeof numbers));
+        ck_assert(!memcmp(t.tensor[0].data, numbers, SIX));
         ck_assert_str_eq(t.tensor[1].name, "b");
         ck_assert(t.tensor[1].n == 2 && element(&t.tensor[1], 0) == 5 && element(&t.tensor[1], 1) == 6);
         torch_free(&t);
@@ -373,6 +375,8 @@ START_TEST(refuses_whatever_would_run_code) {
         {"ctorch.nn.modules.linear\nLinear\n", "torch.nn.modules.linear.Linear"},
         {"ccollections\nOrderedDict.update\n", "collections.OrderedDict.update"},
         {"ccollections.OrderedDict\n\n", "collections.OrderedDict"},
+        {"cevil\nOrderedDict\n", "evil.OrderedDict"},
+        {"ctorch\n_rebuild_parameter\n", "torch._rebuild_parameter"},
         {"ctorch\nFloatStorag\n", "torch.FloatStorag"},
         {"cos\x1b[2J\nsystem\n", "os?[2J.system"},
         {"ios\nsystem\n", "INST"},
@@ -403,6 +407,7 @@ START_TEST(refuses_whatever_would_run_code) {
         {"(\x8c\7storage" "ccollections\nOrderedDict\n\x8c\1" "0\x8c\3" "cpuK\6tQ", "BINPERSID of a tuple"},
         {"(\x8c\6module" "ctorch\nFloatStorage\n\x8c\1" "0\x8c\3" "cpuK\6tQ", "BINPERSID of a tuple"},
         {"(\x8c\7storage" "ctorch\nFloatStorage\n\x8c\1" "0\x8c\3" "cpuJ\xff\xff\xff\xfftQ", "BINPERSID of a tuple"},
+        {"(\x8c\7storage" "ctorch\nFloatStorage\n\x8c\1" "0\x8c\3" "cpu\x8a\1\xfftQ", "BINPERSID of a tuple"},
         {"NN\x93", "STACK_GLOBAL of None and None"},
     };
     for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) refused_file(zip_of(pickle(calls[i].opcodes)), calls[i].says, "byte ");
@@ -504,6 +509,7 @@ START_TEST(refuses_tensors_that_are_not_there) {
         {{.name = "t", .ndim = 2, .shape = {huge, huge / 4}, .stride = {huge / 4, 1}}, {"4611686018427387904 elements", "storage has 6"}},
         {{.name = "t", .ndim = 9, .shape = {1, 1, 1, 1, 1, 1, 1, 1, 1}}, {"9 dimensions, expected at most 8"}},
         {{.name = "t", .elements = 7}, {"data/0 has 24 bytes, expected 7 of F32"}},
+        {{.name = "t", .elements = 5, .ndim = 1, .shape = {5}, .stride = {1}}, {"data/0 has 24 bytes, expected 5 of F32"}},
         {{.name = "t", .elements = INT64_MAX, .ndim = 1, .shape = {INT64_MAX}, .stride = {1}}, {"data/0 has 24 bytes", "9223372036854775807"}},
         {{.name = "t", .elements = -6}, {"BINPERSID"}},
         {{.name = "t", .type = "LongStorage", .elements = 6}, {"data/0 has 24 bytes, expected 6 of I64"}},
@@ -529,10 +535,11 @@ END_TEST
 
 START_TEST(refuses_damaged_zip_files) {
     Str p = state_dict(&(Spec){.name = "t"}, 1);
-    const File data = {"r/data.pkl", p.s, p.n, 0, 0}, zero = {"r/data/0", numbers, sizeof numbers, 0, 0};
-    File deflated = zero, encrypted = zero, packed = data, order = {"r/byteorder", "big", 3, 0, 0}, other = data, inner = data;
+    const File data = {"r/data.pkl", p.s, p.n, 0, 0}, zero = {"r/data/0", numbers, SIX, 0, 0};
+    File odd = zero, deflated = zero, encrypted = zero, packed = data, order = {"r/byteorder", "big", 3, 0, 0}, other = data, inner = data;
     deflated.method = packed.method = 8;
     encrypted.flags = 1;
+    odd.n++;
     other.name = "s/data.pkl";
     inner.name = "r/s/data.pkl";
     const struct {
@@ -542,6 +549,7 @@ START_TEST(refuses_damaged_zip_files) {
     } bad[] = {
         {{data, deflated}, 2, "r/data/0 is compressed"},
         {{packed, zero}, 2, "r/data.pkl is compressed"},
+        {{data, odd}, 2, "data/0 has 25 bytes, expected 6 of F32"},
         {{data, encrypted}, 2, "r/data/0 is encrypted"},
         {{data}, 1, "data/0 is missing"},
         {{zero}, 1, "0 entries ROOT/data.pkl"},
@@ -595,7 +603,7 @@ END_TEST
 
 /* Sizes that are all ones in 32 bits stand in 64: a file as torch.save writes it beyond 4 GB, but small. */
 START_TEST(reads_64_bit_sizes) {
-    Str p = state_dict(&(Spec){.name = "t"}, 1), z = zip((const File[]){{"r/data.pkl", p.s, p.n, 0, 0}, {"r/data/0", numbers, sizeof numbers, 0, 0}}, 2);
+    Str p = state_dict(&(Spec){.name = "t"}, 1), z = zip((const File[]){{"r/data.pkl", p.s, p.n, 0, 0}, {"r/data/0", numbers, SIX, 0, 0}}, 2);
     Str s = {0}, extra = {0};
     size_t end = z.n - 22, directory = ((size_t)z.s[end + 16] & 0xff) + ((size_t)z.s[end + 17] & 0xff) * 256, second = directory + 46 + 10;
     size_t local = ((size_t)z.s[second + 42] & 0xff) + ((size_t)z.s[second + 43] & 0xff) * 256;
@@ -604,8 +612,8 @@ START_TEST(reads_64_bit_sizes) {
     add_text(&extra, "ZZZ\1");
     add_number(&extra, 0, 1);
     add_number(&extra, 24, 2);
-    add_number(&extra, sizeof numbers, 8);
-    add_number(&extra, sizeof numbers, 8);
+    add_number(&extra, SIX, 8);
+    add_number(&extra, SIX, 8);
     add_number(&extra, local, 8);
     str_add(&s, z.s, end);
     str_add(&s, extra.s, extra.n);
