@@ -26,8 +26,15 @@ FLAVOUR ?= $(notdir $(firstword $(CC)))
 B       := .build/$(FLAVOUR)
 COMMON   = $(patsubst common/%.c,$(B)/%.o,$(wildcard common/*.c))
 
-# What is needed, and what to do when it is not there. `make help` and `make clean` need nothing.
-ifneq ($(filter-out help clean,$(or $(MAKECMDGOALS),all)),)
+# Models that are fetched on request, each into models/ under its name, and where the Hugging Face hub has it
+MODELS                 = gpt2 distilgpt2 gpt2-medium dialogpt
+repository_gpt2        = openai-community/gpt2
+repository_distilgpt2  = distilbert/distilgpt2
+repository_gpt2-medium = openai-community/gpt2-medium
+repository_dialogpt    = microsoft/DialoGPT-medium
+
+# What is needed, and what to do when it is not there. `make help`, `make clean` and fetching need nothing.
+ifneq ($(filter-out help clean $(MODELS),$(or $(MAKECMDGOALS),all)),)
   ifeq ($(shell command -v pkg-config),)
     $(error ✗ pkg-config not found: apt-get install pkg-config)
   endif
@@ -75,7 +82,7 @@ $(PROGRAMS): %: $(B)/% FORCE
 
 # --- tests ----------------------------------------------------------------------------------------------------------
 
-.PHONY: all test asan ubsan tsan fuzz bench tiny tiny-out tiny-check demo help clean FORCE
+.PHONY: all test asan ubsan tsan fuzz bench tiny tiny-out tiny-check demo help clean $(MODELS) FORCE
 FORCE:
 
 test: $(addprefix run-,$(CHECKS))
@@ -144,6 +151,11 @@ demo: $(addprefix $(B)/,$(PROGRAMS))
 tiny-check: tiny-out
 	for m in $(TINY); do cmp $(B)/tiny/out/$$m/model.safetensors test/tiny/$$m/model.safetensors || exit 1; done
 
+# --- models of others -----------------------------------------------------------------------------------------------
+
+$(MODELS):
+	@sh test/fetch_model.sh $@ $(repository_$@)
+
 # --- the rest -------------------------------------------------------------------------------------------------------
 
 help:
@@ -154,6 +166,7 @@ help:
 	@echo "make fuzz       fuzz every file reader for FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)"
 	@echo "make bench      how fast each kernel is, next to this machine's peak"
 	@echo "make demo       every program on the built-in world, and a table of what it learned"
+	@echo "make gpt2       fetch openai-community/gpt2 into models/gpt2; also distilgpt2, gpt2-medium, dialogpt (DialoGPT-medium)"
 	@echo "make tiny       make the built-in models again, from their world (five minutes)"
 	@echo "make clean      remove what was built"
 
