@@ -460,7 +460,7 @@ static void merge(const GPT2 *m, const char *base) {
 }
 
 /* --adapter without data: answers --prompt, writes --merge. */
-static int use(const Run *run, const GPT2Config *config) {
+static int use(Run *run, const GPT2Config *config) {
     Error e;
     GPT2Limits limits = {.tokens = 1, .sequences = 1};
     if (task.prompt) limits = task_prompt(&task, run->model, config);
@@ -479,6 +479,7 @@ static int use(const Run *run, const GPT2Config *config) {
     gpt2_free(model);
     lora_free();
     task_free(&task);
+    run_free(run);
     return 0;
 }
 

@@ -1279,6 +1279,12 @@ void scatter_rows(real *out, const real *inp, const int *row, int R, int C) {
     for (int r = 0; r < R; r++) memcpy(out + (size_t)row[r] * (size_t)C, inp + (size_t)r * (size_t)C, sizeof(real) * (size_t)C);
 }
 
+void scale_rows(real *x, const float *factor, int R, int C) {
+#pragma omp parallel for
+    for (int r = 0; r < R; r++)
+        for (int c = 0; c < C; c++) x[(size_t)r * (size_t)C + (size_t)c] *= factor[r];
+}
+
 void head_forward(real *logits, const real *inp, const real *wte, int R, int C, int V, int ldv) {
     product(R, V, C, (Matrix){inp, (size_t)C, false, NULL}, (Matrix){wte, (size_t)C, true, NULL}, logits, (size_t)ldv, NULL, false);
 }

@@ -16,6 +16,7 @@
  *   GB/s       the rate of a stream: read for rows that read, updated in place for rows that read and write (both count). The probe
  *              flushes the caches before every repetition. Not a limit: what a small row writes may stay in the caches
  *   MB/s       no peak
+ *   tokens/s   of a whole program, in turns with the others: the ratio is what to go by
  *
  * Left out: comparisons with other programs, which need those programs; BENCHMARKS.md is the place for them.
  */
@@ -565,7 +566,7 @@ static void bench_ppo(void) {
     if (waitpid(child, &status, 0) < 0 || status) die("the iteration of PPO failed");
 }
 
-/* ---- files and text -------------------------------------------------------------------------------------------- */
+/* ---- whole programs -------------------------------------------------------------------------------------------- */
 
 static char directory[256];     // of the model that is written and read
 
@@ -576,17 +577,81 @@ static void remove_directory(void) {
     rmdir(directory);
 }
 
-/* A model to train, from a file in TMPDIR which the page cache holds. Bytes: those of the weights. */
-static void bench_load(void) {
+/* Writes a random model into a new directory in TMPDIR, which the page cache holds; once. */
+static void write_model(void) {
     Error e;
-    SHAPE("124M");
-    if (!wanted("load")) return;
+    if (*directory) return;
     GPT2 *m = random_model(NULL);
     snprintf(directory, sizeof directory, "%.200s/bench.XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
     if (!mkdtemp(directory)) die("cannot make %s: %s; set TMPDIR to a directory with 500 MB free", directory, strerror(errno));
     atexit(remove_directory);
     if (hf_save(m, directory, NULL, &e)) die("%s", e.text);
     gpt2_free(m);
+}
+
+/* Texts of 256 bytes, which are so many tokens of the built-in vocabulary of bytes, all of them scored. */
+static void write_texts(void) {
+    char path[512], command[1024];
+    snprintf(command, sizeof command, "cp test/tiny/vocab.json test/tiny/merges.txt %s", directory);
+    snprintf(path, sizeof path, "%s/data.jsonl", directory);
+    FILE *f = system(command) ? NULL : fopen(path, "w");
+    for (int i = 0; f && i < 8; i++) {
+        fputs("{\"text\": \"", f);
+        for (uint32_t j = 0; j < 256; j++) fputc('a' + (int)(random4(1, RANDOM_DATA, 0, 0, (uint32_t)i, j).v[0] % 26), f);
+        fputs("\"}\n", f);
+    }
+    if (!f || fclose(f)) die("cannot write %s; run this from the repository's root", path);
+}
+
+static const struct { const char *name, *program, *flags; } programs[] = {
+    {"full_ft", "full_ft", ""}, {"lora", "lora", ""}, {"lora, four bits", "lora", "--load_in_4bit"}, {"adapter", "adapter", ""}};
+
+/* The programs that fine-tune, each with its own defaults, 4 x 256 tokens a step, in turns: a round is a run of each. Tokens/s as they
+   say it, without the first step; their ratio to full_ft's within a round; and the most memory they had. */
+static void bench_programs(void) {
+    enum { ROUNDS = 3 };
+    double rate[LENGTH(programs)][ROUNDS] = {{0}}, ratio[LENGTH(programs)][ROUNDS] = {{0}}, memory[LENGTH(programs)] = {0};
+    const int rounds = quick ? 1 : ROUNDS;
+    char self[512] = "";
+    SHAPE("4x256");
+    if (!wanted("program") || readlink("/proc/self/exe", self, sizeof self - 1) < 0) return;
+    *strrchr(self, '/') = 0;
+    write_model();
+    write_texts();
+    for (int k = 0; k < rounds; k++)
+        for (int i = 0; i < LENGTH(programs); i++) {
+            char command[2048], line[4096];
+            snprintf(command, sizeof command, "%s/%s", self, programs[i].program);
+            if (access(command, X_OK)) continue;
+            snprintf(command, sizeof command, "%s/%s --model %s --data %s/data.jsonl --per_device_train_batch_size 4 --gradient_accumulation_steps 1 "
+                     "--max_steps 4 --logging_steps 0 --eval_samples 0 %s", self, programs[i].program, directory, directory, programs[i].flags);
+            FILE *f = popen(command, "r");
+            while (f && fgets(line, sizeof line, f)) {
+                char *at = strstr(line, " tokens/s");
+                while (at && at > line && at[-1] != ' ') at--;
+                if (at) rate[i][k] = atof(at);
+                sscanf(line, "peak memory %lf MB", &memory[i]);
+            }
+            if (!f || pclose(f) || !(rate[i][k] > 0)) die("%s failed", command);
+            ratio[i][k] = rate[i][k] / rate[0][k];
+        }
+    for (int i = 0; i < LENGTH(programs); i++)
+        if (memory[i] > 0) {
+            double middle = median(ratio[i], rounds), rate_middle = median(rate[i], rounds);
+            printf("program %s\t%s\t%.2f\t%.1f\ttokens/s\t-\t-\t%.2f times full_ft's, at most %.3f GB, %.0f %% of full_ft's\n", programs[i].name, shape,
+                   1024e3 / rate_middle, rate_middle, middle, memory[i] / 1e3, 100 * memory[i] / memory[0]);
+        }
+}
+
+/* ---- files and text -------------------------------------------------------------------------------------------- */
+
+/* A model to train, from a file in TMPDIR which the page cache holds. Bytes: those of the weights. */
+static void bench_load(void) {
+    Error e;
+    SHAPE("124M");
+    if (!wanted("load")) return;
+    GPT2 *m = NULL;
+    write_model();
     ROW("load", NOTHING, 4.0 * PARAMETERS) {
         if (!(m = hf_load(directory, false, &e))) die("%s", e.text);
         stop();
@@ -652,7 +717,7 @@ int main(int argc, char **argv) {
     if (iteration) return bench_iteration(), 0;
     print_heading();
     void (*const sections[])(void) = {bench_probes, bench_linear, bench_head, bench_attention, bench_memory_bound,
-                                      bench_steps, bench_pairs, bench_decode, bench_ppo, bench_load, bench_tokenizer};
+                                      bench_steps, bench_pairs, bench_programs, bench_decode, bench_ppo, bench_load, bench_tokenizer};
     for (int i = 0; i < LENGTH(sections); i++) sections[i]();
     return 0;
 }

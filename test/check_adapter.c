@@ -676,16 +676,19 @@ END_TEST
 int main(void) {
     if (!mkdtemp(work) || shell("head -40 test/tiny/domain.jsonl >%s/train.jsonl && head -6 test/tiny/domain-eval.jsonl >%s/held-out.jsonl", work, work)) return 1;
     Suite *s = suite_create("adapter");
-    TCase *c = tcase_create("adapter");
-    tcase_set_timeout(c, 600);
-    const TTest *const tests[] = {the_loss_is_the_mean_over_all_scored_tokens, it_computes_what_the_adapters_library_computes, gradients_are_slopes,
+    TCase *inside = tcase_create("inside"), *program = tcase_create("program");
+    const TTest *const inside_tests[] = {the_loss_is_the_mean_over_all_scored_tokens, it_computes_what_the_adapters_library_computes, gradients_are_slopes,
         neither_checkpointing_nor_threads_change_a_bit, the_start_is_the_base_to_the_bit, decoding_has_the_bits_of_a_batch, initialisation,
         parameters_are_those_of_the_table, the_file_has_the_librarys_names_and_shapes, adapter_config_json_comes_back,
-        the_librarys_adapter_config_is_read_and_others_refused, the_defaults_are_the_published_ones, it_trains_what_it_says_and_leaves_the_base_alone,
-        a_resumed_run_has_the_bits_of_an_uninterrupted_one, threads_change_no_bit, an_adapter_is_trained_on_and_answers, an_adapter_is_read_strictly,
-        bad_input_ends_with_2_and_leaves_no_output, a_dry_run_writes_nothing_and_counts_the_adapters};
-    for (int i = 0; i < LENGTH(tests); i++) tcase_add_test(c, tests[i]);
-    suite_add_tcase(s, c);
+        the_librarys_adapter_config_is_read_and_others_refused, the_defaults_are_the_published_ones};
+    const TTest *const program_tests[] = {it_trains_what_it_says_and_leaves_the_base_alone, a_resumed_run_has_the_bits_of_an_uninterrupted_one,
+        threads_change_no_bit, an_adapter_is_trained_on_and_answers, an_adapter_is_read_strictly, bad_input_ends_with_2_and_leaves_no_output,
+        a_dry_run_writes_nothing_and_counts_the_adapters};
+    for (int i = 0; i < LENGTH(inside_tests); i++) tcase_add_test(inside, inside_tests[i]);
+    for (int i = 0; i < LENGTH(program_tests); i++) tcase_add_test(program, program_tests[i]);
+    tcase_set_timeout(inside, 600), tcase_set_timeout(program, 600);
+    suite_add_tcase(s, inside);
+    suite_add_tcase(s, program);
     SRunner *r = srunner_create(s);
     srunner_set_fork_status(r, CK_NOFORK);
     srunner_run_all(r, CK_NORMAL);

@@ -1280,6 +1280,48 @@ START_TEST(a_technique_that_adds_nothing_changes_no_bit_and_places_are_its_own) 
 }
 END_TEST
 
+/* A step of training with a frozen embedding keeps each row's slope instead of its logits: the same gradient but for rounding, the same bits
+   however many rows are scored at a time, and logits that are asked for all the same are computed again. */
+START_TEST(slopes_stand_for_logits_where_the_embedding_is_frozen) {
+    const GPT2Noise none = {.seed = 1};
+    FOR_SHAPES(s) {
+        Text *t = text_of(s);
+        GPT2Limits limits = fit(t, true, false);
+        limits.trains = TRAIN_NORMS;
+        float *want = NULL;
+        for (int k = 0; k < 5; k++) {   // evaluated and then trained on; then as a step of training, in turns
+            GPT2 *m = model(&s->config, limits), *other = model(&s->config, fit(t, false, false));
+            if (k > 1) m->logit_rows = (int[]){1, 3, t->scored / 2 + 1}[k - 2];
+            if (m->logit_rows > t->scored) continue;
+            AT("%s, %s, %d rows at a time", s->name, k ? "training" : "evaluation", m->logit_rows);
+            Scores got = score(m, t, k ? &none : NULL), plainly = score(other, t, NULL);
+            ck_assert(m->sloped == (k > 0));
+            ck_same_scores(got, plainly, (size_t)t->batch.N);
+            gpt2_backward(m, t->dlogp, NULL, NULL);
+            size_t n = 0;
+            for (int i = 0; i < gpt2_tensors(m); i++) n += gpt2_tensor(m, i)->trains ? gpt2_tensor(m, i)->n : 0;
+            float *all = floats(n), *x = all;
+            for (int i = 0; i < gpt2_tensors(m); i++)
+                if (gpt2_tensor(m, i)->trains) memcpy(x, read_tensor(m, i, GPT2_GRADIENT), gpt2_tensor(m, i)->n * sizeof *x), x += gpt2_tensor(m, i)->n;
+            if (k == 1) ck_close(all, widen(want, n), n, 1e-4);
+            if (k > 1) ck_bits(all, want, n);
+            want = all;
+            // the divergence from itself is 0 only if the right logits are found; and with the entropy's gradient it is as in evaluation
+            float kl[MAX_N];
+            score(m, t, k ? &none : NULL), score(other, t, NULL);
+            gpt2_kl(m, other, kl);
+            for (int i = 0; i < t->batch.N; i++) ck_assert_msg(kl[i] == 0, "%s: kl[%d] is %g", where, i, (double)kl[i]);
+            score(m, t, k ? &none : NULL);
+            ck_assert(gpt2_logit_difference(m, other, NULL) == 0);
+        }
+        GPT2 *a = model(&s->config, limits), *b = model(&s->config, limits);
+        learn(a, t, NULL), learn(b, t, &none);
+        for (int i = 0; i < gpt2_tensors(a); i++)
+            if (gpt2_tensor(a, i)->trains) ck_bits(read_tensor(b, i, GPT2_GRADIENT), read_tensor(a, i, GPT2_GRADIENT), gpt2_tensor(a, i)->n);
+    }
+}
+END_TEST
+
 START_TEST(a_frozen_model_may_be_mapped_and_does_not_change) {
     Text *t = text_of(MIDDLING);
     Tap tap;
@@ -2146,7 +2188,7 @@ int main(int argc, char **argv) {
     ADD("shared beginnings", continuations_have_the_bits_of_whole_sequences);
     ADD("divergence", divergence_is_that_of_the_two_distributions);
     ADD("technique", a_technique_inside_the_network_gets_its_gradient, a_technique_that_adds_nothing_changes_no_bit_and_places_are_its_own,
-        a_frozen_model_may_be_mapped_and_does_not_change);
+        slopes_stand_for_logits_where_the_embedding_is_frozen, a_frozen_model_may_be_mapped_and_does_not_change);
     ADD("accumulation", micro_batches_accumulate_to_the_bits_of_one_batch,
         rows_without_a_target_have_no_score_and_no_gradient, gradients_do_not_come_from_the_future);
     ADD("step", a_step_is_that_of_the_reference, a_small_gradient_is_not_clipped,

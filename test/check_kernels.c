@@ -2013,6 +2013,16 @@ static double logprob_loss(void) {
     return dot(ref_out, ref_dout, REF_N) + dot(ref_entropy, ref_dentropy, REF_N);
 }
 
+START_TEST(rows_are_scaled) {
+    float *x = reals(5 * 7, 1), *factor = reals(5, 1), *scaled = copy(x, 5 * 7);
+    freeze();
+    float *got = copy(x, 5 * 7);
+    scale_rows(got, factor, 5, 7);
+    for (int i = 0; i < 35; i++) ck_true(got[i] == scaled[i] * factor[i / 7]);
+    release();
+}
+END_TEST
+
 START_TEST(the_largest_difference_of_logits) {
     enum { R = 3, ROW = 21 };
     float *a = reals(R * ROW, 1), *b = copy(a, R * ROW);
@@ -2400,7 +2410,7 @@ int main(void) {
     ADD("attention", attention_values, attention_of_large_scores, attention_with_dropout, attention_is_causal, attention_of_shared_beginnings,
         attention_shows_nan_in_its_sequence_only);
     ADD("cache", attention_with_a_cache_has_the_same_bits);
-    ADD("head", rows_are_gathered_and_scattered, head_is_the_documented_chain_to_the_bit);
+    ADD("head", rows_are_gathered_and_scattered, rows_are_scaled, head_is_the_documented_chain_to_the_bit);
     ADD("logprob", logprob_values, logprob_at_a_temperature, logprob_of_extreme_logits, entropy_of_equal_logits_is_log_V,
         logprob_shows_nan_in_its_row_only, the_largest_difference_of_logits);
     ADD("divergence", divergence_values);

@@ -73,6 +73,14 @@ for seed in 1 2 3; do
         --eval test/tiny/preferences-unseen-eval.jsonl --max_steps 0
     row "reward, seed $seed" "the same in phrases it never saw, % (by length: 50)" 50 "$after" 50 75 "$seconds"
 done
+for seed in 1 2 3; do
+    run lora $seed
+    row "lora, seed $seed" "exact remedies for patients never asked about, %" "$before" "$after" 5 65 "$seconds"
+done
+for seed in 1 2 3; do
+    run adapter $seed
+    row "adapter, seed $seed" "exact remedies for patients never asked about, %" "$before" "$after" 5 55 "$seconds"
+done
 
 echo
 column -t -s '	' "$out/table" 2>/dev/null || cat "$out/table"
