@@ -106,7 +106,7 @@ fuzz-%: $(B)/%.o $(B)/common.a
 # --- benchmarks -----------------------------------------------------------------------------------------------------
 
 # One row a kernel, with its share of the machine's peak; then whole steps and decoding. BENCH="--only step" for some of it.
-bench: $(B)/bench
+bench: $(B)/bench $(addprefix $(B)/,$(PROGRAMS))
 	$(B)/bench $(BENCH)
 
 # --- the built-in world and model -----------------------------------------------------------------------------------

@@ -420,17 +420,25 @@ static void remove_directory(void) {
     rmdir(directory);
 }
 
-/* A model to train, from a file in TMPDIR which the page cache holds. Bytes: those of the weights. */
-static void bench_load(void) {
+/* A random model in a directory in TMPDIR that lasts as long as this process. */
+static void write_model(void) {
     Error e;
-    SHAPE("124M");
-    if (!wanted("load")) return;
+    if (*directory) return;
     GPT2 *m = random_model(NULL);
     snprintf(directory, sizeof directory, "%.200s/bench.XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp");
     if (!mkdtemp(directory)) die("cannot make %s: %s; set TMPDIR to a directory with 500 MB free", directory, strerror(errno));
     atexit(remove_directory);
     if (hf_save(m, directory, NULL, &e)) die("%s", e.text);
     gpt2_free(m);
+}
+
+/* A model to train, from a file in TMPDIR which the page cache holds. Bytes: those of the weights. */
+static void bench_load(void) {
+    Error e;
+    SHAPE("124M");
+    if (!wanted("load")) return;
+    write_model();
+    GPT2 *m;
     ROW("load", NOTHING, 4.0 * PARAMETERS) {
         if (!(m = hf_load(directory, false, &e))) die("%s", e.text);
         stop();
@@ -464,6 +472,60 @@ static void bench_tokenizer(void) {
     tokenizer_free(t);
 }
 
+/* ---- whole programs -------------------------------------------------------------------------------------------- */
+
+/* What a technique costs beside another: the programs themselves, on the same batches of 4 x 256 bytes of noise, in turns. The tokens/s are
+   those of their logs, which leave out the first step; the memory is what they had at most. */
+static void bench_programs(void) {
+    static const struct { const char *name, *command; } programs[] = {
+        {"program full_ft", "full_ft --no_gradient_checkpointing"}, {"program lora", "lora"}, {"program lora, 4 bits", "lora --load_in_4bit"},
+        {"program adapter", "adapter"}, {"program adapter, pfeiffer", "adapter --placement pfeiffer"}};
+    enum { PROGRAMS = LENGTH(programs), TURNS = 5, STEPS = 5 };
+    const int turns = quick ? 2 : TURNS;
+    double rate[PROGRAMS][TURNS], memory[PROGRAMS] = {0};
+    char line[4096], name[512];
+    SHAPE("4x256");
+    bool any = false;
+    for (int i = 0; i < PROGRAMS; i++) any |= wanted(programs[i].name);
+    if (!any) return;
+    write_model();
+    snprintf(name, sizeof name, "%s/noise.jsonl", directory);
+    FILE *f = fopen(name, "w");
+    for (int i = 0; f && i < 4 * STEPS; i++) {   // one token a byte, by the tokenizer of the tiny model; cut to 257, of which 256 go in
+        fputs("{\"text\": \"", f);
+        for (int j = 0; j < 300; j++) fputc('a' + (int)(random4(1, RANDOM_DATA, (uint32_t)i, 0, 0, (uint32_t)j).v[0] % 26), f);
+        fputs("\"}\n", f);
+    }
+    if (!f || fclose(f)) die("cannot write %s", name);
+    snprintf(line, sizeof line, "cp test/tiny/vocab.json test/tiny/merges.txt %s", directory);
+    if (system(line)) die("no tokenizer in test/tiny; start this from the repository's root");
+    ssize_t n = readlink("/proc/self/exe", name, sizeof name - 1);   // the programs stand beside this one
+    name[n > 0 ? n : 0] = 0;
+    *strrchr(name, '/') = 0;
+    for (int turn = 0; turn < turns; turn++)
+        for (int i = 0; i < PROGRAMS; i++) {
+            if (!wanted(programs[i].name) && i > 0) continue;   // full_ft is what the others are compared with
+            snprintf(line, sizeof line, "OMP_NUM_THREADS=%d %s/%s --model %s --data %s/noise.jsonl --validation_split_percentage 0 --eval_samples 0 --max_length 257 "
+                     "--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --max_steps %d --logging_steps 0", omp_get_max_threads(), name,
+                     programs[i].command, directory, directory, STEPS);
+            FILE *out = popen(line, "r");
+            double r = NAN, mb = NAN;
+            while (out && fgets(line, sizeof line, out)) {
+                char *at = strstr(line, " tokens/s");
+                if (at) *at = 0, r = atof(strrchr(line, ' '));
+                sscanf(line, "peak memory %lf", &mb);
+            }
+            if (!out || pclose(out) || !isfinite(r) || !isfinite(mb)) die("%s failed, or its log has no tokens/s", programs[i].command);
+            rate[i][turn] = r, memory[i] = fmax(memory[i], mb);
+        }
+    for (int i = 0; i < PROGRAMS; i++) {
+        if (!wanted(programs[i].name) && i > 0) continue;
+        const double middle = median(rate[i], turns);   // sorts them
+        printf("%s\t%s\t%.2f\t%.1f\ttokens/s\t-\t-\tmedian %.1f: %.2f times full_ft's; at most %.3f GB, %.0f %% of full_ft's\n", programs[i].name, shape,
+               4 * 256e3 / rate[i][turns - 1], rate[i][turns - 1], middle, middle / median(rate[0], turns), memory[i] / 1e3, 100 * memory[i] / memory[0]);
+    }
+}
+
 /* ---- main ------------------------------------------------------------------------------------------------------ */
 
 /* The machine, and whether it is quiet. */
@@ -493,7 +555,7 @@ int main(int argc, char **argv) {
     if (step >= 0) return bench_step(step), 0;
     print_heading();
     void (*const sections[])(void) = {bench_probes, bench_linear, bench_head, bench_attention, bench_memory_bound,
-                                      bench_steps, bench_decode, bench_load, bench_tokenizer};
+                                      bench_steps, bench_decode, bench_load, bench_programs, bench_tokenizer};
     for (int i = 0; i < LENGTH(sections); i++) sections[i]();
     return 0;
 }
