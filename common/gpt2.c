@@ -77,6 +77,7 @@ struct GPT2 {
     int scored, kept;                          // rows with a target; rows [0,kept) have their logits in memory
     float beta;                                // 1 / temperature of their distributions
     bool with_entropy;
+    bool sloped;                               // head_in holds d logp / d head_in instead
 };
 
 static const char *const layer_names[PER_LAYER] = {
@@ -151,8 +152,9 @@ static inline Parts *of_layer(const GPT2 *m, int l) { return m->parts + FIRST_LA
 /* ---- memory ---------------------------------------------------------------------------------------------------- */
 
 /* The most memory the logits may take. Rows beyond it are scored in turns, and computed twice when trained on (a tenth of a
-   step, at GPT-2's size). 200 MB hold 994 rows of GPT-2's vocabulary. */
-enum { LOGIT_BYTES = 200 * 1000 * 1000 };
+   step, at GPT-2's size). 200 MB hold 994 rows of GPT-2's vocabulary. Where the embedding is frozen the logits would be the largest thing
+   beside the weights, and nothing has to be computed twice (gpt2_logprob): 52 MB hold 258 rows. */
+enum { LOGIT_BYTES = 200 * 1000 * 1000, LOGIT_BYTES_FROZEN = 52 * 1000 * 1000 };
 
 /* Hands out pieces of one block. With base NULL it only counts. */
 typedef struct {
@@ -196,7 +198,8 @@ static void place(GPT2 *m, Arena *a, GPT2Memory *memory) {
 
     mark = a->used;
     m->ldv = (c->vocab_size + 15) / 16 * 16;
-    size_t fit = LOGIT_BYTES / ((size_t)m->ldv * sizeof(real));
+    const bool frozen = lim->train && lim->trains != TRAIN_ALL;
+    size_t fit = (frozen ? LOGIT_BYTES_FROZEN : LOGIT_BYTES) / ((size_t)m->ldv * sizeof(real));
     m->logit_rows = (int)(R < fit ? R : fit > 1 ? fit : 1);
     m->logit_rows = max_int(m->logit_rows, lim->slots);
     Arena layer = *a;
@@ -521,7 +524,7 @@ void gpt2_forward(GPT2 *m, const Batch *b, const GPT2Noise *noise) {
     m->noisy = noise != NULL;
     if (noise) m->noise = *noise;
     m->scored = m->kept = 0;
-    m->decoding = m->again = false;
+    m->decoding = m->again = m->sloped = false;
     upload(m, b);
     embed(m, m->layer[0].r);
     for (int l = 0; l < c->n_layer; l++) {
@@ -540,7 +543,8 @@ void gpt2_forward(GPT2 *m, const Batch *b, const GPT2Noise *noise) {
 /* ---- the loss head --------------------------------------------------------------------------------------------- */
 
 /* Rows with a target are gathered, and scored logit_rows at a time: the last rows first, so that the rows [0,kept) whose logits are
-   left in memory for backward are as many as fit. */
+   left in memory for backward are as many as fit. Where the embedding is frozen and this is a step of training (there is noise, be it
+   of probability 0), none are left: all that backward will need of a row's logits is its slope, which is computed while they are there. */
 void gpt2_logprob(GPT2 *m, const int *target, float temperature, float *logp, float *entropy, int *best) {
     const int N = m->batch.N, C = m->config.n_embd, V = m->config.vocab_size;
     int R = 0;
@@ -559,16 +563,26 @@ void gpt2_logprob(GPT2 *m, const int *target, float temperature, float *logp, fl
     m->scored = R;
     m->kept = R < m->logit_rows ? R : m->logit_rows;
     m->with_entropy = entropy != NULL;
+    m->sloped = m->noisy && m->limits.train && !m->parts[WTE].g;
     if (!R) return;
     device_write(m->row, m->host_row, sizeof(int) * (size_t)R);
     device_write(m->target, m->host_int, sizeof(int) * (size_t)R);
     gather_rows(m->head_in, m->norm, m->row, R, C);
+    if (m->sloped) {
+        for (int r = 0; r < R; r++) m->host_float[r] = 1;
+        device_write(m->dlogp, m->host_float, sizeof(float) * (size_t)R);
+    }
     for (int from = (R - 1) / m->logit_rows * m->logit_rows; from >= 0; from -= m->logit_rows) {
         int rows = R - from < m->logit_rows ? R - from : m->logit_rows;
-        head_forward(m->logits, m->head_in + (size_t)from * (size_t)C, m->parts[WTE].w, rows, C, V, m->ldv);
+        real *in = m->head_in + (size_t)from * (size_t)C;
+        head_forward(m->logits, in, m->parts[WTE].w, rows, C, V, m->ldv);
         logprob_forward(m->logp + from, entropy ? m->entropy + from : NULL, m->lse + from, best ? m->best + from : NULL, m->logits, m->target + from,
                         m->beta, rows, V, m->ldv);
+        if (!m->sloped) continue;
+        logprob_backward(m->logits, m->lse + from, NULL, m->target + from, m->dlogp + from, NULL, m->beta, rows, V, m->ldv);
+        head_backward(in, NULL, m->logits, NULL, m->parts[WTE].w, rows, C, V, m->ldv);
     }
+    if (m->sloped) m->kept = 0;
     device_read(m->host_float, m->logp, sizeof(float) * (size_t)R);
     for (int r = 0; r < R; r++) logp[m->host_row[r]] = m->host_float[r];
     if (entropy) {
@@ -584,6 +598,7 @@ void gpt2_logprob(GPT2 *m, const int *target, float temperature, float *logp, fl
 /* Logits of the scored rows [from, from + rows): those in memory, or computed again in their place. */
 static real *logits_of(GPT2 *m, int from, int rows) {
     const int C = m->config.n_embd;
+    if (m->sloped) gather_rows(m->head_in, m->norm, m->row, m->scored, C), m->sloped = false;
     if (from + rows <= m->kept) return m->logits + (size_t)from * (size_t)m->ldv;
     m->kept = 0;
     head_forward(m->logits, m->head_in + (size_t)from * (size_t)C, m->parts[WTE].w, rows, C, m->config.vocab_size, m->ldv);
@@ -647,10 +662,11 @@ static void vocabulary_backward(GPT2 *m, const float *dlogp, const float *dentro
         for (int r = 0; r < R; r++) m->host_float[r] = dentropy[m->host_row[r]];
         device_write(m->dentropy, m->host_float, sizeof(float) * (size_t)R);
     }
-    for (int from = 0; from < R; from += m->logit_rows) {
+    const bool sloped = m->sloped && !dentropy;
+    if (sloped) scale_rows(m->head_in, m->dlogp, R, C);   // the slope by logp is there
+    for (int from = 0; from < R && !sloped; from += m->logit_rows) {
         int rows = R - from < m->logit_rows ? R - from : m->logit_rows;
-        real *in = m->head_in + (size_t)from * (size_t)C;
-        real *logits = logits_of(m, from, rows);
+        real *logits = logits_of(m, from, rows), *in = m->head_in + (size_t)from * (size_t)C;
         m->kept = 0;   // they become gradients
         logprob_backward(logits, m->lse + from, m->entropy + from, m->target + from, m->dlogp + from, dentropy ? m->dentropy + from : NULL,
                          m->beta, rows, V, m->ldv);
@@ -822,7 +838,7 @@ void gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *
     const int N_max = m->limits.tokens, V = m->config.vocab_size, S = prompts->S;
     if (slots < 1 || N_max < slots) die("gpt2_generate: gpt2_reserve was told of %d slots and %d tokens; it takes 1 and as many tokens as slots", slots, N_max);
     m->scored = m->kept = 0;
-    m->decoding = true, m->noisy = false;
+    m->decoding = true, m->noisy = m->sloped = false;
     Slot *slot = (Slot *)xcalloc((size_t)slots, sizeof *slot);
     for (int i = 0; i < slots; i++) slot[i] = (Slot){.sequence = -1, .text = (int *)xmalloc(sizeof(int) * ((size_t)T + 1))};
     int *row_slot = (int *)xmalloc(sizeof(int) * (size_t)N_max * 3), *row_position = row_slot + N_max, *row_token = row_position + N_max;

@@ -145,8 +145,9 @@ typedef struct {
 /* Called with each token as it is drawn; may be NULL. */
 typedef void TokenSink(void *context, int sequence, int token);
 
-/* Continues every prompt of the batch (any number: as one ends the next takes its slot). A prompt may fill the model's
-   positions up to the last; generation stops there. Release with generation_free. */
+/* Continues every prompt of the batch (any number: as one ends the next takes its slot). What a position limits is reading, not
+   writing: a prompt may fill the model's positions up to the last, and the token drawn there, which is never read, belongs to the
+   response. So prompt and response together have at most one token more than there are positions. Release with generation_free. */
 void  gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *out, TokenSink *sink, void *context);
 void  generation_free(Generation *g);
 

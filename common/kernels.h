@@ -187,6 +187,7 @@ void attention_cached  (real *out, real *cache, const real *qkv, const int *slot
 
 void gather_rows (real *out, const real *inp, const int *row, int R, int C);   // out[r] = inp[row[r]]
 void scatter_rows(real *out, const real *inp, const int *row, int R, int C);   // out[row[r]] = inp[r]
+void scale_rows  (real *x, const float *factor, int R, int C);                 // x[r] *= factor[r], factor (device) (R)
 /* logits (R,V) with row stride ldv = inp (R,C) wte^T, wte (V,C) */
 void head_forward (real *logits, const real *inp, const real *wte, int R, int C, int V, int ldv);
 /* dinp (R,C) = dlogits wte;  dwte (V,C) += dlogits^T inp; either may be NULL */

@@ -16,6 +16,7 @@
  *   GB/s       the rate of a stream: read for rows that read, updated in place for rows that read and write (both count). The probe
  *              flushes the caches before every repetition. Not a limit: what a small row writes may stay in the caches
  *   MB/s       no peak
+ *   tokens/s   of a whole program, in turns with the others: the ratio is what to go by
  *
  * Left out: comparisons with other programs, which need those programs; BENCHMARKS.md is the place for them.
  */
@@ -409,7 +410,7 @@ static void bench_decode(void) {
     gpt2_free(m);
 }
 
-/* ---- files and text -------------------------------------------------------------------------------------------- */
+/* ---- whole programs -------------------------------------------------------------------------------------------- */
 
 static char directory[256];     // of the model that is written and read
 
@@ -420,7 +421,7 @@ static void remove_directory(void) {
     rmdir(directory);
 }
 
-/* A random model in a directory in TMPDIR that lasts as long as this process. */
+/* Writes a random model into a new directory in TMPDIR, which the page cache holds; once. */
 static void write_model(void) {
     Error e;
     if (*directory) return;
@@ -432,13 +433,69 @@ static void write_model(void) {
     gpt2_free(m);
 }
 
+/* Texts of 256 bytes, which are so many tokens of the built-in vocabulary of bytes, all of them scored. */
+static void write_texts(void) {
+    char path[512], command[1024];
+    snprintf(command, sizeof command, "cp test/tiny/vocab.json test/tiny/merges.txt %s", directory);
+    snprintf(path, sizeof path, "%s/data.jsonl", directory);
+    FILE *f = system(command) ? NULL : fopen(path, "w");
+    for (int i = 0; f && i < 8; i++) {
+        fputs("{\"text\": \"", f);
+        for (uint32_t j = 0; j < 256; j++) fputc('a' + (int)(random4(1, RANDOM_DATA, 0, 0, (uint32_t)i, j).v[0] % 26), f);
+        fputs("\"}\n", f);
+    }
+    if (!f || fclose(f)) die("cannot write %s; run this from the repository's root", path);
+}
+
+static const struct { const char *name, *program, *flags; } programs[] = {
+    {"full_ft", "full_ft", ""}, {"lora", "lora", ""}, {"lora, four bits", "lora", "--load_in_4bit"}, {"adapter", "adapter", ""}};
+
+/* The programs that fine-tune, each with its own defaults, 4 x 256 tokens a step, in turns: a round is a run of each. Tokens/s as they
+   say it, without the first step; their ratio to full_ft's within a round; and the most memory they had. */
+static void bench_programs(void) {
+    enum { ROUNDS = 3 };
+    double rate[LENGTH(programs)][ROUNDS] = {{0}}, ratio[LENGTH(programs)][ROUNDS] = {{0}}, memory[LENGTH(programs)] = {0};
+    const int rounds = quick ? 1 : ROUNDS;
+    char self[512] = "";
+    SHAPE("4x256");
+    if (!wanted("program") || readlink("/proc/self/exe", self, sizeof self - 1) < 0) return;
+    *strrchr(self, '/') = 0;
+    write_model();
+    write_texts();
+    for (int k = 0; k < rounds; k++)
+        for (int i = 0; i < LENGTH(programs); i++) {
+            char command[2048], line[4096];
+            snprintf(command, sizeof command, "%s/%s", self, programs[i].program);
+            if (access(command, X_OK)) continue;
+            snprintf(command, sizeof command, "%s/%s --model %s --data %s/data.jsonl --per_device_train_batch_size 4 --gradient_accumulation_steps 1 "
+                     "--max_steps 4 --logging_steps 0 --eval_samples 0 %s", self, programs[i].program, directory, directory, programs[i].flags);
+            FILE *f = popen(command, "r");
+            while (f && fgets(line, sizeof line, f)) {
+                char *at = strstr(line, " tokens/s");
+                while (at && at > line && at[-1] != ' ') at--;
+                if (at) rate[i][k] = atof(at);
+                sscanf(line, "peak memory %lf MB", &memory[i]);
+            }
+            if (!f || pclose(f) || !(rate[i][k] > 0)) die("%s failed", command);
+            ratio[i][k] = rate[i][k] / rate[0][k];
+        }
+    for (int i = 0; i < LENGTH(programs); i++)
+        if (memory[i] > 0) {
+            double middle = median(ratio[i], rounds), rate_middle = median(rate[i], rounds);
+            printf("program %s\t%s\t%.2f\t%.1f\ttokens/s\t-\t-\t%.2f times full_ft's, at most %.3f GB, %.0f %% of full_ft's\n", programs[i].name, shape,
+                   1024e3 / rate_middle, rate_middle, middle, memory[i] / 1e3, 100 * memory[i] / memory[0]);
+        }
+}
+
+/* ---- files and text -------------------------------------------------------------------------------------------- */
+
 /* A model to train, from a file in TMPDIR which the page cache holds. Bytes: those of the weights. */
 static void bench_load(void) {
     Error e;
     SHAPE("124M");
     if (!wanted("load")) return;
+    GPT2 *m = NULL;
     write_model();
-    GPT2 *m;
     ROW("load", NOTHING, 4.0 * PARAMETERS) {
         if (!(m = hf_load(directory, false, &e))) die("%s", e.text);
         stop();
@@ -472,60 +529,6 @@ static void bench_tokenizer(void) {
     tokenizer_free(t);
 }
 
-/* ---- whole programs -------------------------------------------------------------------------------------------- */
-
-/* What a technique costs beside another: the programs themselves, on the same batches of 4 x 256 bytes of noise, in turns. The tokens/s are
-   those of their logs, which leave out the first step; the memory is what they had at most. */
-static void bench_programs(void) {
-    static const struct { const char *name, *command; } programs[] = {
-        {"program full_ft", "full_ft --no_gradient_checkpointing"}, {"program lora", "lora"}, {"program lora, 4 bits", "lora --load_in_4bit"},
-        {"program adapter", "adapter"}, {"program adapter, pfeiffer", "adapter --placement pfeiffer"}};
-    enum { PROGRAMS = LENGTH(programs), TURNS = 5, STEPS = 5 };
-    const int turns = quick ? 2 : TURNS;
-    double rate[PROGRAMS][TURNS], memory[PROGRAMS] = {0};
-    char line[4096], name[512];
-    SHAPE("4x256");
-    bool any = false;
-    for (int i = 0; i < PROGRAMS; i++) any |= wanted(programs[i].name);
-    if (!any) return;
-    write_model();
-    snprintf(name, sizeof name, "%s/noise.jsonl", directory);
-    FILE *f = fopen(name, "w");
-    for (int i = 0; f && i < 4 * STEPS; i++) {   // one token a byte, by the tokenizer of the tiny model; cut to 257, of which 256 go in
-        fputs("{\"text\": \"", f);
-        for (int j = 0; j < 300; j++) fputc('a' + (int)(random4(1, RANDOM_DATA, (uint32_t)i, 0, 0, (uint32_t)j).v[0] % 26), f);
-        fputs("\"}\n", f);
-    }
-    if (!f || fclose(f)) die("cannot write %s", name);
-    snprintf(line, sizeof line, "cp test/tiny/vocab.json test/tiny/merges.txt %s", directory);
-    if (system(line)) die("no tokenizer in test/tiny; start this from the repository's root");
-    ssize_t n = readlink("/proc/self/exe", name, sizeof name - 1);   // the programs stand beside this one
-    name[n > 0 ? n : 0] = 0;
-    *strrchr(name, '/') = 0;
-    for (int turn = 0; turn < turns; turn++)
-        for (int i = 0; i < PROGRAMS; i++) {
-            if (!wanted(programs[i].name) && i > 0) continue;   // full_ft is what the others are compared with
-            snprintf(line, sizeof line, "OMP_NUM_THREADS=%d %s/%s --model %s --data %s/noise.jsonl --validation_split_percentage 0 --eval_samples 0 --max_length 257 "
-                     "--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --max_steps %d --logging_steps 0", omp_get_max_threads(), name,
-                     programs[i].command, directory, directory, STEPS);
-            FILE *out = popen(line, "r");
-            double r = NAN, mb = NAN;
-            while (out && fgets(line, sizeof line, out)) {
-                char *at = strstr(line, " tokens/s");
-                if (at) *at = 0, r = atof(strrchr(line, ' '));
-                sscanf(line, "peak memory %lf", &mb);
-            }
-            if (!out || pclose(out) || !isfinite(r) || !isfinite(mb)) die("%s failed, or its log has no tokens/s", programs[i].command);
-            rate[i][turn] = r, memory[i] = fmax(memory[i], mb);
-        }
-    for (int i = 0; i < PROGRAMS; i++) {
-        if (!wanted(programs[i].name) && i > 0) continue;
-        const double middle = median(rate[i], turns);   // sorts them
-        printf("%s\t%s\t%.2f\t%.1f\ttokens/s\t-\t-\tmedian %.1f: %.2f times full_ft's; at most %.3f GB, %.0f %% of full_ft's\n", programs[i].name, shape,
-               4 * 256e3 / rate[i][turns - 1], rate[i][turns - 1], middle, middle / median(rate[0], turns), memory[i] / 1e3, 100 * memory[i] / memory[0]);
-    }
-}
-
 /* ---- main ------------------------------------------------------------------------------------------------------ */
 
 /* The machine, and whether it is quiet. */
@@ -555,7 +558,7 @@ int main(int argc, char **argv) {
     if (step >= 0) return bench_step(step), 0;
     print_heading();
     void (*const sections[])(void) = {bench_probes, bench_linear, bench_head, bench_attention, bench_memory_bound,
-                                      bench_steps, bench_decode, bench_load, bench_programs, bench_tokenizer};
+                                      bench_steps, bench_programs, bench_decode, bench_load, bench_tokenizer};
     for (int i = 0; i < LENGTH(sections); i++) sections[i]();
     return 0;
 }

@@ -950,6 +950,403 @@ START_TEST(a_gradient_that_is_not_finite_changes_nothing) {
 END_TEST
 
 /* ------------------------------------------------------------------------------------------------------------------
+ * Slopes: what a gradient promises. Along the gradient g of a tensor the loss rises by |g|^2 a unit: central differences in
+ * float show that to a few thousandths, for any loss, tensor and model, without a second implementation.
+ */
+
+typedef double Loss(GPT2 *m, const void *what);
+
+/* NULL, or the complaint about the first tensor whose gradient is not the loss's slope. */
+static const char *compare_gradients_with_slopes(GPT2 *m, Loss *loss, const void *what) {
+    for (int i = 0; i < gpt2_tensors(m); i++) {
+        const GPT2Tensor *t = gpt2_tensor(m, i);
+        if (!t->trains) continue;
+        float *w = read_tensor(m, i, GPT2_WEIGHT), *g = read_tensor(m, i, GPT2_GRADIENT), *moved = floats(t->n);
+        double square = norm(widen(g, t->n), t->n) * norm(widen(g, t->n), t->n), value[2], size = norm(widen(w, t->n), t->n) + 1;
+        if (square == 0) return snprintf(complaint, sizeof complaint, "%s: the gradient of %s is nothing", where, t->name), complaint;
+        const double step = 0.002 * size / sqrt(square);   // small beside the weights, large beside float's rounding
+        for (int side = 0; side < 2; side++) {
+            for (size_t j = 0; j < t->n; j++) moved[j] = (float)((double)w[j] + (side ? step : -step) * (double)g[j]);
+            gpt2_write(m, i, GPT2_WEIGHT, 0, t->n, moved);
+            value[side] = loss(m, what);
+        }
+        gpt2_write(m, i, GPT2_WEIGHT, 0, t->n, w);
+        double slope = (value[1] - value[0]) / (2 * step), rounding = 1e-6 * (fabs(value[0]) + 10) / step;
+        if (fabs(slope - square) > 0.01 * square + rounding)
+            return snprintf(complaint, sizeof complaint, "%s: along the gradient of %s the loss rises by %.6g, not by %.6g (rounding: %.2g)", where, t->name,
+                            slope, square, rounding), complaint;
+    }
+    return NULL;
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * The scalar head
+ */
+
+static const GPT2Head scalar_heads[] = {SCORE_HEAD, LM_AND_VALUE_HEAD};
+
+static GPT2Config with_head(const Shape *s, GPT2Head head) {
+    GPT2Config c = s->config;
+    c.head = head;
+    return c;
+}
+
+/* sum of dentropy_i value_i, and where there is a vocabulary's head of dlogp_i logp_i */
+static double value_loss(GPT2 *m, const void *what) {
+    const Text *t = what;
+    double sum = 0;
+    float *value = floats((size_t)t->batch.N), *logp = floats((size_t)t->batch.N);
+    gpt2_forward(m, &t->batch, NULL);
+    if (gpt2_config(m)->head == LM_AND_VALUE_HEAD) gpt2_logprob(m, t->target, 0.8f, logp, NULL, NULL);
+    gpt2_value(m, value);
+    for (int i = 0; i < t->batch.N; i++) {
+        sum += 0.5 * cos(i) * (double)value[i];
+        if (gpt2_config(m)->head == LM_AND_VALUE_HEAD && t->target[i] >= 0) sum += (double)t->dlogp[i] * (double)logp[i];
+    }
+    return sum;
+}
+
+START_TEST(a_scalar_head_reads_the_final_norm_and_trains) {
+    for (int k = 0; k < LENGTH(scalar_heads); k++) {
+        AT("head %d", (int)scalar_heads[k]);
+        const GPT2Config c = with_head(MIDDLING, scalar_heads[k]);
+        Text *t = text_of(MIDDLING);
+        GPT2Limits limits = fit(t, true, k > 0);
+        if (c.head == SCORE_HEAD) limits.scored = 0;
+        GPT2 *m = model(&c, limits);
+        ck_assert_int_eq(gpt2_own_tensors(m), gpt2_tensors(m));
+        const int N = t->batch.N, C = c.n_embd, head = gpt2_tensors(m) - (int)c.head;
+        float *value = floats((size_t)N), *w = read_tensor(m, head, GPT2_WEIGHT), *dvalue = floats((size_t)N), *last = floats((size_t)(N * C));
+        value_loss(m, t);
+        gpt2_value(m, value);
+        real_read(last, m->norm, (size_t)(N * C));
+        double *want = doubles((size_t)N);
+        for (int i = 0; i < N; i++) {
+            want[i] = c.head == SCORE_HEAD ? 0 : (double)*read_tensor(m, head + 1, GPT2_WEIGHT);
+            for (int j = 0; j < C; j++) want[i] += (double)w[j] * (double)last[i * C + j];
+            dvalue[i] = (float)(0.5 * cos(i));
+        }
+        ck_close(value, want, (size_t)N, 1e-6);
+        gpt2_backward(m, c.head == SCORE_HEAD ? NULL : t->dlogp, NULL, dvalue);
+        ck_complaint(compare_gradients_with_slopes(m, value_loss, t));
+        for (int q = 0; q < t->batch.S; q++) {   // a score is the same bits in any company
+            Text *one = part_of(t, q, 1);
+            float *alone = floats((size_t)one->batch.N);
+            gpt2_forward(m, &one->batch, NULL);
+            gpt2_value(m, alone);
+            ck_bits(alone, value + t->start[q], (size_t)one->batch.N);
+        }
+    }
+}
+END_TEST
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Sequences that go on from a common beginning
+ */
+
+/* Beginnings of 7 and 3 tokens, continuations of the first (5, 1) and of the second (9), and a sequence by itself. */
+enum { FAMILY = 6 };
+static const int family_lengths[FAMILY] = {7, 5, 1, 3, 9, 4}, family_parent[FAMILY] = {-1, 0, 0, -1, 3, -1};
+
+START_TEST(continuations_have_the_bits_of_whole_sequences) {
+    for (int checkpointing = 0; checkpointing <= 1; checkpointing++) {
+        Text *t = text(MIDDLING->config.vocab_size, FAMILY, family_lengths), *whole = zeros(1, sizeof *whole);
+        t->batch.parent = family_parent;
+        // the same laid out whole: a beginning counts where it stands alone, not again before its continuations
+        int N = 0;
+        for (int q = 0; q < FAMILY; q++) {
+            const int p = family_parent[q];
+            for (int part = p < 0; part < 2; part++)
+                for (int i = t->start[part ? q : p]; i < t->start[(part ? q : p) + 1]; i++, N++) {
+                    whole->tokens[N] = t->tokens[i];
+                    whole->target[N] = part ? t->target[i] : -1;
+                    whole->dlogp[N] = part ? t->dlogp[i] : 0, whole->dentropy[N] = part ? t->dentropy[i] : 0;
+                }
+            whole->start[q + 1] = N;
+            whole->id[q] = t->id[q];
+        }
+        whole->scored = t->scored;
+        whole->batch = (Batch){.S = FAMILY, .N = N, .start = whole->start, .tokens = whole->tokens, .id = whole->id};
+        GPT2 *shared = model(&MIDDLING->config, fit(t, true, checkpointing)), *apart = model(&MIDDLING->config, fit(whole, true, checkpointing));
+        Scores got = learn(shared, t, NULL), want = learn(apart, whole, NULL);
+        for (int q = 0; q < FAMILY; q++) {
+            AT("sequence %d%s", q, checkpointing ? ", checkpointing" : "");
+            int own = t->start[q + 1] - t->start[q], at = whole->start[q + 1] - own;
+            Scores a = {got.logp + t->start[q], got.entropy + t->start[q], got.best + t->start[q]};
+            Scores b = {want.logp + at, want.entropy + at, want.best + at};
+            ck_same_scores(a, b, (size_t)own);
+        }
+        // the gradient: the same sum in another order
+        for (int i = 0; i < gpt2_tensors(shared); i++) {
+            AT("%s%s", gpt2_tensor(shared, i)->name, checkpointing ? ", checkpointing" : "");
+            size_t n = gpt2_tensor(shared, i)->n;
+            ck_close(read_tensor(shared, i, GPT2_GRADIENT), widen(read_tensor(apart, i, GPT2_GRADIENT), n), n, 2e-5);
+        }
+    }
+}
+END_TEST
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Divergence of two models
+ */
+
+START_TEST(divergence_is_that_of_the_two_distributions) {
+    Text *t = text_of(MIDDLING);
+    const int N = t->batch.N, V = MIDDLING->config.vocab_size;
+    const float temperature = 0.7f;
+    GPT2Limits limits = fit(t, true, false);
+    GPT2 *p = model(&MIDDLING->config, limits), *q = model(&MIDDLING->config, fit(t, false, false));
+    float *w = read_tensor(q, 0, GPT2_WEIGHT), *logp = floats((size_t)N), *kl = floats((size_t)N);
+    for (size_t j = 0; j < gpt2_tensor(q, 0)->n; j++) w[j] += 0.1f * normal(77, (uint32_t)j);
+    gpt2_write(q, 0, GPT2_WEIGHT, 0, gpt2_tensor(q, 0)->n, w);
+    double *rows[2];
+    for (int k = 0; k < 2; k++) {
+        GPT2 *m = k ? q : p;
+        gpt2_forward(m, &t->batch, NULL);
+        gpt2_logprob(m, t->target, temperature, logp, NULL, NULL);
+        float *logits = floats((size_t)(t->scored * V));
+        for (int r = 0; r < t->scored; r++) real_read(logits + r * V, m->logits + r * m->ldv, (size_t)V);
+        rows[k] = widen(logits, (size_t)(t->scored * V));
+        for (int j = 0; j < t->scored * V; j++) rows[k][j] /= (double)temperature;
+    }
+    gpt2_kl(p, q, kl);
+    for (int i = 0, r = 0; i < N; i++) {
+        if (t->target[i] < 0) {
+            ck_assert(kl[i] == 0);
+            continue;
+        }
+        ck_assert_double_eq_tol((double)kl[i], ref_kl(rows[0] + r * V, rows[1] + r * V, V), 1e-5 * (1 + (double)kl[i]));
+        ck_assert_double_gt((double)kl[i], 1e-4);
+        r++;
+    }
+    gpt2_kl(p, p, kl);
+    ck_zero(kl, (size_t)N);
+    // asking changes nothing for the backward pass; and logits scored in turns give the same bits
+    GPT2 *fresh = model(&MIDDLING->config, limits);
+    learn(fresh, t, NULL);
+    Scores s = score(p, t, NULL);
+    gpt2_forward(q, &t->batch, NULL);
+    gpt2_logprob(q, t->target, 1, logp, NULL, NULL);
+    gpt2_kl(p, q, kl);
+    float *few = floats((size_t)N);
+    p->logit_rows = 3;
+    gpt2_forward(p, &t->batch, NULL);
+    gpt2_logprob(p, t->target, 1, s.logp, s.entropy, NULL);
+    gpt2_kl(p, q, few);
+    ck_bits(few, kl, (size_t)N);
+    gpt2_backward(p, t->dlogp, t->dentropy, NULL);
+    ck_bits(read_all(p, GPT2_GRADIENT), read_all(fresh, GPT2_GRADIENT), elements(p));
+}
+END_TEST
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Freezing, and a technique inside the network
+ *
+ * The technique of these tests has one number a for each place of each layer. At a linear layer out[j] += a inp[j mod IC]; at the two branches
+ * f becomes f + a (f + residual), for which it keeps f + residual where it is told to.
+ */
+
+typedef struct {
+    GPT2Tensor tensor[64];
+    int n, first, places;        // tensors; the first one's index; places to keep
+    float *kept[2][8];           // [TAP_ATTN, TAP_MLP][place] (N,C)
+    int calls[2];
+} Trick;
+
+static int trick_tensor(const Trick *k, const TapCall *c) { return k->first + c->layer * TAP_SITES + (int)c->site; }
+
+static void trick_forward(void *context, const TapCall *c) {
+    Trick *k = context;
+    const float a = *gpt2_weight(c->m, trick_tensor(k, c));
+    k->calls[0]++;
+    ck_assert((c->inp != NULL) == (c->residual == NULL));
+    ck_assert_int_lt(c->keep, k->places);
+    for (int n = 0; n < c->N; n++)
+        for (int j = 0; j < c->OC; j++) {
+            float *out = c->out + (size_t)n * (size_t)c->OC + j;
+            if (c->inp) {
+                *out += a * c->inp[(size_t)n * (size_t)c->IC + (size_t)(j % c->IC)];
+                continue;
+            }
+            float x = *out + c->residual[(size_t)n * (size_t)c->OC + (size_t)j];
+            if (c->keep >= 0) k->kept[c->site == TAP_MLP][c->keep][n * c->OC + j] = x;
+            *out += a * x;
+        }
+}
+
+static void trick_backward(void *context, const TapCall *c) {
+    Trick *k = context;
+    const float a = *gpt2_weight(c->m, trick_tensor(k, c));
+    float *da = gpt2_gradient(c->m, trick_tensor(k, c));
+    k->calls[1]++;
+    ck_assert_int_ge(c->keep, 0);
+    for (int n = 0; n < c->N; n++)
+        for (int j = 0; j < c->OC; j++) {
+            float *dout = c->dout + (size_t)n * (size_t)c->OC + j;
+            if (c->inp) {
+                // out[j] += a inp[j mod IC]
+                *da += *dout * c->inp[(size_t)n * (size_t)c->IC + (size_t)(j % c->IC)];
+                if (c->dinp) c->dinp[(size_t)n * (size_t)c->IC + (size_t)(j % c->IC)] += a * *dout;
+            } else {
+                // f += a (f + residual)
+                *da += *dout * k->kept[c->site == TAP_MLP][c->keep][n * c->OC + j];
+                c->dresidual[(size_t)n * (size_t)c->OC + (size_t)j] += a * *dout;
+                *dout += a * *dout;
+            }
+        }
+}
+
+/* The technique for a model, at all places or only at those of mask. */
+static Trick *trick(const GPT2Config *c, Tap *tap, unsigned mask, bool checkpointing, int N) {
+    Trick *k = zeros(1, sizeof *k);
+    k->places = checkpointing ? 1 : c->n_layer;
+    for (int l = 0; l < c->n_layer; l++)
+        for (int place = 0; place < TAP_SITES; place++) {
+            GPT2Tensor *t = &k->tensor[k->n++];
+            snprintf(t->name, sizeof t->name, "h.%d.trick.%d", l, place);
+            t->ndim = 1, t->shape[0] = 1;
+        }
+    for (int i = 0; i < 2 * k->places; i++) k->kept[i % 2][i / 2] = floats((size_t)(N * c->n_embd));
+    *tap = (Tap){.forward = trick_forward, .backward = trick_backward, .context = k};
+    for (int place = 0; place < TAP_SITES; place++) tap->at[place] = mask >> place & 1;
+    return k;
+}
+
+static GPT2 *tricked(const GPT2Config *c, GPT2Limits limits, GPT2Trains trains, unsigned mask, float a, Trick **made) {
+    Tap tap;
+    Trick *k = trick(c, &tap, mask, limits.gradient_checkpointing, limits.tokens);
+    limits.trains = trains, limits.more = k->tensor, limits.more_n = k->n, limits.tap = &tap;
+    GPT2 *m = adopt(gpt2_create(c, false));
+    randomise(m);
+    gpt2_reserve(m, &limits);
+    k->first = gpt2_own_tensors(m);
+    for (int i = 0; i < k->n; i++) {
+        float value = a * (1 + 0.3f * normal(55, (uint32_t)i));
+        gpt2_write(m, k->first + i, GPT2_WEIGHT, 0, 1, &value);
+    }
+    *made = k;
+    return m;
+}
+
+static double score_loss(GPT2 *m, const void *what) {
+    const Text *t = what;
+    double sum = 0;
+    Scores s = score(m, t, NULL);
+    for (int i = 0; i < t->batch.N; i++)
+        if (t->target[i] >= 0) sum += (double)t->dlogp[i] * (double)s.logp[i] + (double)t->dentropy[i] * (double)s.entropy[i];
+    return sum;
+}
+
+START_TEST(a_technique_inside_the_network_gets_its_gradient) {
+    for (int trains = TRAIN_ALL; trains <= TRAIN_NONE; trains++) {
+        Text *t = text_of(MIDDLING);
+        float *plainly = NULL;
+        for (int checkpointing = 0; checkpointing <= 1; checkpointing++) {
+            Trick *k;
+            AT("trains %d%s", trains, checkpointing ? ", checkpointing" : "");
+            GPT2 *m = tricked(&MIDDLING->config, fit(t, true, checkpointing), (GPT2Trains)trains, 0x3f, 0.3f, &k);
+            learn(m, t, NULL);
+            for (int i = 0; i < gpt2_tensors(m); i++) {
+                const char *name = gpt2_tensor(m, i)->name;
+                bool should = i >= gpt2_own_tensors(m) || trains == TRAIN_ALL || (trains == TRAIN_NORMS && strstr(name, "ln_"));
+                ck_assert_msg(gpt2_tensor(m, i)->trains == should && (m->parts[i].g != NULL) == should, "%s: %s", where, name);
+            }
+            ck_complaint(compare_gradients_with_slopes(m, score_loss, t));
+            // checkpointing changes no bit of the gradient
+            float *all = floats(elements(m)), *x = all;
+            for (int i = 0; i < gpt2_tensors(m); i++)
+                if (gpt2_tensor(m, i)->trains) memcpy(x, read_tensor(m, i, GPT2_GRADIENT), gpt2_tensor(m, i)->n * sizeof *x), x += gpt2_tensor(m, i)->n;
+            if (checkpointing) ck_bits(all, plainly, elements(m));
+            plainly = all;
+        }
+    }
+}
+END_TEST
+
+START_TEST(a_technique_that_adds_nothing_changes_no_bit_and_places_are_its_own) {
+    Text *t = text_of(MIDDLING);
+    GPT2 *without = model(&MIDDLING->config, fit(t, true, false));
+    Scores want = learn(without, t, NULL);
+    for (unsigned mask = 1; mask <= 0x20; mask <<= 1) {
+        Trick *k;
+        AT("places %x", mask);
+        GPT2 *m = tricked(&MIDDLING->config, fit(t, true, false), TRAIN_ALL, mask, 0, &k);
+        Scores got = learn(m, t, NULL);
+        ck_same_scores(got, want, (size_t)t->batch.N);
+        ck_bits(read_all(m, GPT2_GRADIENT), read_all(without, GPT2_GRADIENT), elements(without));
+        ck_assert(k->calls[0] == m->config.n_layer && k->calls[1] == m->config.n_layer);
+        for (int i = 0; i < k->n; i++) ck_assert((*read_tensor(m, k->first + i, GPT2_GRADIENT) != 0) == (mask >> i % TAP_SITES & 1));
+    }
+}
+END_TEST
+
+/* A step of training with a frozen embedding keeps each row's slope instead of its logits: the same gradient but for rounding, the same bits
+   however many rows are scored at a time, and logits that are asked for all the same are computed again. */
+START_TEST(slopes_stand_for_logits_where_the_embedding_is_frozen) {
+    const GPT2Noise none = {.seed = 1};
+    FOR_SHAPES(s) {
+        Text *t = text_of(s);
+        GPT2Limits limits = fit(t, true, false);
+        limits.trains = TRAIN_NORMS;
+        float *want = NULL;
+        for (int k = 0; k < 5; k++) {   // evaluated and then trained on; then as a step of training, in turns
+            GPT2 *m = model(&s->config, limits), *other = model(&s->config, fit(t, false, false));
+            if (k > 1) m->logit_rows = (int[]){1, 3, t->scored / 2 + 1}[k - 2];
+            if (m->logit_rows > t->scored) continue;
+            AT("%s, %s, %d rows at a time", s->name, k ? "training" : "evaluation", m->logit_rows);
+            Scores got = score(m, t, k ? &none : NULL), plainly = score(other, t, NULL);
+            ck_assert(m->sloped == (k > 0));
+            ck_same_scores(got, plainly, (size_t)t->batch.N);
+            gpt2_backward(m, t->dlogp, NULL, NULL);
+            size_t n = 0;
+            for (int i = 0; i < gpt2_tensors(m); i++) n += gpt2_tensor(m, i)->trains ? gpt2_tensor(m, i)->n : 0;
+            float *all = floats(n), *x = all;
+            for (int i = 0; i < gpt2_tensors(m); i++)
+                if (gpt2_tensor(m, i)->trains) memcpy(x, read_tensor(m, i, GPT2_GRADIENT), gpt2_tensor(m, i)->n * sizeof *x), x += gpt2_tensor(m, i)->n;
+            if (k == 1) ck_close(all, widen(want, n), n, 1e-4);
+            if (k > 1) ck_bits(all, want, n);
+            want = all;
+            // the divergence from itself is 0 only if the right logits are found; and with the entropy's gradient it is as in evaluation
+            float kl[MAX_N];
+            score(m, t, k ? &none : NULL), score(other, t, NULL);
+            gpt2_kl(m, other, kl);
+            for (int i = 0; i < t->batch.N; i++) ck_assert_msg(kl[i] == 0, "%s: kl[%d] is %g", where, i, (double)kl[i]);
+            score(m, t, k ? &none : NULL);
+            ck_assert(gpt2_logit_difference(m, other, NULL) == 0);
+        }
+        GPT2 *a = model(&s->config, limits), *b = model(&s->config, limits);
+        learn(a, t, NULL), learn(b, t, &none);
+        for (int i = 0; i < gpt2_tensors(a); i++)
+            if (gpt2_tensor(a, i)->trains) ck_bits(read_tensor(b, i, GPT2_GRADIENT), read_tensor(a, i, GPT2_GRADIENT), gpt2_tensor(a, i)->n);
+    }
+}
+END_TEST
+
+START_TEST(a_frozen_model_may_be_mapped_and_does_not_change) {
+    Text *t = text_of(MIDDLING);
+    Tap tap;
+    Trick *k = trick(&MIDDLING->config, &tap, 0x3f, false, t->batch.N);
+    GPT2Limits limits = fit(t, true, false);
+    limits.trains = TRAIN_NONE, limits.more = k->tensor, limits.more_n = k->n, limits.tap = &tap;
+    GPT2 *own = model(&MIDDLING->config, fit(t, false, false)), *m = adopt(gpt2_create(&MIDDLING->config, true));
+    const size_t n = elements(own);
+    float *file = read_all(own, GPT2_WEIGHT), *kept = memcpy(floats(n), file, n * sizeof *kept), *w = file;
+    for (int i = 0; i < gpt2_tensors(m); w += gpt2_tensor(m, i++)->n) ck_assert(gpt2_map(m, i, w));
+    gpt2_reserve(m, &limits);
+    k->first = gpt2_own_tensors(m);
+    GPT2Memory memory = gpt2_memory(&MIDDLING->config, &limits);
+    ck_assert_uint_eq(memory.gradients, 16 * sizeof(float) * (size_t)k->n);   // each of one number begins a cache line
+    ck_assert_uint_eq(memory.moments, 2 * memory.gradients);
+    const AdamW o = ADAMW(0.02f, 0.1f, 1);
+    const double first = score_loss(m, t);
+    for (int step = 1; step <= 5; step++) learn(m, t, NULL), gpt2_step(m, &o, step);
+    const double last = score_loss(m, t);
+    ck_assert_msg(last < first - 0.1, "five steps moved the loss from %g to %g", first, last);
+    ck_bits(file, kept, n);
+}
+END_TEST
+
+/* ------------------------------------------------------------------------------------------------------------------
  * Generation
  */
 
@@ -1022,18 +1419,36 @@ END_TEST
 START_TEST(sampled_log_probabilities_are_those_of_logprob_to_the_bit) {
     Text *t = prompts();
     GPT2 *m = writer(3, 64);
-    for (int k = 0; k < 2; k++) {
+    for (int k = 0; k < 4; k++) {
         Sampler s = plain;
-        if (k) s.top_k = 5, s.top_p = 0.8f;   // they narrow the choice, not the log-probability
+        if (k == 1) s.top_k = 5, s.top_p = 0.8f;   // they narrow the choice, not the log-probability
+        if (k > 1) s.temperature = k == 2 ? 0.7f : 1.9f;
         const Generation *g = generate(m, &t->batch, s);
         for (int q = 0; q < PROMPTS; q++) {
-            AT("prompt %d%s", q, k ? ", cut" : "");
+            AT("prompt %d, sampler %d", q, k);
             int prompt = prompt_lengths[q], n = g->start[q + 1] - g->start[q];
             Text *one = continued(t, g, q, n);
             for (int i = 0; i < one->batch.N; i++)
                 one->target[i] = i + 1 < one->batch.N && i + 1 >= prompt ? one->tokens[i + 1] : -1;
-            ck_bits(g->logp + g->start[q], score(m, one, NULL).logp + prompt - 1, (size_t)n);
+            Scores again = score(m, one, NULL);
+            gpt2_logprob(m, one->target, s.temperature, again.logp, NULL, NULL);
+            ck_bits(g->logp + g->start[q], again.logp + prompt - 1, (size_t)n);
         }
+    }
+}
+END_TEST
+
+START_TEST(a_technique_is_there_in_generation) {
+    Trick *k;
+    Text *t = prompts();
+    GPT2 *m = tricked(&MIDDLING->config, (GPT2Limits){.tokens = 64, .sequences = PROMPTS, .scored = 64, .slots = 2, .positions = 24}, TRAIN_ALL, 0x3f, 0.3f, &k);
+    const Generation *g = generate(m, &t->batch, plain);
+    for (int q = 0; q < PROMPTS; q++) {
+        AT("prompt %d", q);
+        int prompt = prompt_lengths[q], n = g->start[q + 1] - g->start[q];
+        Text *one = continued(t, g, q, n);
+        for (int i = 0; i < one->batch.N; i++) one->target[i] = i + 1 < one->batch.N && i + 1 >= prompt ? one->tokens[i + 1] : -1;
+        ck_bits(g->logp + g->start[q], score(m, one, NULL).logp + prompt - 1, (size_t)n);
     }
 }
 END_TEST
@@ -1719,8 +2134,11 @@ static int measure_memory(bool checkpointing) {
     return 0;
 }
 
+extern void __tsan_init(void) __attribute__((weak));   // there under ThreadSanitizer, whose own records of memory are resident as well
+
 START_TEST(memory_used_is_memory_foretold) {
     double told[2], grown[2];
+    if (__tsan_init) return;
     for (int checkpointing = 0; checkpointing <= 1; checkpointing++) {
         char out[4096];
         ck_assert_int_eq(child(checkpointing ? "memory, checkpointing" : "memory", out, sizeof out), 0);
@@ -1766,12 +2184,17 @@ int main(int argc, char **argv) {
         room_to_spare_changes_no_bit, a_second_batch_does_not_see_the_first, logits_scored_in_turns_give_the_same_bits,
         logits_keep_to_their_budget, threads_change_no_bit, a_sequence_alone_has_the_bits_it_has_in_company,
         an_empty_sequence_changes_no_bit, entropy_and_best_are_optional, the_last_scores_count);
+    ADD("scalar head", a_scalar_head_reads_the_final_norm_and_trains);
+    ADD("shared beginnings", continuations_have_the_bits_of_whole_sequences);
+    ADD("divergence", divergence_is_that_of_the_two_distributions);
+    ADD("technique", a_technique_inside_the_network_gets_its_gradient, a_technique_that_adds_nothing_changes_no_bit_and_places_are_its_own,
+        slopes_stand_for_logits_where_the_embedding_is_frozen, a_frozen_model_may_be_mapped_and_does_not_change);
     ADD("accumulation", micro_batches_accumulate_to_the_bits_of_one_batch,
         rows_without_a_target_have_no_score_and_no_gradient, gradients_do_not_come_from_the_future);
     ADD("step", a_step_is_that_of_the_reference, a_small_gradient_is_not_clipped,
         a_gradient_that_is_not_finite_changes_nothing);
     ADD("generation", greedy_texts_are_those_of_full_forward_passes,
-        sampled_log_probabilities_are_those_of_logprob_to_the_bit, sampled_tokens_are_those_of_the_reference,
+        sampled_log_probabilities_are_those_of_logprob_to_the_bit, a_technique_is_there_in_generation, sampled_tokens_are_those_of_the_reference,
         texts_do_not_depend_on_slots_or_room, texts_do_not_depend_on_what_the_model_did_before_or_on_training,
         texts_follow_their_ids_not_their_order, a_text_ends_with_the_stop_token, a_stop_token_in_the_prompt_does_not_stop,
         max_new_tokens_is_kept, a_text_stops_at_the_last_position, seed_and_step_choose_the_text,

@@ -652,6 +652,7 @@ typedef struct {
     int head;                     // lm_head.weight: 0 none, 1 as wte, 2 differs in element 40, 3 is another shape
     int misaligned;
     const char *without, *reshaped, *retyped, *extra;   // a tensor left out, with its sizes swapped, of type I32, added
+    int scalar;                   // a scalar head: 0 none, 1 score.weight, 2 v_head.summary.weight and .bias
 } Style;
 
 static Str encoded(const char *type, int i, int n) {
@@ -698,6 +699,10 @@ static void build_model(const char *file, const Style *style, int first, int las
     for (int k = 0; k < V * C; k++) head[k] = value(0, k);
     if (style->head == 2) head[40] = 0.75f;
     if (style->head) build_add(&b, "lm_head.weight", "F32", style->head == 3 ? "[6,11]" : "[11,6]", head, sizeof head);
+    float scalar[C + 1];
+    for (int k = 0; k <= C; k++) scalar[k] = value(99, k);
+    if (style->scalar) build_add(&b, style->scalar == 1 ? "score.weight" : "v_head.summary.weight", "F32", "[1,6]", scalar, 4 * C);
+    if (style->scalar == 2) build_add(&b, "v_head.summary.bias", "F32", "[1]", scalar + C, 4);
     if (style->extra) build_add(&b, style->extra, "F32", "[1]", head, 4);
     build_end(&b, file, (size_t)style->misaligned);
 }
@@ -1068,6 +1073,114 @@ START_TEST(saves_a_model_that_came_from_nowhere) {
     ck_assert_ptr_nonnull(strstr(config.s, "\"layer_norm_epsilon\": 1e-5"));
     ck_assert_ptr_nonnull(strstr(config.s, "\"bos_token_id\": null"));   // 50256 is none of 11 tokens
     free(config.s);
+}
+END_TEST
+
+/* ---- scalar heads ----------------------------------------------------------------------------------------------- */
+
+#define CLASSIFIER ", \"architectures\": [\"GPT2ForSequenceClassification\"], \"eos_token_id\": 7, \"id2label\": {\"0\": \"LABEL_0\"}}"
+
+static GPT2 *ck_load_head(const char *dir, GPT2Head head, bool frozen, bool expected) {
+    Error e;
+    bool found = !expected;
+    GPT2 *m = hf_load_head(dir, head, frozen, &found, &e);
+    ck_assert_msg(m != NULL, "%s", e.text);
+    ck_assert(found == expected);
+    ck_assert_int_eq(gpt2_tensors(m), TENSORS + (int)head);
+    return m;
+}
+
+static void ck_tensor(const GPT2 *m, int i, const char *name, const float *want, size_t n) {
+    float x[V * C];
+    ck_assert_str_eq(gpt2_tensor(m, i)->name, name);
+    ck_assert_uint_eq(gpt2_tensor(m, i)->n, n);
+    gpt2_read(m, i, GPT2_WEIGHT, 0, n, x);
+    for (size_t k = 0; k < n; k++) ck_assert_msg(x[k] == want[k], "%s[%zu] is %g, expected %g", name, k, (double)x[k], (double)want[k]);
+}
+
+START_TEST(reads_and_writes_scalar_heads) {
+    float w[C + 1], none[C + 1] = {0};
+    Found f[TENSORS + 3];
+    const char *data;
+    for (int k = 0; k <= C; k++) w[k] = value(99, k);
+    for (int frozen = 0; frozen <= 1; frozen++) {
+        // a sequence classification model, prefixed as the library writes it
+        build_directory(&(Style){.prefix = "transformer.", .scalar = 1});
+        put_text("config.json", "{" KIND CONFIG_SIZES CLASSIFIER);
+        GPT2 *m = ck_load_head(here, SCORE_HEAD, frozen, true);
+        ck_tensor(m, TENSORS, "score.weight", w, C);
+        ck_save(m, in("score"), here);
+        Str file = get("score/model.safetensors"), config = get("score/config.json");
+        ck_assert_int_eq(take_apart(file, "\"format\":\"pt\"", f, TENSORS + 3, &data), TENSORS + 1);
+        int at = 0;
+        while (at <= TENSORS && strcmp(f[at].name, "score.weight")) at++;
+        ck_assert(at <= TENSORS && f[at].ndim == 2 && f[at].shape[0] == 1 && f[at].shape[1] == C);
+        ck_assert_mem_eq(data + f[at].begin, w, 4 * C);
+        ck_assert_ptr_nonnull(strstr(config.s, "\"GPT2ForSequenceClassification\""));
+        ck_assert_ptr_nonnull(strstr(config.s, "\"pad_token_id\": 7"));
+        free(file.s), free(config.s);
+        gpt2_free(m);
+        m = ck_load_head(in("score"), SCORE_HEAD, frozen, true);
+        ck_tensor(m, TENSORS, "score.weight", w, C);
+        gpt2_free(m);
+        // the same weights as a language model with a value beside: its bias is 0; saved in the form of TRL's value head
+        m = ck_load_head(in("score"), LM_AND_VALUE_HEAD, frozen, true);
+        ck_tensor(m, TENSORS, "v_head.summary.weight", w, C);
+        ck_tensor(m, TENSORS + 1, "v_head.summary.bias", none, 1);
+        ck_save(m, in("value"), here);
+        gpt2_free(m);
+        config = get("value/config.json");
+        ck_assert_ptr_nonnull(strstr(config.s, "\"GPT2LMHeadModel\""));
+        free(config.s);
+        m = ck_load_head(in("value"), LM_AND_VALUE_HEAD, frozen, true);
+        gpt2_free(m);
+    }
+}
+END_TEST
+
+/* Of the older form the bias goes into ln_f.bias, so that w . ln_f(h) grows by it whatever h is. */
+START_TEST(folds_the_bias_of_a_value_head) {
+    float w[C + 1], ln_f[C], folded[C];
+    for (int k = 0; k <= C; k++) w[k] = value(99, k);
+    for (int k = 0; k < C; k++) ln_f[k] = value(TENSORS - 1, k);
+    build_directory(&(Style){.scalar = 2});
+    for (int frozen = 0; frozen <= 1; frozen++) {
+        GPT2 *m = ck_load_head(here, SCORE_HEAD, frozen, true);
+        ck_tensor(m, TENSORS, "score.weight", w, C);
+        gpt2_read(m, TENSORS - 1, GPT2_WEIGHT, 0, C, folded);
+        double more = 0;
+        for (int k = 0; k < C; k++) more += (double)w[k] * ((double)folded[k] - (double)ln_f[k]);
+        ck_assert_double_eq_tol(more, (double)w[C], 1e-5);
+        ck_assert_double_gt(fabs((double)w[C]), 0.05);
+        gpt2_free(m);
+    }
+    GPT2 *m = ck_load_head(here, LM_AND_VALUE_HEAD, true, true);   // which has a bias of its own
+    ck_tensor(m, TENSORS + 1, "v_head.summary.bias", w + C, 1);
+    ck_tensor(m, TENSORS - 1, "ln_f.bias", ln_f, C);
+    gpt2_free(m);
+}
+END_TEST
+
+START_TEST(a_language_model_has_no_scalar_head_and_a_reward_model_is_no_language_model) {
+    Error e;
+    float none[C] = {0};
+    build_directory(&(Style){0});
+    for (int frozen = 0; frozen <= 1; frozen++) {
+        GPT2 *m = ck_load_head(here, SCORE_HEAD, frozen, false);
+        ck_tensor(m, TENSORS, "score.weight", none, C);
+        gpt2_free(m);
+    }
+    for (int form = 1; form <= 2; form++) {
+        build_directory(&(Style){.scalar = form});
+        ck_assert_ptr_null(hf_load(here, false, &e));
+        ck_says(&e, "reward or value model", NULL);
+    }
+    put_text("config.json", "{" KIND CONFIG_SIZES CLASSIFIER);
+    ck_assert_ptr_null(hf_load(here, false, &e));
+    ck_says(&e, "GPT2ForSequenceClassification", "not a language model", NULL);
+    put_text("config.json", "{" KIND CONFIG_SIZES ", \"architectures\": [\"GPT2ForSequenceClassification\"]}");
+    ck_assert_ptr_null(hf_load_head(here, SCORE_HEAD, false, NULL, &e));
+    ck_says(&e, "config.json", "2 labels", "expected 1", NULL);
 }
 END_TEST
 
@@ -1480,6 +1593,9 @@ int main(void) {
     tcase_add_test(tc, patches_the_config);
     tcase_add_test(tc, saves_a_model_that_came_from_nowhere);
     tcase_add_test(tc, a_failed_save_costs_nothing);
+    tcase_add_test(tc, reads_and_writes_scalar_heads);
+    tcase_add_test(tc, folds_the_bias_of_a_value_head);
+    tcase_add_test(tc, a_language_model_has_no_scalar_head_and_a_reward_model_is_no_language_model);
     tcase_add_test(tc, saves_and_loads_what_a_technique_added);
     tcase_add_test(tc, loads_an_adapter_strictly);
     tcase_add_test(tc, tells_whose_adapter_it_is);

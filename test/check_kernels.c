@@ -1430,6 +1430,67 @@ START_TEST(attention_is_causal) {
 }
 END_TEST
 
+/* Sequences that go on from a common beginning have the bits of the same sequences laid out whole; and the beginning's gradient is the sum of
+   what it gets by itself and through each of them, here from ref.h on the whole ones. */
+static void check_shared_beginnings(int NH, int hs, float p) {
+    enum { S = 7 };
+    static const int lengths[S] = {7, 5, 60, 70, 3, 66, 9}, parent[S] = {-1, 0, 0, -1, 3, 3, -1};
+    Attention a = attention_inputs(lengths, S, NH, hs, 1, p);
+    const size_t C = (size_t)a.C;
+    int *position = (int *)a.noise.position;   // of a sequence that goes on: behind its parent's
+    for (int s = 0; s < S; s++)
+        for (int n = a.start[s]; n < a.start[s + 1]; n++) position[n] += parent[s] < 0 ? 0 : lengths[parent[s]];
+    freeze();
+    for (int i = 0; i < block_count; i++)   // the positions changed after they were frozen
+        if (blocks[i].words == (uint32_t *)position) memcpy(blocks[i].frozen, position, blocks[i].n * sizeof(uint32_t));
+    omp_set_num_threads(1);
+    a.out = room(a.out_n), a.lse = room(a.lse_n), a.dqkv = room(a.qkv_n);
+    attention_forward(a.out, a.lse, a.qkv, a.start, parent, S, NH, hs, a.noise);
+    attention_backward(a.dqkv, a.dout, a.qkv, a.out, a.lse, a.start, parent, S, NH, hs, a.noise);
+    double *want = zeros(a.qkv_n);
+    for (int s = 0; s < S; s++) {
+        AT("NH=%d hs=%d p=%g, sequence %d", NH, hs, (double)p, s);
+        const int P = parent[s] < 0 ? 0 : lengths[parent[s]], T = P + lengths[s];
+        const size_t before = P ? (size_t)a.start[parent[s]] : 0, own = (size_t)a.start[s];
+        Attention w = {.S = 1, .NH = NH, .hs = hs, .N = T, .C = a.C, .start = {0, T}, .noise = a.noise};
+        w.out_n = (size_t)T * C, w.qkv_n = 3 * w.out_n, w.lse_n = (size_t)T * (size_t)NH;
+        w.qkv = room(w.qkv_n), w.dout = filled(w.out_n, 0);
+        uint32_t *sequence = room((size_t)T);
+        int *at = room((size_t)T);
+        for (int t = 0; t < T; t++) {
+            size_t n = t < P ? before + (size_t)t : own + (size_t)(t - P);
+            memcpy(w.qkv + (size_t)t * 3 * C, a.qkv + n * 3 * C, 3 * C * sizeof(float));
+            if (t >= P) memcpy(w.dout + (size_t)t * C, a.dout + n * C, C * sizeof(float));
+            sequence[t] = a.noise.sequence[n], at[t] = t;
+        }
+        w.noise.sequence = sequence, w.noise.position = at;
+        w.out = room(w.out_n), w.lse = room(w.lse_n);
+        attention_forward(w.out, w.lse, w.qkv, w.start, NULL, 1, NH, hs, w.noise);
+        ck_bits(a.out + own * C, w.out + (size_t)P * C, (size_t)lengths[s] * C);
+        ck_bits(a.lse + own * (size_t)NH, w.lse + (size_t)P * (size_t)NH, (size_t)lengths[s] * (size_t)NH);
+        double *dqkv = zeros(w.qkv_n);
+        ref_attention_backward(dqkv, widen(w.dout, w.out_n), widen(w.qkv, w.qkv_n), w.start, 1, NH, hs, w.noise);
+        for (int t = 0; t < T; t++)
+            for (size_t i = 0; i < 3 * C; i++) want[(t < P ? before + (size_t)t : own + (size_t)(t - P)) * 3 * C + i] += dqkv[(size_t)t * 3 * C + i];
+    }
+    ck_attention_gradient(&a, want, 64 * EPSILON + 16 * (4 + sqrt(hs)) * EPSILON);
+    FOR_THREADS(t) {
+        float *out = room(a.out_n), *lse = room(a.lse_n), *dqkv = room(a.qkv_n);
+        attention_forward(out, lse, a.qkv, a.start, parent, S, NH, hs, a.noise);
+        attention_backward(dqkv, a.dout, a.qkv, out, lse, a.start, parent, S, NH, hs, a.noise);
+        ck_bits(out, a.out, a.out_n);
+        ck_bits(dqkv, a.dqkv, a.qkv_n);
+    }
+    release();
+}
+
+START_TEST(attention_of_shared_beginnings) {
+    for (int i = 0; i < LENGTH(attention_heads); i++) check_shared_beginnings(attention_heads[i][0], attention_heads[i][1], 0);
+    check_shared_beginnings(2, 3, 0.3f);
+    check_shared_beginnings(1, 64, 0.3f);
+}
+END_TEST
+
 /* A token that is NaN shows in its row and in all that follow, in the gradient of its keys and values' users, and in no other
    sequence. (Rows before it need not stay clean: a kernel may multiply what it must not see by 0.) */
 START_TEST(attention_shows_nan_in_its_sequence_only) {
@@ -1789,6 +1850,122 @@ START_TEST(logprob_values) {
 }
 END_TEST
 
+/* At a temperature: what the same kernel gives for logits that are multiplied by beta beforehand, to rounding; and the gradient by the
+   logits is beta times theirs. beta is a power of two, so that multiplying rounds nothing, and then a number that does. */
+START_TEST(logprob_at_a_temperature) {
+    enum { R = 5, V = 61, LDV = 64 };
+    for (int k = 0; k < 3; k++) {
+        const float beta = (const float[]){2, 0.25f, 1 / 0.7f}[k];
+        AT("beta=%g", (double)beta);
+        Logprob l = logprob_inputs(padded(R, V, LDV, 3), R, V, LDV), scaled = l;
+        scaled.logits = copy(l.logits, R * LDV);
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < V; v++) scaled.logits[r * LDV + v] *= beta;
+        logprob_run(&scaled);
+        l.logp = room(R), l.entropy = room(R), l.lse = room(R), l.best = room(R), l.dlogits = copy(l.logits, R * LDV);
+        logprob_forward(l.logp, l.entropy, l.lse, l.best, l.logits, l.target, beta, R, V, LDV);
+        logprob_backward(l.dlogits, l.lse, l.entropy, l.target, l.dlogp, l.dentropy, beta, R, V, LDV);
+        ck_padding(l.dlogits, R, V, LDV);
+        ck_close(l.logp, widen(scaled.logp, R), R, 16 * EPSILON);
+        ck_close(l.entropy, widen(scaled.entropy, R), R, 16 * EPSILON);
+        ck_close(l.lse, widen(scaled.lse, R), R, 16 * EPSILON);
+        for (int r = 0; r < R; r++) {
+            ck_true(l.best[r] == scaled.best[r]);
+            double *want = widen(scaled.dlogits + r * LDV, V);
+            for (int v = 0; v < V; v++) want[v] *= (double)beta;
+            ck_close(l.dlogits + r * LDV, want, V, 64 * EPSILON);
+        }
+        release();
+    }
+}
+END_TEST
+
+/* ---- divergence ---- */
+
+START_TEST(divergence_values) {
+    static const int shapes[][3] = {{1, 1, 1}, {3, 5, 8}, {2, 257, 257}, {4, 1003, 1008}};
+    for (int i = 0; i < LENGTH(shapes); i++)
+        for (int k = 0; k < 2; k++) {
+            const int R = shapes[i][0], V = shapes[i][1], ldv = shapes[i][2];
+            const float beta = k ? 0.5f : 1;
+            AT("R=%d V=%d beta=%g", R, V, (double)beta);
+            float *x = padded(R, V, ldv, 4), *y = padded(R, V, ldv, 4);
+            int *target = indices((size_t)R, V);
+            freeze();
+            float *kl = room((size_t)R), *lse_x = room((size_t)R), *lse_y = room((size_t)R), *logp = room((size_t)R);
+            logprob_forward(logp, NULL, lse_x, NULL, x, target, beta, R, V, ldv);
+            logprob_forward(logp, NULL, lse_y, NULL, y, target, beta, R, V, ldv);
+            kl_forward(kl, x, lse_x, y, lse_y, beta, R, V, ldv);
+            for (int r = 0; r < R; r++) {
+                double *wide_x = widen(x + r * ldv, (size_t)V), *wide_y = widen(y + r * ldv, (size_t)V);
+                for (int v = 0; v < V; v++) wide_x[v] *= (double)beta, wide_y[v] *= (double)beta;
+                double want = ref_kl(wide_x, wide_y, V);   // log p and log q each carry an error of the size of a logit
+                ck_must(fabs((double)kl[r] - want) <= 64 * EPSILON * (1 + want), "%s: kl[%d] is %.9g, not %.9g", where, r, (double)kl[r], want);
+            }
+            kl_forward(kl, x, lse_x, x, lse_x, beta, R, V, ldv);   // of a distribution with itself it is nothing
+            for (int r = 0; r < R; r++) ck_true(kl[r] == 0);
+            FOR_THREADS(t) {
+                float *again = room((size_t)R), *first = room((size_t)R);
+                kl_forward(first, x, lse_x, y, lse_y, beta, R, V, ldv);
+                for (int r = 0; r < R; r++) kl_forward(again + r, x + r * ldv, lse_x + r, y + r * ldv, lse_y + r, beta, 1, V, ldv);
+                ck_bits(again, first, (size_t)R);
+            }
+            release();
+        }
+    // tokens that one of them rules out
+    float x[] = {0, -INFINITY, 0}, y[] = {0, 0, -INFINITY}, z[] = {0, 0, 0}, lse_x = logf(2), lse_z = logf(3), kl;
+    kl_forward(&kl, x, &lse_x, z, &lse_z, 1, 1, 3, 3);
+    ck_must(fabs((double)kl - log(1.5)) < 1e-6, "KL is %g, not log 3/2", (double)kl);
+    kl_forward(&kl, x, &lse_x, y, &lse_x, 1, 1, 3, 3);
+    ck_must(isinf(kl) && kl > 0, "KL is %g, not infinite", (double)kl);
+    float bad[] = {0, NAN, 0};
+    kl_forward(&kl, bad, &lse_x, y, &lse_x, 1, 1, 3, 3);
+    ck_must(isnan(kl), "KL is %g, not NaN", (double)kl);
+}
+END_TEST
+
+/* ---- the scalar head ---- */
+
+START_TEST(value_and_its_gradient) {
+    static const int shapes[][2] = {{1, 1}, {3, 7}, {17, 40}, {5, 768}};
+    for (int i = 0; i < LENGTH(shapes); i++) {
+        const int N = shapes[i][0], C = shapes[i][1];
+        AT("N=%d C=%d", N, C);
+        const size_t n = (size_t)N * (size_t)C;
+        float *inp = reals(n, 1), *weight = reals((size_t)C, 1), *bias = reals(1, 1), *dvalue = reals((size_t)N, 1), *start = reals(n, 1);
+        if (N > 1) dvalue[1] = 0;   // a token that no loss looks at
+        freeze();
+        double *value = zeros((size_t)N), *dinp = widen(start, n), *dweight = zeros((size_t)C), dbias = 0.5;
+        for (int r = 0; r < N; r++) {
+            value[r] = (double)*bias;
+            dbias += (double)dvalue[r];
+            for (int c = 0; c < C; c++) {
+                value[r] += (double)inp[r * C + c] * (double)weight[c];
+                dinp[r * C + c] += (double)dvalue[r] * (double)weight[c];
+                dweight[c] += (double)dvalue[r] * (double)inp[r * C + c];
+            }
+        }
+        float *got = room((size_t)N), *got_dinp = copy(start, n), *got_dweight = filled((size_t)C, 0), *got_dbias = filled(1, 0.5f);
+        value_forward(got, inp, weight, bias, N, C);
+        value_backward(got_dinp, got_dweight, got_dbias, dvalue, inp, weight, N, C);
+        ck_close(got, value, (size_t)N, (16 + sqrt(C)) * EPSILON);
+        ck_close(got_dinp, dinp, n, 8 * EPSILON);
+        ck_close(got_dweight, dweight, (size_t)C, (16 + N) * EPSILON);
+        ck_close(got_dbias, &dbias, 1, (16 + N) * EPSILON);
+        if (N > 1) ck_bits(got_dinp + C, start + C, (size_t)C);
+        FOR_THREADS(t) {
+            float *again = room((size_t)N), *d = copy(start, n), *dw = filled((size_t)C, 0);
+            for (int r = 0; r < N; r++) value_forward(again + r, inp + r * C, weight, bias, 1, C);
+            ck_bits(again, got, (size_t)N);
+            value_backward(d, dw, NULL, dvalue, inp, weight, N, C);
+            ck_bits(d, got_dinp, n);
+            ck_bits(dw, got_dweight, (size_t)C);
+        }
+        release();
+    }
+}
+END_TEST
+
 START_TEST(logprob_of_extreme_logits) {
     check_logprob(padded(6, 61, 61, 1e4), 6, 61, 61, 1e4);
     float *x = padded(4, 37, 40, 1);
@@ -1861,6 +2038,16 @@ static double logprob_loss(void) {
     ref_logprob_forward(ref_out, ref_entropy, ref_lse, ref_best, ref_inp, ref_target, REF_N, REF_OC, REF_OC + 2);
     return dot(ref_out, ref_dout, REF_N) + dot(ref_entropy, ref_dentropy, REF_N);
 }
+
+START_TEST(rows_are_scaled) {
+    float *x = reals(5 * 7, 1), *factor = reals(5, 1), *scaled = copy(x, 5 * 7);
+    freeze();
+    float *got = copy(x, 5 * 7);
+    scale_rows(got, factor, 5, 7);
+    for (int i = 0; i < 35; i++) ck_true(got[i] == scaled[i] * factor[i / 7]);
+    release();
+}
+END_TEST
 
 START_TEST(the_largest_difference_of_logits) {
     enum { R = 3, ROW = 21 };
@@ -2211,6 +2398,9 @@ START_TEST(empty_batches) {
     head_backward(none, weight, none, none, weight, 0, 3, 5, 5);
     logprob_forward(none, none, none, zero, none, zero, 1, 0, 5, 5);
     logprob_backward(none, none, none, zero, none, none, 1, 0, 5, 5);
+    kl_forward(none, none, none, none, none, 1, 0, 5, 5);
+    value_forward(none, none, weight, weight, 0, 3);
+    value_backward(none, weight, weight, none, none, weight, 0, 3);
     ck_bits(weight, kept, 15);
     release();
 }
@@ -2246,12 +2436,14 @@ int main(void) {
     ADD("relu and silu", relu_and_silu, relu_and_silu_show_nan);
     ADD("noise", noise_is_the_documented_function_of_where_it_falls, dropout_is_added_to_what_is_there, dropout_of_nothing_is_the_identity,
         dropout_keeps_the_right_share);
-    ADD("attention", attention_values, attention_of_large_scores, attention_with_dropout, attention_is_causal,
+    ADD("attention", attention_values, attention_of_large_scores, attention_with_dropout, attention_is_causal, attention_of_shared_beginnings,
         attention_shows_nan_in_its_sequence_only);
     ADD("cache", attention_with_a_cache_has_the_same_bits);
-    ADD("head", rows_are_gathered_and_scattered, head_is_the_documented_chain_to_the_bit);
-    ADD("logprob", logprob_values, logprob_of_extreme_logits, entropy_of_equal_logits_is_log_V,
+    ADD("head", rows_are_gathered_and_scattered, rows_are_scaled, head_is_the_documented_chain_to_the_bit);
+    ADD("logprob", logprob_values, logprob_at_a_temperature, logprob_of_extreme_logits, entropy_of_equal_logits_is_log_V,
         logprob_shows_nan_in_its_row_only, the_largest_difference_of_logits);
+    ADD("divergence", divergence_values);
+    ADD("value", value_and_its_gradient);
     ADD("sample", sample_is_the_inverse_of_the_cumulative_distribution, sample_from_a_real_vocabulary,
         sample_with_ties_keeps_the_lower_tokens, sample_never_draws_the_impossible, sample_at_temperature_0_is_the_argmax,
         sample_draws_with_the_right_frequencies);

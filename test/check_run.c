@@ -102,7 +102,7 @@ static double toy_step(GPT2 *m, const int *which, int n, float rate) {
 static int toy_main(const char *program, int argc, char **argv) {
     static Run run;
     static int examples = 18, signal_at = -1, late_at = -1, die_at = -1, full_at = -1, room = 4000;
-    static bool twice, terminate;
+    static bool twice, terminate, second;
     static const char *template = "";
     static double best = INFINITY;
     const Flag own[] = {
@@ -115,6 +115,7 @@ static int toy_main(const char *program, int argc, char **argv) {
         {"full_at", FLAG_INT, &full_at, .help = "step from which no file grows beyond --room", .free_on_resume = true},
         {"room", FLAG_INT, &room, .help = "bytes", .free_on_resume = true},
         {"template", FLAG_STRING, &template, .help = "any text"},
+        {"second", FLAG_BOOL, &second, .help = "train a second model, with a scalar head"},
         {0},
     };
     char base[128], data[128];
@@ -134,11 +135,20 @@ static int toy_main(const char *program, int argc, char **argv) {
     GPT2 *m = hf_load(run_model_dir(&run), false, &e);
     if (!m) die_usage("%s", e.text);
     gpt2_reserve(m, &(GPT2Limits){.tokens = 4, .sequences = 1, .scored = 4, .train = true});
+    GPT2 *judge = NULL;
+    if (second) {
+        char *dir = run_also_dir(&run, "judge", run.model);
+        if (!(judge = hf_load_head(dir, SCORE_HEAD, false, NULL, &e))) die_usage("%s", e.text);
+        gpt2_reserve(judge, &(GPT2Limits){.tokens = 4, .sequences = 1, .train = true});
+        run_also(&run, "judge", judge, dir);
+        free(dir);
+    }
     run_plan_steps(&run, examples);
     run_resume(&run, m);
     while (run.step < run.total_steps && !run_interrupted()) {
         int which[4], n = run_examples(&run, run.step, which);
         const double loss = toy_step(m, which, n, run_learning_rate(&run, run.step));
+        if (second) toy_step(judge, which, n, 2 * run_learning_rate(&run, run.step));
         run.step++;
         if (run.step == die_at) _exit(77);
         if (run.step == signal_at) raise(terminate ? SIGTERM : SIGINT);
@@ -153,6 +163,7 @@ static int toy_main(const char *program, int argc, char **argv) {
         if (run.step == late_at) raise(SIGINT);
     }
     const int status = run_finish(&run, m);
+    gpt2_free(judge);
     gpt2_free(m);
     return status;
 }
@@ -1045,6 +1056,29 @@ START_TEST(test_resume_outlives_its_checkpoint) {
 }
 END_TEST
 
+/* A second model has its own directory in every checkpoint and in OUTPUT, and its moments in the state. */
+START_TEST(test_a_second_model_is_saved_and_resumed) {
+    ck_toy(0, TRAIN " --second --output %s", at("whole"));
+    assert_said("the judge is in ");
+    ck_toy(77, TRAIN " --second --die_at 14 --save_total_limit 1 --output %s", at("killed"));
+    ck_toy(0, TRAIN " --second --resume --save_total_limit 1 --output %s", at("killed"));   // whose checkpoint-10 is gone at the end
+    ck_assert(!exists("killed/checkpoint-10"));
+    assert_same_file("whole/model.safetensors", "killed/model.safetensors");
+    assert_same_file("whole/judge/model.safetensors", "killed/judge/model.safetensors");
+    assert_same_file("whole/judge/config.json", "killed/judge/config.json");
+    assert_same_file("whole/checkpoint-23/state.safetensors", "killed/checkpoint-23/state.safetensors");
+    assert_same_file("whole/checkpoint-23/judge/model.safetensors", "whole/judge/model.safetensors");
+    Str first = bytes_of("whole/model.safetensors"), other = bytes_of("whole/judge/model.safetensors");
+    ck_assert_ptr_nonnull(memmem(other.s, other.n, "\"score.weight\"", 14));
+    ck_assert_ptr_null(memmem(first.s, first.n, "\"score.weight\"", 14));
+    free(first.s), free(other.s);
+    // without it the state does not fit, nor with it a state that has none
+    ck_toy(2, TRAIN " --resume --output %s", at("killed"));
+    ck_toy(0, TRAIN " --output %s", at("plain"));
+    ck_toy(2, TRAIN " --second --resume --output %s", at("plain"));
+}
+END_TEST
+
 START_TEST(test_second_signal_ends_at_once) {
     ck_assert_int_eq(toy(TRAIN " --signal_at 3 --twice --output %s", at("out")), -SIGINT);
     ck_assert(!exists("out/checkpoint-3"));
@@ -1309,6 +1343,7 @@ int main(void) {
                                      test_unfinished_is_removed,
                                      test_resume_gives_the_same_bits,
                                      test_resume_outlives_its_checkpoint,
+                                     test_a_second_model_is_saved_and_resumed,
                                      test_second_signal_ends_at_once,
                                      test_other_signals,
                                      test_resume_refusals,

@@ -35,6 +35,10 @@ done
 run full_ft 1
 row full_ft "exact summaries of new texts, %" "$before" "$after" 5 80 "$seconds"
 for seed in 1 2 3; do
+    run lora $seed
+    row "lora, seed $seed" "exact remedies for patients never asked about, %" "$before" "$after" 5 65 "$seconds"
+done
+for seed in 1 2 3; do
     run adapter $seed
     row "adapter, seed $seed" "exact remedies for patients never asked about, %" "$before" "$after" 5 55 "$seconds"
 done

@@ -405,6 +405,13 @@ static inline void ref_logprob_backward(double *logits, const double *lse, const
         }
 }
 
+/* KL(p || q) of softmax(x) and softmax(y), V of each */
+static inline double ref_kl(const double *x, const double *y, int V) {
+    double lse_x = ref_log_sum_exp(x, V), lse_y = ref_log_sum_exp(y, V), sum = 0;
+    for (int v = 0; v < V; v++) sum += exp(x[v] - lse_x) * ((x[v] - lse_x) - (y[v] - lse_y));
+    return sum;
+}
+
 /* ------------------------------------------------------------------------------------------------------------------
  * Sampling, one row
  */
