@@ -547,6 +547,7 @@ int main(int argc, char **argv) {
     if (args.normalize && strcmp(args.normalize, "data")) reference = read_texts(args.normalize, tokenizer);
     run_fingerprint(&run, "data", run.data);
     run_fingerprint(&run, "eval", run.eval);
+    run_fingerprint(&run, "normalize", reference.n ? args.normalize : NULL);
     run_plan_steps(&run, train.n);
     printf("%d pairs to train on, %d held out; %d steps of %d x %d pairs\n", train.n, held_out.n, run.total_steps, run.gradient_accumulation_steps,
            run.per_device_train_batch_size);
