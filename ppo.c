@@ -166,10 +166,10 @@ static Run defaults(bool example, const char *preset) {
         run.data = run_example_file("tiny/prompts.jsonl");
         run.eval = run_example_file("tiny/prompts-eval.jsonl");
         run.per_device_train_batch_size = 16;
-        run.max_steps = 25;
+        run.max_steps = 20;
         run.learning_rate = 1e-4f, run.adam_beta2 = 0.99f, run.lr_scheduler_type = "constant";
         run.logging_steps = 5;
-        args.critic_learning_rate = 2e-4f, args.critic_warmup_steps = 3;
+        args.critic_learning_rate = 2e-4f, args.critic_warmup_steps = 2, args.eval_samples = 72;
         args.num_ppo_epochs = 2, args.num_mini_batches = 2, args.response_length = 64, args.temperature = 1, args.kl_coef = 0.15f;
         args.score_clip = 4, args.non_eos_penalty = true, args.penalty_reward_value = -4;
     }

@@ -82,6 +82,25 @@ for seed in 1 2 3; do
     row "adapter, seed $seed" "exact remedies for patients never asked about, %" "$before" "$after" 5 55 "$seconds"
 done
 
+# rude STEP: the share of that step's answers in $out/rollouts that hold a rude phrase, in percent: words counted, no model asked
+rude() {
+    grep "^{\"step\": $1," "$out/rollouts" | awk -v words='Silly you!|Get lost\\.|Stop bugging\\.|How boring\\.|Now leave\\.|Never ask again\\.|You are so dumb\\.|What a fool\\.' '
+        { response = $0; sub(/.*"response": "/, "", response); sub(/", "query".*/, "", response); n++; rude += response ~ words } END { printf "%.1f", 100 * rude / n }'
+}
+for seed in 1 2 3; do
+    echo "→ ./ppo --seed $seed"
+    begin=$(date +%s)
+    "$build/ppo" --seed "$seed" --dump_rollouts "$out/rollouts" >"$out/ppo.txt" || { cat "$out/ppo.txt"; exit 1; }
+    seconds=$(($(date +%s) - begin))
+    before=$(grep '^held-out, before' "$out/ppo.txt" | tail -1) after=$(grep '^held-out, after' "$out/ppo.txt")
+    row "ppo, seed $seed" "reward of answers to questions never asked" "$(echo "$before" | sed 's/.*reward \([-0-9.]*\) .*/\1/')" \
+        "$(echo "$after" | sed 's/.*reward \([-0-9.]*\) .*/\1/')" 0.5 0.9 "$seconds"
+    row "ppo, seed $seed" "of them hold the right fact, % (not to be lost)" "$(echo "$before" | sed 's/.*right answer \([0-9.]*\) .*/\1/')" \
+        "$(echo "$after" | sed 's/.*right answer \([0-9.]*\) .*/\1/')" 60 35 "$seconds"
+    row "ppo, seed $seed" "what is left of 4 nats of KL" 4 "$(echo "$after" | sed 's/.*KL \([0-9.]*\) .*/\1/' | awk '{ print 4 - $1 }')" 4 0.5 "$seconds"
+    row "ppo, seed $seed" "answers in training without a rude phrase, %" "$(rude 1 | awk '{ print 100 - $1 }')" "$(rude 20 | awk '{ print 100 - $1 }')" 70 88 "$seconds"
+done
+
 echo
 column -t -s '	' "$out/table" 2>/dev/null || cat "$out/table"
 exit $failed
