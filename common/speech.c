@@ -186,7 +186,9 @@ int labelled_write(const char *path, const Labelled *pairs, int n, Error *e) {
         const Labelled *x = &pairs[i];
         const bool a = x->p >= 0.5;
         Str line = {0};
-        add_text(&line, "{\"prompt\": ", x->prompt), add_text(&line, ", \"chosen\": ", a ? x->a : x->b), add_text(&line, ", \"rejected\": ", a ? x->b : x->a);
+        add_text(&line, "{\"prompt\": ", x->prompt);
+        add_text(&line, ", \"chosen\": ", a ? x->a : x->b);
+        add_text(&line, ", \"rejected\": ", a ? x->b : x->a);
         str_printf(&line, ", \"p_chosen\": %.9g}\n", (double)(float)(a ? x->p : 1 - x->p));   // reads back as the same float
         fwrite(line.s, 1, line.n, file.f);
         free(line.s);
@@ -244,8 +246,10 @@ static void score(const Judge *j, Gathering *g) {
     float *logp = (float *)xmalloc(sizeof(float) * (size_t)N);
     gpt2_forward(j->model, &batch, NULL);
     gpt2_logprob(j->model, g->target.v, 1, logp, NULL, NULL);
-    for (int s = 0; s < S; s++)
+    for (int s = 0; s < S; s++) {
         for (int i = g->start.v[s]; g->sum[s] && i < g->start.v[s + 1]; i++) *g->sum[s] += (double)logp[i];
+        if (g->sum[s] && !isfinite(*g->sum[s])) die("the model's output is not finite; its weights are damaged or training has diverged");
+    }
     free(logp);
     g->start.n = g->tokens.n = g->target.n = g->parent.n = 0;
     g->scored = 0;
@@ -262,10 +266,13 @@ void judge_ask(Judge *j, const Questions *q, double **logp) {
         tokenizer_encode(j->tokenizer, x->prompt, strlen(x->prompt), true, &prompt);
         int from = max_int(0, (int)prompt.n + longest - 1 - j->positions);   // of what does not fit, the beginning goes
         j->cut += from > 0;
-        if (from >= (int)prompt.n || !prompt.n) die_usage("line %d: an option of %d tokens leaves no room for its question in %d", x->line, longest, j->positions);
+        if (from >= (int)prompt.n || !prompt.n)
+            die_usage("line %d: an option of %d tokens leaves no room for its question in %d", x->line, longest, j->positions);
         // the options go on from the prompt's last token, which is the first of their rows; what comes before it is common to them
         const int shared = (int)prompt.n - 1 - from;
-        if ((int)g.tokens.n + shared + all > j->limits.tokens || (int)g.parent.n + 1 + x->n > j->limits.sequences || g.scored + all > j->limits.scored) score(j, &g);
+        if ((int)g.tokens.n + shared + all > j->limits.tokens || (int)g.parent.n + 1 + x->n > j->limits.sequences ||
+            g.scored + all > j->limits.scored)
+            score(j, &g);
         const int parent = shared ? (int)g.parent.n : -1;
         if (shared) add_sequence(&g, -1, NULL);
         for (int i = 0; i < shared; i++) add_row(&g, prompt.v[from + i], -1);
@@ -350,8 +357,8 @@ Choices judge_report(Judge *j, const Questions *q, const char *when) {
     const Choices c = judge_choose(q, logp);
     for (int i = 0; i < q->n; i++) free(logp[i]);
     free(logp);
-    printf("multiple choice, %-6s  a right one is preferred in %.1f %% of %d questions, debiased in %.1f %%; always the first option: %.1f %%\n", when, 100 * c.raw,
-           q->n, 100 * c.debiased, 100 * c.first);
+    printf("multiple choice, %-6s  a right one is preferred in %.1f %% of %d questions, debiased in %.1f %%; always the first option: %.1f %%\n",
+           when, 100 * c.raw, q->n, 100 * c.debiased, 100 * c.first);
     if (j->cut) printf("%ld of the questions were too long and lost their beginning\n", j->cut);
     return c;
 }

@@ -748,7 +748,7 @@ START_TEST(evaluation_alone_needs_no_prompts) {
 END_TEST
 
 int main(void) {
-    (void)load_world, (void)ceilings, (void)hold_dialogues, (void)prepare_lessons, (void)hold_out, (void)feedback;   // the program's; tested in it
+    (void)load_world, (void)ceilings, (void)hold_dialogues, (void)prepare_lessons, (void)hold_out, (void)feedback, (void)free_world;   // the program's; tested in it
     if (!mkdtemp(work) || shell("head -n 12 test/tiny/prompts.jsonl >%s/prompts.jsonl", work)) return 1;
     Suite *s = suite_create("constitutional");
     TCase *c = tcase_create("constitutional");
