@@ -1,22 +1,22 @@
 /*
  * constitutional.c - Constitutional AI: a model that mends its own answers by written principles, and learns from what it wrote.
  *
- * Bai et al. 2022, at GPT-2's scale, and both of its stages. The first is supervised: to a prompt x the model writes an answer y_0; then, for a
- * principle of the constitution, a critique c_k of the answer and a revision y_k of it, until a critique finds nothing; and it is fine-tuned on
+ * Bai et al. 2022 at GPT-2's scale, both of its stages. The first is supervised (section 3.1). To a prompt x the model writes an answer y_0; then, by a
+ * principle of the constitution, a critique of it and a revision y_1, and so on until a critique finds nothing. It is fine-tuned on prompt and
+ * revision alone, as if it had answered so at once:
  *
  *     L = -1/M  sum over tokens i of the revisions  log p(y_i | x, y_<i)         M: tokens of the revisions of the whole optimiser step
  *
- * that is, on prompt and revision alone, as if it had answered so at once (section 3.1). The second labels preferences (section 4.1, --feedback): shown
- * two answers to a prompt as (A) and (B) and a principle, the model is asked which is better, and the label is its own probability of saying (A) and not (B).
- * A small model says (A) whatever stands there, so it is asked in both orders,
+ * The second labels preferences (section 4.1, --feedback). Shown a principle and two answers to a prompt, (A) and (B), the model is asked which is the
+ * better; the label is its own probability of saying (A) and not (B). A small model says (A) whatever stands there. So it is asked in both orders,
  *
- *     p(a is better than b) = 1/2 (p("A" | a, b) + 1 - p("A" | b, a))                      mean over principles
+ *     p(a is better than b) = 1/2 (p("A" | a, b) + 1 - p("A" | b, a))             mean over principles
  *
- * in which a constant liking for the first cancels. These are soft labels p_chosen for ./reward --data, whose model then is the reward of ./ppo.
+ * in which a constant liking for the first cancels. These are the soft labels p_chosen of ./reward --data, whose model then is the reward of ./ppo.
  *
- * What the paper says and is not here: chain of thought before the label (--clamp is what tames such labels), the human preferences for helpfulness that
- * it mixes in (append them to the file), and red-teaming. A model of this size criticises what it was trained to criticise and no more: the procedure
- * is exact, the judgement is the model's, and the program measures it (--evaluate, --breaches) instead of claiming it.
+ * Left out: chain of thought before a label (--clamp is what tames such labels), human preferences for helpfulness (append them to the file), and
+ * red-teaming. A model of this size criticises what it was trained to criticise and no more: the procedure is exact, the judgement is the
+ * model's, and the program measures it (--breaches, --evaluate).
  */
 #include "common/gpt2.h"   // the model: gpt2_forward, gpt2_logprob, gpt2_backward, gpt2_step
 #include "common/hf.h"     // hf_config, hf_load
@@ -41,7 +41,8 @@ static const Flag flags[] = {
     {"", FLAG_TITLE, NULL, .help = "Critique and revision"},
     {"prompts", FLAG_STRING, &args.prompts, .free_on_resume = true,
      .help = "prompts to answer, and to learn the revised answers to, JSONL; --eval: held-out prompts; --data: records to mix in"},
-    {"constitution", FLAG_STRING, &args.constitution, .free_on_resume = true, .help = "principles or pairs of requests, JSON; without it a few in English and Korean"},
+    {"constitution", FLAG_STRING, &args.constitution, .free_on_resume = true,
+     .help = "principles or pairs of requests, JSON; without it a few in English and Korean"},
     {"principles", FLAG_CHOICE, &args.principles,
      .help = "random|all: each round and comparison draws one; or rounds take them in turn, and comparisons average over all"},
     {"max_iterations", FLAG_INT, &args.max_iterations, .high = 100, .help = "rounds of critique and revision at most"},
@@ -51,8 +52,10 @@ static const Flag flags[] = {
     {"critique_temperature", FLAG_FLOAT, &args.critique_temperature, .high = 100, .help = "of critiques"},
     {"revision_temperature", FLAG_FLOAT, &args.revision_temperature, .high = 100, .help = "of revisions"},
     {"max_new_tokens", FLAG_INT, &args.max_new_tokens, .low = 1, .high = 1 << 20, .help = "longest answer, critique or revision, tokens"},
-    {"max_length", FLAG_INT, &args.max_length, .low = 2, .high = 1 << 20, .help = "tokens of a dialogue so far with what is said next, of an example, of a comparison"},
-    {"generation_batch_size", FLAG_INT, &args.generation_batch_size, .low = 1, .high = 4096, .free_on_resume = true, .help = "texts that are written together"},
+    {"max_length", FLAG_INT, &args.max_length, .low = 2, .high = 1 << 20,
+     .help = "tokens of a dialogue so far with what is said next, of an example, of a comparison"},
+    {"generation_batch_size", FLAG_INT, &args.generation_batch_size, .low = 1, .high = 4096, .free_on_resume = true,
+     .help = "texts that are written together"},
     {"template", FLAG_STRING, &args.template, .help = "text before a response: {instruction}, [[... {input} ...]], \\n"},
     {"strict", FLAG_BOOL, &args.strict, .help = "stop at the first bad line of a data file instead of skipping it"},
     {"", FLAG_TITLE, NULL, .help = "Learning from revisions"},
@@ -61,14 +64,20 @@ static const Flag flags[] = {
     {"gradient_checkpointing", FLAG_BOOL, &args.gradient_checkpointing,
      .help = "keep one activation a layer and compute the others again: less memory, more time"},
     {"", FLAG_TITLE, NULL, .help = "AI feedback"},
-    {"feedback", FLAG_STRING, &args.feedback, .free_on_resume = true, .help = "instead of training: label two answers to each prompt; the pairs go into this file, JSONL"},
-    {"pairs", FLAG_STRING, &args.pairs, .free_on_resume = true, .help = "label these pairs of chosen and rejected instead, and count how often the label agrees"},
-    {"labels", FLAG_STRING, &args.labels, .free_on_resume = true, .help = "labels from elsewhere: p_chosen of pairs, for those of our pairs that are among them"},
+    {"feedback", FLAG_STRING, &args.feedback, .free_on_resume = true,
+     .help = "instead of training: label two answers to each prompt; the pairs go into this file, JSONL"},
+    {"pairs", FLAG_STRING, &args.pairs, .free_on_resume = true,
+     .help = "label these pairs of chosen and rejected instead, and count how often the label agrees"},
+    {"labels", FLAG_STRING, &args.labels, .free_on_resume = true,
+     .help = "labels from elsewhere: p_chosen of pairs, for those of our pairs that are among them"},
     {"clamp", FLAG_STRING, &args.clamp, .free_on_resume = true, .help = "LOW,HIGH: labels are moved into this range"},
     {"", FLAG_TITLE, NULL, .help = "Evaluation"},
-    {"eval_samples", FLAG_INT, &args.eval_samples, .high = 1e6, .free_on_resume = true, .help = "held-out prompts answered before and after training; two are shown"},
-    {"breaches", FLAG_STRING, &args.breaches, .free_on_resume = true, .help = "an answer that says one of these breaks the principles, and is counted; separated by |"},
-    {"evaluate", FLAG_STRING, &args.evaluate, .free_on_resume = true, .help = "multiple choice, JSONL of prompt, corrects, incorrects: how often a right one is preferred"},
+    {"eval_samples", FLAG_INT, &args.eval_samples, .high = 1e6, .free_on_resume = true,
+     .help = "held-out prompts answered before and after training; two are shown"},
+    {"breaches", FLAG_STRING, &args.breaches, .free_on_resume = true,
+     .help = "an answer that says one of these breaks the principles, and is counted; separated by |"},
+    {"evaluate", FLAG_STRING, &args.evaluate, .free_on_resume = true,
+     .help = "multiple choice, JSONL of prompt, corrects, incorrects: how often a right one is preferred"},
     {0},
 };
 
@@ -118,8 +127,8 @@ static Run defaults(bool example) {
 
 /* ---- how a dialogue is laid out -------------------------------------------------------------------------------- */
 
-/* What follows an answer, by a plain principle in English or Korean; and how two answers are put side by side, where {prompt} comes without the heading
-   of its answer. What a constitution brings itself takes the place of these. */
+/* What follows an answer, by a plain principle in English or Korean; and how two answers are put side by side, where {prompt} comes without
+   the heading of its answer. What a constitution brings itself takes the place of these. */
 static const struct {
     const char *critique_request, *revision_request, *comparison;
 } layouts[2] = {
@@ -151,7 +160,9 @@ static Headings headings;
 
 static const char *first_of(const char *a, const char *b, const char *c) { return a ? a : b ? b : c; }
 
-static const char *comparison_template(const Principle *p) { return first_of(constitution.comparison, layouts[text_is_korean(p->text)].comparison, NULL); }
+static const char *comparison_template(const Principle *p) {
+    return first_of(constitution.comparison, layouts[text_is_korean(p->text)].comparison, NULL);
+}
 
 static void load_constitution(void) {
     Error e;
@@ -204,8 +215,8 @@ typedef struct {
     long few_shot, rounds, turns;   // left out for want of room: of prompts, or the whole turn
 } Dropped;
 
-/* What was said, for the next to speak: few-shot conversations from `shot` on, the prompt, the answer as it stood before round `from`, and the rounds since.
-   The last of them may be without its critique, or its revision. */
+/* What was said, for the next to speak: few-shot conversations from `shot` on, the prompt, the answer as it stood before round `from`, and
+   the rounds since. The last of them may be without its critique, or its revision. */
 static char *so_far(const Dialogue *d, int shot, int from) {
     Str s = {0};
     for (; shot < constitution.few_shot_n; shot++) {   // those that were published end in "\n\nHuman:", as the prompt begins
@@ -263,6 +274,11 @@ static void open_round(Dialogue *d, uint32_t epoch, int64_t seed) {
     d->round[d->rounds++] = (Round){xstrdup(p->name), xstrdup(p->critique_request), NULL, xstrdup(p->revision_request), NULL};
 }
 
+static void drop_round(Dialogue *d) {
+    Round *r = &d->round[--d->rounds];
+    free(r->principle), free(r->critique_request), free(r->revision_request);
+}
+
 /* What becomes of a dialogue when its critique is there. A critique that is empty, or says again what it was given, criticises nothing; that is
    not praise, and a stop phrase in the question does not count as one in the critique. */
 static Ending after_critique(const Dialogue *d) {
@@ -286,8 +302,7 @@ static bool converse(const Voice *v, Dialogue *d, int n, uint32_t epoch, int64_t
             if (d[i].ending == GOES_ON) open_round(&d[i], epoch, seed);
         speak(v, d, n, epoch, 1 + 2 * r, args.critique_temperature, dropped);
         for (int i = 0; i < n; i++) {
-            Round *last = d[i].rounds == r + 1 ? &d[i].round[r] : NULL;
-            if (last && !last->critique) free(last->principle), free(last->critique_request), free(last->revision_request), d[i].rounds--;   // no room
+            if (d[i].rounds == r + 1 && !d[i].round[r].critique) drop_round(&d[i]);   // no room for it
             if (d[i].ending == GOES_ON) d[i].ending = after_critique(&d[i]);
         }
         // 3. a revision, where there is something to revise; it is the next round's answer
@@ -359,7 +374,7 @@ static char *comparison(const char *prompt, const Principle *p, const char *a, c
 }
 
 /* Asks for the labels of the pairs that have none: in both orders, by one principle or by all. */
-static void label(Judge *j, Labelled *pairs, int n, int64_t seed) {
+static void label(Chooser *j, Labelled *pairs, int n, int64_t seed) {
     Questions q = {0};
     int room = 0;
     for (int i = 0; i < n; i++) {
@@ -368,7 +383,8 @@ static void label(Judge *j, Labelled *pairs, int n, int64_t seed) {
         principle_for(x->prompt, 0, &of);
         x->asked = x->given ? 0 : !strcmp(args.principles, "all") ? of : 1;
         for (int k = 0; k < 2 * x->asked; k++) {
-            const Principle *p = x->asked > 1 ? principle_for(x->prompt, (uint32_t)k / 2, &of) : draw_principle(x->prompt, FEEDBACK, (uint32_t)i, 0, seed);
+            const Principle *p = x->asked > 1 ? principle_for(x->prompt, (uint32_t)k / 2, &of)
+                                              : draw_principle(x->prompt, FEEDBACK, (uint32_t)i, 0, seed);
             if (q.n == room) q.v = (Question *)xrealloc(q.v, (size_t)(room = 2 * room + 64), sizeof *q.v);
             q.v[q.n++] = (Question){.n = 2, .prompt = comparison(x->prompt, p, k % 2 ? x->b : x->a, k % 2 ? x->a : x->b),
                                     .option = constitution.option[0] ? constitution.option : (char **)option_labels};
@@ -376,7 +392,7 @@ static void label(Judge *j, Labelled *pairs, int n, int64_t seed) {
     }
     double **logp = (double **)xmalloc(sizeof *logp * (size_t)q.n), *two = (double *)xcalloc((size_t)q.n, 2 * sizeof *two);
     for (int k = 0; k < q.n; k++) logp[k] = two + 2 * k;
-    judge_ask(j, &q, logp);
+    chooser_ask(j, &q, logp);
     for (int i = 0, next = 0; i < n; i++) {
         Labelled *x = &pairs[i];
         for (int k = 0; k < 2 * x->asked; k++, next++) {
@@ -405,7 +421,8 @@ static int sample_pairs(const Voice *v, const Prompts *prompts, Labelled **pairs
         if (a && b && *a && *b && strcmp(a, b)) (*pairs)[n++] = (Labelled){.prompt = xstrdup(prompts->v[i].text), .a = xstrdup(a), .b = xstrdup(b)};
         dialogue_free(&d[0][i]), dialogue_free(&d[1][i]);
     }
-    printf("two answers to each of %d prompts: %d pairs; in the others both are alike, or one is empty; %ld answers had no room\n", prompts->n, n, dropped.turns);
+    printf("two answers to each of %d prompts: %d pairs; in the others both are alike, or one is empty; %ld answers had no room\n", prompts->n, n,
+           dropped.turns);
     free(d[0]), free(d[1]);
     return n;
 }
@@ -425,12 +442,12 @@ static void report_labels(const Labelled *pairs, int n) {
     }
     if (asked) printf("the model's labels: the first option in %.1f %% of %d comparisons\n", 50.0 * first / asked, 2 * asked);
     if (known)
-        printf("agreement with %s on %d pairs  debiased %.1f %%; in one order alone %.1f %%, in the other %.1f %%; always the first option: 50.0 %%\n",
-               args.pairs ? "--pairs" : "--breaches", known, 100.0 * right / known, 100.0 * right_ab / known, 100.0 * right_ba / known);
+        printf("agreement with %s on %d pairs  debiased %.1f %%; in one order alone %.1f %%, in the other %.1f %%; "
+               "always the first option: 50.0 %%\n", args.pairs ? "--pairs" : "--breaches", known, 100.0 * right / known, 100.0 * right_ab / known, 100.0 * right_ba / known);
 }
 
 /* The procedure of section 4.1: pairs, labels, and a file for ./reward --data. */
-static void feedback(const Voice *v, Judge *j, const Prompts *prompts, int64_t seed) {
+static void feedback(const Voice *v, Chooser *j, const Prompts *prompts, int64_t seed) {
     Error e;
     double low, high;
     int end = 0;
@@ -441,13 +458,14 @@ static void feedback(const Voice *v, Judge *j, const Prompts *prompts, int64_t s
     const int n = args.pairs ? labelled_read(args.pairs, args.template, args.strict, &pairs) : sample_pairs(v, prompts, &pairs);
     // 2. which is better? In both orders, by the constitution
     if (args.labels) labelled_take(pairs, n, args.labels, args.template, args.strict);
-    if (!run_interrupted()) label(j, pairs, n, seed);
+    if (run_interrupted()) die("interrupted: no label is written");
+    label(j, pairs, n, seed);
     if (j->cut) printf("%ld comparisons were longer than --max_length %d and lost their beginning\n", j->cut, args.max_length);
     report_labels(pairs, n);
     // 3. the better one first, with the probability that it is
     for (int i = 0; i < n; i++) pairs[i].p = fmin(fmax(pairs[i].p, low), high);
-    if (!run_interrupted() && labelled_write(args.feedback, pairs, n, &e)) die("--feedback: %s", e.text);
-    printf(run_interrupted() ? "interrupted: nothing was written\n" : "%d labelled pairs are in %s: give it to ./reward --data\n", n, args.feedback);
+    if (labelled_write(args.feedback, pairs, n, &e)) die("--feedback: %s", e.text);
+    printf("%d labelled pairs are in %s: give it to ./reward --data\n", n, args.feedback);
     labelled_free(pairs, n);
 }
 
@@ -478,8 +496,8 @@ static void load_prompts(const char *path, Prompts *p) {
     }
 }
 
-/* Holds the dialogues of an epoch, `together` at a time, and appends them to transcripts.jsonl; those that stand there already are taken as they are. whole: all
-   must, for the model has learned since. False: interrupted. */
+/* Holds the dialogues of an epoch, `together` at a time, and appends them to transcripts.jsonl; those that stand there already are taken as
+   they are. whole: all must, for the model has learned since. False: interrupted. */
 static bool hold_dialogues(World *w, int epoch, int together, bool whole) {
     const int n = w->prompts.n;
     int todo = 0, *which = (int *)xmalloc(sizeof *which * (size_t)n), ended[ENDINGS] = {0};
@@ -497,23 +515,25 @@ static bool hold_dialogues(World *w, int epoch, int together, bool whole) {
     }
     for (int i = 0; i < n; i++)
         if (!w->dialogue[i].answer) which[todo++] = i;
-    if (whole && todo) die_usage("cannot go on: %d dialogues of this epoch are not in transcripts.jsonl beside the checkpoint; go on from an earlier one", todo);
+    if (whole && todo)
+        die_usage("cannot go on: %d dialogues of this epoch are not in transcripts.jsonl beside the checkpoint; go on from an earlier one", todo);
     Dialogue *part = (Dialogue *)xcalloc((size_t)together, sizeof *part);
     bool going = true;
     for (int i = 0, m; i < todo && going; i += m) {
         for (m = 0; m < together && i + m < todo; m++) part[m] = w->dialogue[which[i + m]];
+        if (isatty(STDOUT_FILENO)) printf("\rdialogue %d of %d ", i + 1, todo), fflush(stdout);
         going = converse(&w->voice, part, m, (uint32_t)epoch, w->seed, &dropped);
         if (going && w->path && dialogues_append(w->path, part, m, &e)) die("%s", e.text);
         for (int k = 0; k < m; k++) w->dialogue[which[i + k]] = part[k];
     }
     for (int i = 0; i < n; i++) ended[w->dialogue[i].ending]++;
-    printf("%d dialogues%s; how they ended:", n, going ? "" : " (interrupted)");
+    printf("%s%d dialogues%s; how they ended:", isatty(STDOUT_FILENO) ? "\r" : "", n, going ? "" : " (interrupted)");
     for (int k = 0; k < ENDINGS; k++)
         if (ended[k]) printf("  %s %d", endings[k], ended[k]);
     printf("\n");
     if (dropped.few_shot + dropped.rounds + dropped.turns)
-        printf("for want of room prompts went without %ld few-shot conversations and %ld earlier rounds; %ld turns had no room at all\n", dropped.few_shot,
-               dropped.rounds, dropped.turns);
+        printf("for want of room prompts went without %ld few-shot conversations and %ld earlier rounds; %ld turns had no room at all\n",
+               dropped.few_shot, dropped.rounds, dropped.turns);
     free(part), free(which);
     return going;
 }
@@ -531,7 +551,9 @@ static void prepare_lessons(World *w, const Tokenizer *t) {
     dataset_free(&w->lessons);
     dataset_build(&w->lessons, &r, t, args.max_length, false);
     if (w->lessons.prompts_cut + w->lessons.responses_cut)
-        printf("longer than --max_length %d: %ld prompts lost their beginning, %ld responses their end\n", args.max_length, w->lessons.prompts_cut, w->lessons.responses_cut);
+        printf("longer than --max_length %d: %ld prompts lost their beginning, %ld responses their end\n", args.max_length,
+               w->lessons.prompts_cut, w->lessons.responses_cut);
+    printf("%d lessons, %d of them from the dialogues\n", w->lessons.n, own);
     for (int u = 0, i = 0; u <= w->examples; w->first[u++] = i)
         while (i < w->lessons.n && w->lessons.line[i] < u) i++;
     r.n = own;
@@ -562,7 +584,8 @@ static HeldOut hold_out(World *w, const char *when) {
     for (int i = 0; i < n; i++) dialogue_free(&d[i]);
     free(d);
     if (when && n)
-        printf("held-out answers (%d), %-6s  %.1f %% say one of --breaches; the model's own critique finds fault with %.1f %%\n", n, when, 100 * h.breaches, 100 * h.criticised);
+        printf("held-out answers (%d), %-6s  %.1f %% say one of --breaches; the model's own critique finds fault with %.1f %%\n", n, when,
+               100 * h.breaches, 100 * h.criticised);
     return h;
 }
 
@@ -573,9 +596,10 @@ static void load_world(World *w, Run *run, Questions *q) {
     Error e;
     const bool learns = args.prompts && !args.feedback;
     load_constitution();
-    printf("%s: %d principles, %d few-shot conversations\n", args.constitution ? args.constitution : "the built-in constitution", constitution.n, constitution.few_shot_n);
+    printf("%s: %d principles, %d few-shot conversations\n", args.constitution ? args.constitution : "the built-in constitution",
+           constitution.n, constitution.few_shot_n);
     if (args.prompts) load_prompts(args.prompts, &w->prompts);
-    if (run->eval && learns) load_prompts(run->eval, &w->held_out);
+    if (run->eval && learns && args.eval_samples) load_prompts(run->eval, &w->held_out);
     if (run->data && learns && records_read(run->data, args.template, args.strict, &w->helpful, &e)) die_usage("%s", e.text);
     if (run->data && learns) printf("%s: %d records to mix in, %d lines skipped\n", run->data, w->helpful.n, w->helpful.skipped);
     if (args.evaluate && questions_read(args.evaluate, args.strict, q, &e)) die_usage("%s", e.text);
@@ -600,9 +624,17 @@ static GPT2Limits ceilings(const Run *run, const World *w, const Questions *q, c
     l.tokens = l.train ? (int)fmax(args.max_length - 1, batch * fmin(args.max_length - 1, lesson)) : l.slots;
     l.scored = l.tokens;
     Question two = {.n = 2, .option = constitution.option[0] ? constitution.option : (char **)option_labels};
-    if (args.feedback) judge_ceilings(&l, &(Questions){.n = 1, .v = &two}, t, args.max_length - 1);
-    judge_ceilings(&l, q, t, args.max_length - 1);
+    if (args.feedback) chooser_ceilings(&l, &(Questions){.n = 1, .v = &two}, t, args.max_length - 1);
+    chooser_ceilings(&l, q, t, args.max_length - 1);
     return l;
+}
+
+static void free_world(World *w, Questions *q, Tokenizer *t) {
+    for (int i = 0; i < w->prompts.n; i++) dialogue_free(&w->dialogue[i]);
+    for (int i = 0; i < w->known.n; i++) dialogue_free(&w->known.v[i]);
+    prompts_free(&w->prompts), prompts_free(&w->held_out), records_free(&w->helpful), dataset_free(&w->lessons), questions_free(q);
+    free(w->dialogue), free(w->known.v), free(w->path), free(w->first);
+    constitution_free(&constitution), headings_free(&headings), tokenizer_free(t);
 }
 
 #ifndef TESTING
@@ -615,8 +647,10 @@ int main(int argc, char **argv) {
     run = defaults(example);
     run_start(&run, "constitutional", about, flags, argc, argv);
     if (!run.model || !(args.prompts || args.evaluate || (args.feedback && args.pairs)))
-        die_usage("--model DIR is needed, with --prompts FILE, --evaluate FILE, or --feedback FILE and --pairs FILE (or nothing, for the built-in example)");
-    if ((args.pairs || args.labels) && !args.feedback) die_usage("--pairs and --labels are for --feedback FILE, which says where the labelled pairs go");
+        die_usage("--model DIR is needed, with --prompts FILE, --evaluate FILE, or --feedback FILE and --pairs FILE "
+                  "(or nothing, for the built-in example)");
+    if ((args.pairs || args.labels) && !args.feedback)
+        die_usage("--pairs and --labels are for --feedback FILE, which says where the labelled pairs go");
 
     // The model's shape, the constitution and the prompts, and what it all takes
     GPT2Config config;
@@ -624,8 +658,12 @@ int main(int argc, char **argv) {
     Tokenizer *tokenizer = tokenizer_load(run.model, &e);
     if (!tokenizer) die_usage("%s", e.text);
     if (tokenizer_size(tokenizer) > config.vocab_size)
-        die_usage("%s: the tokenizer has %d tokens and the model %d; they do not belong together", run.model, tokenizer_size(tokenizer), config.vocab_size);
+        die_usage("%s: the tokenizer has %d tokens and the model %d; they do not belong together", run.model, tokenizer_size(tokenizer),
+                  config.vocab_size);
     if (args.max_length > config.n_positions + 1) args.max_length = config.n_positions + 1;
+    if (args.max_new_tokens >= args.max_length)
+        die_usage("--max_new_tokens %d leaves no room for a prompt: a dialogue has %d tokens, by --max_length and the model's positions",
+                  args.max_new_tokens, args.max_length);
     run_echo(&run);
     World w = {0};
     Questions questions = {0};
@@ -635,24 +673,32 @@ int main(int argc, char **argv) {
     run_print_memory(&memory);
     for (int i = 0; i < w.prompts.n && i < (run.dry_run ? 3 : 1); i++) {
         const Principle *p = draw_principle(w.prompts.v[i].text, 0, (uint32_t)i, 0, run.seed);
-        printf("--- line %d: what the model writes is between « and »\n%s«answer»%s«critique»%s«revision»\n", w.prompts.v[i].line, w.prompts.v[i].text, p->critique_request,
-               p->revision_request);
+        printf("--- line %d: what the model writes is between « and »\n%s«answer»%s«critique»%s«revision»\n", w.prompts.v[i].line,
+               w.prompts.v[i].text, p->critique_request, p->revision_request);
     }
-    if (run.dry_run) return 0;
+    if (run.dry_run) {
+        free_world(&w, &questions, tokenizer);
+        run_free(&run);
+        return 0;
+    }
 
     GPT2 *model = hf_load(run_model_dir(&run), !limits.train, &e);
     if (!model) die_usage("%s", e.text);
     gpt2_reserve(model, &limits);
     Speaker speaker = {model, tokenizer, args.max_length - 1, args.max_new_tokens, (uint64_t)run.seed};
-    Judge judge = {.model = model, .tokenizer = tokenizer, .limits = limits, .positions = args.max_length - 1};
+    Chooser judge = {.model = model, .tokenizer = tokenizer, .limits = limits, .positions = args.max_length - 1};
     w.voice = speaker_voice(&speaker);
     if (args.feedback) feedback(&w.voice, &judge, &w.prompts, run.seed);
     double loss_sum = 0, correct = 0, scored = 0;   // since the last line of the log
     double num_tokens = 0;                          // trained on
-    run_keep(&run, "loss", &loss_sum), run_keep(&run, "correct", &correct), run_keep(&run, "tokens", &scored), run_keep(&run, "num_tokens", &num_tokens);
+    run_keep(&run, "loss", &loss_sum);
+    run_keep(&run, "correct", &correct);
+    run_keep(&run, "tokens", &scored);
+    run_keep(&run, "num_tokens", &num_tokens);
     run_resume(&run, model);
 
-    const int batch_size = run.per_device_train_batch_size, together = 4 * limits.slots + 1, per_epoch = args.regenerate ? run.steps_per_epoch : INT32_MAX;
+    const int batch_size = run.per_device_train_batch_size, together = 4 * limits.slots + 1;
+    const int per_epoch = args.regenerate ? run.steps_per_epoch : INT32_MAX;   // steps that learn from the same dialogues
     const size_t N = (size_t)limits.tokens, step_size = (size_t)(batch_size * run.gradient_accumulation_steps);
     int *which = (int *)xmalloc(sizeof(int) * step_size), *best = (int *)xmalloc(sizeof(int) * N), have = -1;
     float *logp = (float *)xmalloc(sizeof(float) * N), *dlogp = (float *)xmalloc(sizeof(float) * N);
@@ -660,7 +706,7 @@ int main(int argc, char **argv) {
     Ints lessons = {0};
     double revised = 0;          // share of the epoch's dialogues with a revision
     HeldOut before = {0}, after;
-    if (questions.n) judge_report(&judge, &questions, "before");
+    if (questions.n) chooser_report(&judge, &questions, "before");
     if (w.held_out.n) before = hold_out(&w, "before");
     if (run.output && *run.output && w.examples) {
         Str path = {0};
@@ -711,25 +757,32 @@ int main(int argc, char **argv) {
         // 4. clip, AdamW; a step whose dialogues teach nothing leaves the model as it is
         AdamW adamw = run_adamw(&run, run.step);
         if (M > 0) norm = (double)gpt2_step(model, &adamw, run.step + 1);
-        if (!isfinite(loss) || !isfinite(norm)) die("step %d: the loss is %g and the gradient's norm %g; lower --learning_rate", run.step + 1, loss, norm);
+        if (!isfinite(loss) || !isfinite(norm))
+            die("step %d: the loss is %g and the gradient's norm %g; lower --learning_rate", run.step + 1, loss, norm);
         run.step++;
         scored += M, num_tokens += (double)tokens;
         // 5. log, evaluate, save
         run_progress(&run, loss, tokens);
         if (run_should_log(&run)) {
-            run_log(&run, {"loss", loss_sum / scored}, {"mean_token_accuracy", correct / scored}, {"grad_norm", norm}, {"learning_rate", (double)adamw.learning_rate},
-                    {"num_tokens", num_tokens}, {"revised", revised}, {"epoch", run_epoch(&run)});
+            run_log(&run, {"loss", loss_sum / scored}, {"mean_token_accuracy", correct / scored}, {"grad_norm", norm},
+                    {"learning_rate", (double)adamw.learning_rate}, {"num_tokens", num_tokens}, {"revised", revised}, {"epoch", run_epoch(&run)});
             loss_sum = correct = scored = 0;
         }
         if (run_should_evaluate(&run) && w.held_out.n) {
             after = hold_out(&w, run.step == run.total_steps ? "after" : NULL);
             run_log(&run, {"eval_breaches", after.breaches}, {"eval_criticised", after.criticised});
-            if (run.step == run.total_steps) printf("held-out answers that say one of --breaches  %.1f %% -> %.1f %%\n", 100 * before.breaches, 100 * after.breaches);
+            if (run.step == run.total_steps)
+                printf("held-out answers that say one of --breaches  %.1f %% -> %.1f %%\n", 100 * before.breaches, 100 * after.breaches);
         }
         if (run_should_save(&run)) run_checkpoint(&run, model);
     }
-    if (questions.n && run.total_steps > 0 && !run_interrupted()) judge_report(&judge, &questions, "after");
+    if (questions.n && run.total_steps > 0 && !run_interrupted()) chooser_report(&judge, &questions, "after");
     printf("peak memory %.0f MB, planned %.0f MB\n", (double)run_peak_memory() / 1e6, (double)memory.total / 1e6);
-    return run_finish(&run, model);
+    int status = run_finish(&run, model);
+    gpt2_free(model);
+    free_world(&w, &questions, tokenizer);
+    ragged_free(&batch);
+    free(which), free(best), free(logp), free(dlogp), free(lessons.v);
+    return status;
 }
 #endif

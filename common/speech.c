@@ -186,7 +186,9 @@ int labelled_write(const char *path, const Labelled *pairs, int n, Error *e) {
         const Labelled *x = &pairs[i];
         const bool a = x->p >= 0.5;
         Str line = {0};
-        add_text(&line, "{\"prompt\": ", x->prompt), add_text(&line, ", \"chosen\": ", a ? x->a : x->b), add_text(&line, ", \"rejected\": ", a ? x->b : x->a);
+        add_text(&line, "{\"prompt\": ", x->prompt);
+        add_text(&line, ", \"chosen\": ", a ? x->a : x->b);
+        add_text(&line, ", \"rejected\": ", a ? x->b : x->a);
         str_printf(&line, ", \"p_chosen\": %.9g}\n", (double)(float)(a ? x->p : 1 - x->p));   // reads back as the same float
         fwrite(line.s, 1, line.n, file.f);
         free(line.s);
@@ -208,7 +210,7 @@ static int option_tokens(const Question *q, const Tokenizer *t, int *longest) {
     return all;
 }
 
-void judge_ceilings(GPT2Limits *limits, const Questions *q, const Tokenizer *t, int positions) {
+void chooser_ceilings(GPT2Limits *limits, const Questions *q, const Tokenizer *t, int positions) {
     for (int i = 0, longest; i < q->n; i++) {
         const int all = option_tokens(&q->v[i], t, &longest);
         limits->tokens = max_int(limits->tokens, positions + all);
@@ -236,7 +238,7 @@ static void add_row(Gathering *g, int token, int target) {
 }
 
 /* Scores what was collected, and empties it. */
-static void score(const Judge *j, Gathering *g) {
+static void score(const Chooser *j, Gathering *g) {
     const int S = (int)g->parent.n, N = (int)g->tokens.n;
     if (!S) return;
     ints_push(&g->start, N);
@@ -244,14 +246,16 @@ static void score(const Judge *j, Gathering *g) {
     float *logp = (float *)xmalloc(sizeof(float) * (size_t)N);
     gpt2_forward(j->model, &batch, NULL);
     gpt2_logprob(j->model, g->target.v, 1, logp, NULL, NULL);
-    for (int s = 0; s < S; s++)
+    for (int s = 0; s < S; s++) {
         for (int i = g->start.v[s]; g->sum[s] && i < g->start.v[s + 1]; i++) *g->sum[s] += (double)logp[i];
+        if (g->sum[s] && !isfinite(*g->sum[s])) die("the model's output is not finite; its weights are damaged or training has diverged");
+    }
     free(logp);
     g->start.n = g->tokens.n = g->target.n = g->parent.n = 0;
     g->scored = 0;
 }
 
-void judge_ask(Judge *j, const Questions *q, double **logp) {
+void chooser_ask(Chooser *j, const Questions *q, double **logp) {
     Gathering g = {.sum = (double **)xmalloc(sizeof(double *) * (size_t)j->limits.sequences)};
     Ints prompt = {0}, option = {0};
     for (int k = 0; k < q->n; k++) {
@@ -262,10 +266,13 @@ void judge_ask(Judge *j, const Questions *q, double **logp) {
         tokenizer_encode(j->tokenizer, x->prompt, strlen(x->prompt), true, &prompt);
         int from = max_int(0, (int)prompt.n + longest - 1 - j->positions);   // of what does not fit, the beginning goes
         j->cut += from > 0;
-        if (from >= (int)prompt.n || !prompt.n) die_usage("line %d: an option of %d tokens leaves no room for its question in %d", x->line, longest, j->positions);
+        if (from >= (int)prompt.n || !prompt.n)
+            die_usage("line %d: an option of %d tokens leaves no room for its question in %d", x->line, longest, j->positions);
         // the options go on from the prompt's last token, which is the first of their rows; what comes before it is common to them
         const int shared = (int)prompt.n - 1 - from;
-        if ((int)g.tokens.n + shared + all > j->limits.tokens || (int)g.parent.n + 1 + x->n > j->limits.sequences || g.scored + all > j->limits.scored) score(j, &g);
+        if ((int)g.tokens.n + shared + all > j->limits.tokens || (int)g.parent.n + 1 + x->n > j->limits.sequences ||
+            g.scored + all > j->limits.scored)
+            score(j, &g);
         const int parent = shared ? (int)g.parent.n : -1;
         if (shared) add_sequence(&g, -1, NULL);
         for (int i = 0; i < shared; i++) add_row(&g, prompt.v[from + i], -1);
@@ -319,7 +326,7 @@ static void debias(Place *place, int n) {
     }
 }
 
-Choices judge_choose(const Questions *q, double **logp) {
+Choices chooser_choose(const Questions *q, double **logp) {
     Choices c = {0};
     int n = 0;
     for (int i = 0; i < q->n; i++) n += q->v[i].n;
@@ -342,16 +349,16 @@ Choices judge_choose(const Questions *q, double **logp) {
     return (Choices){c.raw / q->n, c.debiased / q->n, c.first / q->n};
 }
 
-Choices judge_report(Judge *j, const Questions *q, const char *when) {
+Choices chooser_report(Chooser *j, const Questions *q, const char *when) {
     double **logp = (double **)xmalloc(sizeof *logp * (size_t)q->n);
     for (int i = 0; i < q->n; i++) logp[i] = (double *)xcalloc((size_t)q->v[i].n, sizeof **logp);
     j->cut = 0;
-    judge_ask(j, q, logp);
-    const Choices c = judge_choose(q, logp);
+    chooser_ask(j, q, logp);
+    const Choices c = chooser_choose(q, logp);
     for (int i = 0; i < q->n; i++) free(logp[i]);
     free(logp);
-    printf("multiple choice, %-6s  a right one is preferred in %.1f %% of %d questions, debiased in %.1f %%; always the first option: %.1f %%\n", when, 100 * c.raw,
-           q->n, 100 * c.debiased, 100 * c.first);
+    printf("multiple choice, %-6s  a right one is preferred in %.1f %% of %d questions, debiased in %.1f %%; always the first option: %.1f %%\n",
+           when, 100 * c.raw, q->n, 100 * c.debiased, 100 * c.first);
     if (j->cut) printf("%ld of the questions were too long and lost their beginning\n", j->cut);
     return c;
 }

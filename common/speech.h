@@ -9,8 +9,8 @@
 
 /* ---- what is said ---------------------------------------------------------------------------------------------- */
 
-/* Who speaks. say goes on from n prompts, and makes text[i] what follows prompt[i] (UTF-8, to be freed); id and turn name it in the random streams. fits:
-   does a prompt leave room for an answer? A test has its own. */
+/* Who speaks. say goes on from n prompts, and makes text[i] what follows prompt[i] (UTF-8, to be freed); id and turn name it in the random
+   streams. fits: does a prompt leave room for an answer? A test has its own. */
 typedef struct {
     void (*say)(void *context, int n, char *const *prompt, const uint32_t *id, uint32_t turn, float temperature, char **text);
     bool (*fits)(void *context, const char *prompt);
@@ -36,8 +36,8 @@ typedef struct {
 
 /* template with each name of holes (which end with {0}) replaced by its text, where nothing is replaced again. To be freed. */
 char *text_fill(const char *template, const Hole *holes);
-/* Does text say one of the phrases of a list "a|b|c"? From the beginning of a word on, so that "inappropriate" does not say "appropriate", nor 부적절함
-   적절함; ASCII letters in either case. */
+/* Does text say one of the phrases of a list "a|b|c"? From the beginning of a word on, so that "inappropriate" does not say "appropriate",
+   nor 부적절함 적절함; ASCII letters in either case. */
 bool text_says(const char *text, const char *list);
 /* Is there a syllable of Hangul in it? text may be NULL. */
 bool text_is_korean(const char *text);
@@ -48,7 +48,8 @@ typedef struct {
     int n;
 } Headings;
 
-/* Of a template: the first and the last of its lines that say something, and those that begin with #, each up to its colon; a line without one is none. */
+/* Of a template: the first and the last of its lines that say something, and those that begin with #, each up to its colon; a line
+   without one is none. */
 void headings_add(Headings *h, const char *template);
 void headings_free(Headings *h);
 /* Ends a text where a line of it begins with a heading, or with <|endoftext|>: from there on it speaks for somebody else. Then takes the white space
@@ -83,12 +84,13 @@ typedef struct {
     GPT2Limits limits;
     int positions;
     long cut;                    // prompts that lost their beginning, so far
-} Judge;
+} Chooser;
 
 /* Raises tokens, sequences and scored to what the largest of these questions takes. */
-void judge_ceilings(GPT2Limits *limits, const Questions *q, const Tokenizer *t, int positions);
-/* logp[q][o] = log p(option o | prompt) of every question. A prompt is computed once for all its options (Batch.parent). Dies when an option does not fit. */
-void judge_ask(Judge *j, const Questions *q, double **logp);
+void chooser_ceilings(GPT2Limits *limits, const Questions *q, const Tokenizer *t, int positions);
+/* logp[q][o] = log p(option o | prompt) of every question. A prompt is computed once for all its options (Batch.parent). Ends the program
+   when an option does not fit. */
+void chooser_ask(Chooser *c, const Questions *q, double **logp);
 /* x[o] = log(p[o] / sum over the n options of p), from log p: the options alone share the probability. */
 void among_options(double *x, int n);
 
@@ -101,10 +103,10 @@ typedef struct {
  * raw: the choice is the likeliest option. debiased: the likeliest compared with how likely its text is after the file's other questions,
  *     log p(o | x) - mean over x' of log p(o | x')            (p among the question's options; as Zhou et al. 2023, batch calibration)
  * so that a constant liking for "(A)" cancels; an option that occurs once stays as it is. first: of the options in alphabetical order. logp is
- * judge_ask's, and comes back as what decided.
+ * chooser_ask's, and comes back as what decided.
  */
-Choices judge_choose(const Questions *q, double **logp);
+Choices chooser_choose(const Questions *q, double **logp);
 /* Asks and chooses, and prints one line. */
-Choices judge_report(Judge *j, const Questions *q, const char *when);
+Choices chooser_report(Chooser *c, const Questions *q, const char *when);
 
 #endif

@@ -192,16 +192,16 @@ typedef struct {
 /* Appends n dialogues to a file, each as a line of JSON: epoch, id, init_prompt, init_response, rounds [{principle, critic_prompt, critic_response,
    revision_prompt, revision_response}], ended, messages; and, where something was revised, prompt, chosen and rejected. 0, or -1 with e filled. */
 int  dialogues_append(const char *path, const Dialogue *d, int n, Error *e);
-/* Reads such a file up to the first line that is not whole, or is of an epoch after `epoch`; a missing file holds none. What was read is then all that stands
-   in the file `to`, which may be the same (NULL: nowhere). 0, or -1 with e filled. */
+/* Reads such a file up to the first line that is not whole, or is of an epoch after `epoch`; a missing file holds none. What was read is then
+   all that stands in the file `to`, which may be the same (NULL: nowhere). 0, or -1 with e filled. */
 int  dialogues_keep(const char *from, int epoch, const char *to, Dialogues *out, Error *e);
 void dialogue_free(Dialogue *d);
 void dialogue_show(const Dialogue *d, const char *when);   // for a person, on stdout
 /* The answer as it stands: the last revision, or the first answer. */
 const char *dialogue_answer(const Dialogue *d);
 
-/* The question in a prompt of the default template, or of the form "\n\nHuman: ...\n\nAssistant:": without the heading of the answer, and if bare without its
-   own. Any other prompt is all question. To be freed. */
+/* The question in a prompt of the default template, or of the form "\n\nHuman: ...\n\nAssistant:": without the heading of the answer, and if
+   bare without its own. Any other prompt is all question. To be freed. */
 char *prompt_question(const char *prompt, bool bare);
 
 /* Replaces each byte of s from `from` on that belongs to no UTF-8 character, and each NUL, by U+FFFD: what it is then can be written as JSON,

@@ -23,6 +23,7 @@
 #include "../common/hf.h"
 #include "../common/kernels.h"
 #include "../common/run.h"
+#include "../common/speech.h"
 #include "../common/text.h"
 #include "../common/util.h"
 
@@ -698,6 +699,63 @@ static void print_heading(void) {
     printf("name\tshape\tms\trate\tunit\t%% of peak, best\t%% of peak, median\tnote\n");
 }
 
+/* What constitutional.c does with each prompt: an answer, a critique and a revision, 48 tokens each, 16 prompts together. texts: the part of it that is no
+   model: tokenising what was said so far, cutting what came. */
+static void bench_round(void) {
+    enum { S = 16, EACH = 48 };
+    static const char *const requests[] = {"", "\n\n### Critique request:\nSay where the response falls short.\n\n### Critique:\n",
+                                           "\n\n### Revision request:\nRewrite the response.\n\n### Revision:\n"};
+    const char *shared = getenv("SHARED") ? getenv("SHARED") : "../shared";
+    const GPT2Limits limits = {.tokens = 1024, .sequences = S, .slots = S, .positions = 512};
+    char vocabulary[512];
+    Error e;
+    SHAPE("%d prompts, 3 x %d tokens", S, EACH);
+    snprintf(vocabulary, sizeof vocabulary, "%s/data/gpt2-vocab", shared);
+    if (!wanted("round") && !wanted("texts")) return;
+    if (access(vocabulary, R_OK)) {
+        printf("# no row round: %s is not there\n", vocabulary);
+        return;
+    }
+    Tokenizer *t = tokenizer_load(vocabulary, &e);
+    if (!t) die("%s", e.text);
+    GPT2 *m = random_model(&limits);
+    Speaker speaker = {m, t, limits.positions, EACH, 1};
+    Voice voice = speaker_voice(&speaker);
+    Headings headings = {0};
+    headings_add(&headings, requests[1]), headings_add(&headings, requests[2]);
+    Str said[S] = {{0}};
+    uint32_t id[S];
+    double seconds[2] = {0};
+    begin("round", NOTHING, 0);
+    row.tokens = 3 * S * EACH;
+    for (int texts = 0; texts < 2; texts++) {
+        if (texts) begin("texts", NOTHING, 0);
+        while (again()) {
+            const double start = now_seconds();
+            for (int s = 0; s < S; s++) id[s] = (uint32_t)s, said[s].n = 0;
+            for (int turn = 0; turn < 3; turn++) {
+                char *prompt[S], *text[S];
+                for (int s = 0; s < S; s++) {
+                    if (!turn) str_printf(&said[s], "### Instruction:\nWhat is the capital of country number %d, and why?\n\n### Response:\n", s);
+                    else str_printf(&said[s], "%s", requests[turn]);
+                    prompt[s] = said[s].s;
+                    if (texts) text_tokens(t, prompt[s]), text[s] = xstrdup(" and the the of capital, that is in it and was not a.\nSo it is");
+                    if (!voice.fits(voice.context, prompt[s])) die("bench: no room for a dialogue");
+                }
+                if (!texts) voice.say(voice.context, S, prompt, id, (uint32_t)turn, 1, text);
+                for (int s = 0; s < S; s++) headings_cut(&headings, text[s]), str_printf(&said[s], "%s", text[s]), free(text[s]);
+            }
+            seconds[texts] = now_seconds() - start;
+        }
+    }
+    if (seconds[0] > 0 && seconds[1] > 0)
+        printf("# round: %.0f prompts a minute; texts are %.2f %% of it\n", 60 * S / seconds[0], 100 * seconds[1] / seconds[0]);
+    for (int s = 0; s < S; s++) free(said[s].s);
+    headings_free(&headings);
+    tokenizer_free(t);
+    gpt2_free(m);
+}
+
 int main(int argc, char **argv) {
     int step = -1, threads = omp_get_max_threads();   // --step I, for bench_steps(): that configuration only, in this process
     bool iteration = false;                           // --iteration, for bench_ppo(), likewise
@@ -717,7 +775,7 @@ int main(int argc, char **argv) {
     if (iteration) return bench_iteration(), 0;
     print_heading();
     void (*const sections[])(void) = {bench_probes, bench_linear, bench_head, bench_attention, bench_memory_bound,
-                                      bench_steps, bench_pairs, bench_programs, bench_decode, bench_ppo, bench_load, bench_tokenizer};
+                                      bench_steps, bench_pairs, bench_programs, bench_decode, bench_ppo, bench_round, bench_load, bench_tokenizer};
     for (int i = 0; i < LENGTH(sections); i++) sections[i]();
     return 0;
 }

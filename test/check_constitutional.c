@@ -483,7 +483,7 @@ START_TEST(labels_sum_to_one_and_mirror) {
     Tokenizer *t = tokenizer_load("test/tiny/chat", &e);
     GPT2Limits limits = {.tokens = 600, .sequences = 12, .scored = 64};
     gpt2_reserve(m, &limits);
-    Judge j = {.model = m, .tokenizer = t, .limits = limits, .positions = 256};
+    Chooser j = {.model = m, .tokenizer = t, .limits = limits, .positions = 256};
     Labelled x[2] = {{.prompt = Q, .a = "Of course! Anna likes rice.", .b = "Get lost. Anna likes rice."}, {.prompt = Q, .a = "Get lost. Anna likes rice.", .b = "Of course! Anna likes rice."}};
     label(&j, x, 2, 1);
     ck_assert(x[0].p_ab > 0 && x[0].p_ab < 1 && x[0].asked == 1);
@@ -748,7 +748,7 @@ START_TEST(evaluation_alone_needs_no_prompts) {
 END_TEST
 
 int main(void) {
-    (void)load_world, (void)ceilings, (void)hold_dialogues, (void)prepare_lessons, (void)hold_out, (void)feedback;   // the program's; tested in it
+    (void)load_world, (void)ceilings, (void)hold_dialogues, (void)prepare_lessons, (void)hold_out, (void)feedback, (void)free_world;   // the program's; tested in it
     if (!mkdtemp(work) || shell("head -n 12 test/tiny/prompts.jsonl >%s/prompts.jsonl", work)) return 1;
     Suite *s = suite_create("constitutional");
     TCase *c = tcase_create("constitutional");

@@ -377,8 +377,8 @@ START_TEST(an_options_probability_is_that_of_the_whole_text) {
                     {.n = 2, .prompt = (char *)"Bruno lives in", .option = o2}};
     Questions q = {.n = 4, .v = v};
     double room[4][3], *logp[4] = {room[0], room[1], room[2], room[3]};
-    Judge j = {.model = model, .tokenizer = tokenizer, .limits = limits, .positions = 60};
-    judge_ask(&j, &q, logp);
+    Chooser j = {.model = model, .tokenizer = tokenizer, .limits = limits, .positions = 60};
+    chooser_ask(&j, &q, logp);
     ck_assert_int_eq(j.cut, 0);
     for (int k = 0; k < q.n; k++)
         for (int o = 0; o < v[k].n; o++) {   // each whole text alone, without a parent
@@ -399,12 +399,12 @@ START_TEST(an_options_probability_is_that_of_the_whole_text) {
     // a question that is too long loses its beginning, and says so
     Questions last = {.n = 1, .v = &v[3]};
     double *whole = logp[3], shorter[2], *cut = shorter;
-    Judge narrow = {.model = model, .tokenizer = tokenizer, .limits = limits, .positions = 9};
+    Chooser narrow = {.model = model, .tokenizer = tokenizer, .limits = limits, .positions = 9};
     v[3].prompt = (char *)"a very long story. no lives in";
-    judge_ask(&narrow, &last, &cut);
+    chooser_ask(&narrow, &last, &cut);
     ck_assert_int_eq(narrow.cut, 1);
     v[3].prompt = (char *)"lives in";
-    judge_ask(&narrow, &last, &whole);
+    chooser_ask(&narrow, &last, &whole);
     ck_assert_int_eq(narrow.cut, 1);
     ck_assert(cut[0] == whole[0] && cut[1] == whole[1]);
 }
@@ -424,7 +424,7 @@ START_TEST(choices_by_hand) {
             logp[i] = room[i];
             room[i][0] = a_right ? a : b, room[i][1] = a_right ? b : a;
         }
-        const Choices c = judge_choose(&(Questions){.n = 5, .v = v}, logp);
+        const Choices c = chooser_choose(&(Questions){.n = 5, .v = v}, logp);
         ck_assert_double_eq(c.first, 0.6);
         ck_assert_double_eq(c.raw, liking ? 0.6 : 0.8);   // with the liking it says A to all but one
         ck_assert_double_eq(c.debiased, 0.8);
@@ -439,7 +439,7 @@ START_TEST(choices_by_hand) {
     char *once[] = {(char *)"p", (char *)"q", (char *)"r"};
     Question w = {.n = 3, .corrects = 2, .option = once};
     double x[] = {-5, -1, -2}, *y = x;
-    const Choices c = judge_choose(&(Questions){.n = 1, .v = &w}, &y);
+    const Choices c = chooser_choose(&(Questions){.n = 1, .v = &w}, &y);
     ck_assert(c.raw == 1 && c.debiased == 1 && c.first == 1);
     ck_assert_double_eq_tol(exp(x[0]) + exp(x[1]) + exp(x[2]), 1, 1e-12);
     ck_assert_double_eq_tol(x[1] - x[2], 1, 1e-12);
