@@ -305,6 +305,13 @@ typedef struct {
     double beta, policy_updates, critic_updates;
 } Trainer;
 
+static void trainer_free(Trainer *p) {
+    child_end(p->judge.program);
+    gpt2_free(p->policy), gpt2_free(p->reference), gpt2_free(p->critic), gpt2_free(p->judge.model);
+    rollouts_free(&p->r), rows_free(&p->rows), queries_free(&p->train), queries_free(&p->held_out);
+    dataset_free(&p->ptx), ragged_free(&p->ptx_batch), tokenizer_free(p->tokenizer);
+}
+
 /* 1. The prompts of iteration `step`: each epoch goes through all of them in an order of its own. */
 static void choose(const Run *run, const Queries *q, Rollouts *r) {
     int *order = (int *)xmalloc(sizeof(int) * (size_t)q->n);
@@ -693,7 +700,12 @@ int main(int argc, char **argv) {
     if (values && !shared) add_memory(&memory, gpt2_memory(&critic_config, &critic), "critic");
     run_print_memory(&memory);
     if (args.reward_model) judge_reads(p->tokenizer, args.reward_model);
-    if (run.dry_run) return 0;
+    if (run.dry_run) {
+        trainer_free(p);
+        run_free(&run);
+        free(critic_dir);
+        return 0;
+    }
 
     bool found = true;
     if (!(p->policy = hf_load_head(run_model_dir(&run), shared ? LM_AND_VALUE_HEAD : LM_HEAD, !policy.train, NULL, &e))) die_usage("%s", e.text);
@@ -797,10 +809,7 @@ int main(int argc, char **argv) {
     printf("peak memory %.0f MB, planned %.0f MB\n", (double)run_peak_memory() / 1e6, (double)memory.total / 1e6);
     int status = run_finish(&run, p->policy);
     for (int i = 0; i < 6; i++) free(shown[i].s);
-    child_end(p->judge.program);
-    gpt2_free(p->policy), gpt2_free(p->reference), gpt2_free(p->critic), gpt2_free(p->judge.model);
-    rollouts_free(r), rows_free(&p->rows), queries_free(&p->train), queries_free(&p->held_out);
-    dataset_free(&p->ptx), ragged_free(&p->ptx_batch), tokenizer_free(p->tokenizer);
+    trainer_free(p);
     free(critic_dir);
     return status;
 }
