@@ -26,8 +26,15 @@ FLAVOUR ?= $(notdir $(firstword $(CC)))
 B       := .build/$(FLAVOUR)
 COMMON   = $(patsubst common/%.c,$(B)/%.o,$(wildcard common/*.c))
 
-# What is needed, and what to do when it is not there. `make help` and `make clean` need nothing.
-ifneq ($(filter-out help clean,$(or $(MAKECMDGOALS),all)),)
+# Models that are fetched on request, each into models/ under its name, and where the Hugging Face hub has it
+MODELS                 = gpt2 distilgpt2 gpt2-medium dialogpt
+repository_gpt2        = openai-community/gpt2
+repository_distilgpt2  = distilbert/distilgpt2
+repository_gpt2-medium = openai-community/gpt2-medium
+repository_dialogpt    = microsoft/DialoGPT-medium
+
+# What is needed, and what to do when it is not there. `make help`, `make clean` and fetching need nothing.
+ifneq ($(filter-out help clean $(MODELS),$(or $(MAKECMDGOALS),all)),)
   ifeq ($(shell command -v pkg-config),)
     $(error ✗ pkg-config not found: apt-get install pkg-config)
   endif
@@ -75,7 +82,7 @@ $(PROGRAMS): %: $(B)/% FORCE
 
 # --- tests ----------------------------------------------------------------------------------------------------------
 
-.PHONY: all test asan ubsan tsan fuzz bench tiny tiny-out tiny-check demo help clean FORCE
+.PHONY: all test asan ubsan tsan fuzz bench tiny tiny-out tiny-check demo help clean $(MODELS) FORCE
 FORCE:
 
 test: $(addprefix run-,$(CHECKS))
@@ -111,26 +118,43 @@ bench: $(B)/bench $(addprefix $(B)/,$(PROGRAMS))
 
 # --- the built-in world and model -----------------------------------------------------------------------------------
 
-# test/world.c writes the world; full_ft pre-trains the tiny model on it (test/tiny/README.md). Two minutes on two cores.
-tiny-out: $(B)/world $(B)/full_ft
+# test/world.c writes the world; full_ft pre-trains the tiny model on it, sft makes the start of what comes after (chat), reward the reward
+# model of ppo.c's example (test/tiny/README.md). Five minutes on two cores. $(B)/tiny holds what they make.
+tiny-out: $(B)/world $(B)/full_ft $(B)/sft $(B)/reward
 	rm -rf $(B)/tiny && mkdir -p $(B)/tiny && $(B)/world $(B)/tiny/world
 	$(B)/full_ft --init d3-c128-h4-t256 --model test/tiny --data $(B)/tiny/world/pretrain.jsonl --eval $(B)/tiny/world/pretrain-eval.jsonl \
 	    --output $(B)/tiny/out --per_device_train_batch_size 5 --gradient_accumulation_steps 1 --max_steps 2400 --learning_rate 3e-3 \
 	    --warmup_steps 60 --lr_scheduler_type cosine --weight_decay 0.1 --adam_beta2 0.99 --no_gradient_checkpointing --max_length 256 \
 	    --logging_steps 400 --eval_steps 800 --save_steps 0 --seed 1
+	$(B)/sft --model $(B)/tiny/out --data $(B)/tiny/world/mixed.jsonl --eval $(B)/tiny/world/mixed-eval.jsonl --output $(B)/tiny/out/chat \
+	    --per_device_train_batch_size 16 --gradient_accumulation_steps 1 --max_steps 1400 --learning_rate 7e-4 --warmup_steps 20 \
+	    --lr_scheduler_type cosine --adam_beta2 0.99 --logging_steps 200 --eval_steps 400 --save_steps 0 --seed 1
+	$(B)/reward --model $(B)/tiny/out/chat --data $(B)/tiny/world/preferences.jsonl --eval $(B)/tiny/world/preferences-eval.jsonl \
+	    --output $(B)/tiny/out/reward --per_device_train_batch_size 16 --gradient_accumulation_steps 1 --max_steps 40 --learning_rate 3e-4 \
+	    --warmup_steps 20 --lr_scheduler_type cosine --adam_beta2 0.99 --save_steps 0 --normalize --seed 1
+
+TINY      = . chat reward
+TINY_DATA = sft sft-eval sft-korean-eval summaries summaries-eval domain domain-eval domain-old-eval preferences preferences-eval preferences-unseen-eval prompts prompts-eval \
+            multiple-choice critiques-eval revisions-eval revisions-control-eval
 
 tiny: tiny-out
-	cp $(B)/tiny/out/model.safetensors test/tiny/
-	for f in sft sft-eval sft-korean-eval summaries summaries-eval domain domain-eval domain-old-eval; do cp $(B)/tiny/world/$$f.jsonl test/tiny/; done
-	sha256sum test/tiny/model.safetensors
+	for m in $(TINY); do mkdir -p test/tiny/$$m && cp $(B)/tiny/out/$$m/model.safetensors test/tiny/$$m/; done
+	for m in chat reward; do cp $(B)/tiny/out/$$m/config.json $(B)/tiny/out/$$m/vocab.json $(B)/tiny/out/$$m/merges.txt test/tiny/$$m/; done
+	for f in $(TINY_DATA); do cp $(B)/tiny/world/$$f.jsonl test/tiny/; done
+	cd test/tiny && sha256sum $(patsubst %,%/model.safetensors,$(TINY))
 
 # Every program on the built-in world, and one table of what it learned there.
 demo: $(addprefix $(B)/,$(PROGRAMS))
 	sh test/demo.sh $(B)
 
-# The slow test: with the compiler that made it, the committed model comes out again, bit for bit.
+# The slow test: with the compiler that made them, the committed models come out again, bit for bit.
 tiny-check: tiny-out
-	cmp $(B)/tiny/out/model.safetensors test/tiny/model.safetensors
+	for m in $(TINY); do cmp $(B)/tiny/out/$$m/model.safetensors test/tiny/$$m/model.safetensors || exit 1; done
+
+# --- models of others -----------------------------------------------------------------------------------------------
+
+$(MODELS):
+	@sh test/fetch_model.sh $@ $(repository_$@)
 
 # --- the rest -------------------------------------------------------------------------------------------------------
 
@@ -142,7 +166,8 @@ help:
 	@echo "make fuzz       fuzz every file reader for FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)"
 	@echo "make bench      how fast each kernel is, next to this machine's peak"
 	@echo "make demo       every program on the built-in world, and a table of what it learned"
-	@echo "make tiny       make the built-in model again, from its world (two minutes)"
+	@echo "make gpt2       fetch openai-community/gpt2 into models/gpt2; also distilgpt2, gpt2-medium, dialogpt (DialoGPT-medium)"
+	@echo "make tiny       make the built-in models again, from their world (five minutes)"
 	@echo "make clean      remove what was built"
 
 clean:

@@ -363,7 +363,7 @@ static void adapter_load(GPT2 *m, const char *dir) {
 }
 
 /* --adapter without data: answers --prompt. */
-static int use(const Run *run, const GPT2Config *config) {
+static int use(Run *run, const GPT2Config *config) {
     Error e;
     GPT2Limits limits = task_prompt(&task, run->model, config);
     adapter_limits(&limits);
@@ -376,6 +376,7 @@ static int use(const Run *run, const GPT2Config *config) {
     gpt2_free(model);
     adapter_free();
     task_free(&task);
+    run_free(run);
     return 0;
 }
 

@@ -252,9 +252,9 @@ static void lora_forward(void *context, const TapCall *c) {
     if (k < 0) return;
     const real *A = gpt2_weight(c->m, gpt2_own_tensors(c->m) + k), *B = gpt2_weight(c->m, gpt2_own_tensors(c->m) + k + 1);
     real *Z = lora.low;
-    linear_backward_input(Z, dropped(c, tap_noise(c, lora.config.dropout, RANDOM_DROPOUT_LORA)), A, N, r, IC);
+    projection_forward(Z, dropped(c, tap_noise(c, lora.config.dropout, RANDOM_DROPOUT_LORA)), A, NULL, false, N, IC, r);
     scale(Z, lora.scale, (size_t)N * (size_t)r);
-    linear_backward_input_add(c->out, Z, B, N, OC, r);
+    projection_forward(c->out, Z, B, NULL, true, N, r, OC);
 }
 
 /* Z is computed again: that takes a sixth of these products, and nothing has to be kept from forward to backward. */
@@ -268,20 +268,20 @@ static void lora_backward(void *context, const TapCall *c) {
     const real *x = dropped(c, noise);
     real *Z = lora.low, *dZ = lora.low;
     // out += Z B^T,  Z = s x' A^T:  dB (OC,r) += dout^T Z
-    linear_backward_input(Z, x, A, N, r, IC);
+    projection_forward(Z, x, A, NULL, false, N, IC, r);
     scale(Z, lora.scale, (size_t)N * (size_t)r);
-    linear_backward_weight(gpt2_gradient(c->m, i + 1), NULL, c->dout, Z, N, OC, r);
+    projection_backward_weight(gpt2_gradient(c->m, i + 1), NULL, Z, c->dout, N, r, OC);
     // with dZ (N,r) = s dout B:  dA (r,IC) += dZ^T x'
-    linear_forward(dZ, c->dout, B, NULL, N, OC, r);
+    projection_backward_input(dZ, c->dout, B, false, N, r, OC);
     scale(dZ, lora.scale, (size_t)N * (size_t)r);
-    linear_backward_weight(gpt2_gradient(c->m, i), NULL, dZ, x, N, r, IC);
+    projection_backward_weight(gpt2_gradient(c->m, i), NULL, x, dZ, N, IC, r);
     // x' = dropout(x):  dx += dropout(dZ A)
     if (!c->dinp) return;
     if (noise.p > 0) {
-        linear_forward(lora.wide, dZ, A, NULL, N, r, IC);
+        projection_backward_input(lora.wide, dZ, A, false, N, IC, r);
         dropout_add(c->dinp, lora.wide, N, IC, noise);
     } else {
-        linear_forward_add(c->dinp, dZ, A, N, r, IC);
+        projection_backward_input(c->dinp, dZ, A, true, N, IC, r);
     }
 }
 

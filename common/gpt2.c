@@ -652,6 +652,29 @@ void gpt2_value(GPT2 *m, float *value) {
     device_read(value, m->value, sizeof(float) * (size_t)m->batch.N);
 }
 
+void gpt2_scale_value(GPT2 *m, double gain, double bias) {
+    const int C = m->config.n_embd, ln_f_bias = m->own - (int)m->config.head - 1, head = ln_f_bias + 1;
+    float *w = (float *)xmalloc(2 * sizeof(float) * (size_t)C), *b = w + C;
+    double square = 0;
+    scalar_head(m);
+    gpt2_read(m, head, GPT2_WEIGHT, 0, (size_t)C, w);
+    for (int c = 0; c < C; c++) {
+        w[c] = (float)(gain * (double)w[c]);
+        square += (double)w[c] * (double)w[c];
+    }
+    if (gain != 1) gpt2_write(m, head, GPT2_WEIGHT, 0, (size_t)C, w);
+    if (m->config.head == LM_AND_VALUE_HEAD) {
+        gpt2_read(m, head + 1, GPT2_WEIGHT, 0, 1, b);
+        b[0] = (float)(gain * (double)b[0] + bias);
+        gpt2_write(m, head + 1, GPT2_WEIGHT, 0, 1, b);
+    } else if (bias != 0) {
+        gpt2_read(m, ln_f_bias, GPT2_WEIGHT, 0, (size_t)C, b);
+        for (int c = 0; c < C && square > 0; c++) b[c] += (float)(bias * (double)w[c] / square);
+        gpt2_write(m, ln_f_bias, GPT2_WEIGHT, 0, (size_t)C, b);
+    }
+    free(w);
+}
+
 /* d_norm's scored rows = gradient of the vocabulary's head; wte's share goes to its gradient. */
 static void vocabulary_backward(GPT2 *m, const float *dlogp, const float *dentropy) {
     const int C = m->config.n_embd, V = m->config.vocab_size, R = m->scored;
@@ -777,13 +800,17 @@ void gpt2_backward(GPT2 *m, const float *dlogp, const float *dentropy, const flo
 
 /* ---- the optimiser's step -------------------------------------------------------------------------------------- */
 
+void gpt2_clear(GPT2 *m) {
+    if (m->gradients) device_zero(m->gradients, m->memory.gradients);
+}
+
 float gpt2_step(GPT2 *m, const AdamW *o, int t) {
     double sum = 0;
     for (int i = 0; i < m->tensors; i++)
         if (m->parts[i].g) sum += sum_of_squares(m->parts[i].g, m->tensor[i].n);
     float norm = (float)sqrt(sum);
     if (!isfinite(norm)) {
-        device_zero(m->gradients, m->memory.gradients);
+        gpt2_clear(m);
         return norm;
     }
     // clip as PyTorch does, with its 1e-6

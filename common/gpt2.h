@@ -110,6 +110,9 @@ void  gpt2_kl      (GPT2 *m, GPT2 *reference, float *kl);
 float gpt2_logit_difference(GPT2 *m, GPT2 *other, float *largest);
 /* The scalar head on the last forward, per token (N): value[i] = w . ln_f(h_i) (+ bias). */
 void  gpt2_value   (GPT2 *m, float *value);
+/* Makes every value gain * value + bias. A score has no bias of its own: it goes into ln_f.bias, b += bias w / |w|^2, which adds it to every score and
+   leaves a head of zeros as it is. */
+void  gpt2_scale_value(GPT2 *m, double gain, double bias);
 /* Adds to the gradients those of a loss whose derivatives by the numbers above are dlogp, dentropy and dvalue (N, or NULL). */
 void  gpt2_backward(GPT2 *m, const float *dlogp, const float *dentropy, const float *dvalue);
 
@@ -122,6 +125,8 @@ typedef struct {
 /* Clip, AdamW, clear the gradients. t counts the steps from 1. Returns the norm before clipping; when that is not
    finite nothing is changed but the gradients, which are cleared. */
 float gpt2_step(GPT2 *m, const AdamW *o, int t);
+/* Clears the gradients, and so forgets what was added since the last step. */
+void  gpt2_clear(GPT2 *m);
 
 /* ---- generation ------------------------------------------------------------------------------------------------ */
 

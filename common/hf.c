@@ -2,13 +2,15 @@
  * hf.c - Hugging Face directories.
  *
  * safetensors (reading, writing), config.json, the weights of a GPT-2 in one file or in shards, and the moments of a
- * training state. Left out: pytorch_model.bin (a pickle: a program, not data), writing shards, and every tensor type
- * but F32, F16 and BF16 (others are understood as far as their size, so that they can be skipped or refused by name).
+ * training state. The older pytorch_model.bin is read by torch.c, and from there on its tensors are like any others.
+ * Left out: writing shards, and every tensor type but F32, F16 and BF16 (others are understood as far as their size,
+ * so that they can be skipped or refused by name).
  *
  * Whatever a file says is believed only after it was checked against the file's size, so memory is asked for in
  * proportion to what is really there. JSON text is bounded before it is parsed: its tree takes far more room.
  */
 #include "hf.h"
+#include "torch.h"
 
 #include <dirent.h>
 #include <jansson.h>
@@ -51,7 +53,8 @@ struct SafeTensors {
     size_t size;
     bool mapped;
     json_t *header;               // owns the tensors' names and the metadata
-    STTensor *tensor;             // in the order of the data
+    TorchTensors torch;           // instead of a header, when the file is a pytorch_model.bin: owns the tensors and their names
+    STTensor *tensor;             // in the order of the data, or of the state dict
     const STTensor **by_name;     // the same, sorted by name
     int count;
 };
@@ -145,6 +148,12 @@ static int by_name(const void *a, const void *b) {
     return strcmp((*(const STTensor *const *)a)->name, (*(const STTensor *const *)b)->name);
 }
 
+static void sort_names(SafeTensors *st) {
+    st->by_name = xcalloc((size_t)st->count, sizeof *st->by_name);
+    for (int i = 0; i < st->count; i++) st->by_name[i] = &st->tensor[i];
+    qsort(st->by_name, (size_t)st->count, sizeof *st->by_name, by_name);
+}
+
 /* The tensors, sorted, must tile the `size` bytes at data. */
 static int check_tiling(const SafeTensors *st, const unsigned char *data, size_t size, Error *e) {
     size_t covered = 0;
@@ -217,9 +226,7 @@ static int read_tensors(SafeTensors *st, const unsigned char *data, size_t size,
             return -1;
     }
     qsort(st->tensor, (size_t)st->count, sizeof *st->tensor, by_position);
-    st->by_name = xcalloc((size_t)st->count, sizeof *st->by_name);
-    for (int i = 0; i < st->count; i++) st->by_name[i] = &st->tensor[i];
-    qsort(st->by_name, (size_t)st->count, sizeof *st->by_name, by_name);
+    sort_names(st);
     return check_tiling(st, data, size, e);
 }
 
@@ -251,34 +258,53 @@ static SafeTensors *st_read(const void *bytes, size_t size, bool mapped, const c
 
 SafeTensors *st_parse(const void *bytes, size_t n, const char *name, Error *e) { return st_read(bytes, n, false, name, e); }
 
-SafeTensors *st_open(const char *path, Error *e) {
+/* The bytes of a file, read-only; NULL when it is empty. 0, or -1 with e filled. */
+static int map_file(const char *path, const void **bytes, size_t *size, Error *e) {
     struct stat info;
     int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);   // O_NONBLOCK: a pipe of that name must not hang us
-    if (fd < 0) {
-        fail(e, "cannot open %s: %s", path, strerror(errno));
-        return NULL;
-    }
+    if (fd < 0) return fail(e, "cannot open %s: %s", path, strerror(errno));
     if (fstat(fd, &info) || !S_ISREG(info.st_mode)) {
-        fail(e, "%s is not a regular file", path);
         close(fd);
-        return NULL;
+        return fail(e, "%s is not a regular file", path);
     }
-    size_t size = (size_t)info.st_size;
-    void *bytes = size ? mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
+    *size = (size_t)info.st_size;
+    void *mapped = *size ? mmap(NULL, *size, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
     int error = errno;
     close(fd);
-    if (bytes == MAP_FAILED) {
-        fail(e, "cannot map the %zu bytes of %s: %s", size, path, strerror(error));
+    if (mapped == MAP_FAILED) return fail(e, "cannot map the %zu bytes of %s: %s", *size, path, strerror(error));
+    *bytes = mapped;
+    return 0;
+}
+
+SafeTensors *st_open(const char *path, Error *e) {
+    const void *bytes = NULL;
+    size_t size = 0;
+    return map_file(path, &bytes, &size, e) ? NULL : st_read(bytes, size, size > 0, path, e);
+}
+
+/* The same of a pytorch_model.bin: a state dict has no metadata, and its tensors may share elements. */
+static SafeTensors *open_torch(const char *path, Error *e) {
+    const void *bytes = NULL;
+    size_t size = 0;
+    if (map_file(path, &bytes, &size, e)) return NULL;
+    SafeTensors *st = xcalloc(1, sizeof *st);
+    *st = (SafeTensors){.name = xstrdup(path), .bytes = bytes, .size = size, .mapped = size > 0};
+    if (torch_parse(&st->torch, bytes, size, st->name, e)) {
+        st_close(st);
         return NULL;
     }
-    return st_read(bytes, size, size > 0, path, e);
+    st->tensor = st->torch.tensor;
+    st->count = st->torch.count;
+    sort_names(st);
+    return st;
 }
 
 void st_close(SafeTensors *st) {
     if (!st) return;
     if (st->mapped) munmap((void *)st->bytes, st->size);
     json_decref(st->header);
-    free(st->tensor);
+    if (st->tensor != st->torch.tensor) free(st->tensor);
+    torch_free(&st->torch);
     free(st->by_name);
     free(st->name);
     free(st);
@@ -593,7 +619,8 @@ static void weights_close(void *context) {
 }
 
 static int open_file(Weights *w, const char *path, Error *e) {
-    SafeTensors *st = st_open(path, e);
+    size_t n = strlen(path);
+    SafeTensors *st = n > 4 && !strcmp(path + n - 4, ".bin") ? open_torch(path, e) : st_open(path, e);
     if (!st) return -1;
     w->file = xrealloc(w->file, (size_t)w->files + 1, sizeof *w->file);
     w->file[w->files++] = st;
@@ -614,7 +641,7 @@ static SafeTensors *shard(Weights *w, const char *dir, const char *name, Error *
     return status ? NULL : w->file[w->files - 1];
 }
 
-/* model.safetensors.index.json: {"weight_map": {TENSOR: FILE, ...}} */
+/* model.safetensors.index.json, pytorch_model.bin.index.json: {"weight_map": {TENSOR: FILE, ...}} */
 static int open_shards(Weights *w, const char *dir, Error *e) {
     json_t *index = read_json(w->path, MAX_INDEX, e), *map = json_object_get(index, "weight_map"), *file;
     const char *name;
@@ -644,22 +671,18 @@ static bool exists(const char *dir, const char *name) {
     return yes;
 }
 
+/* The first of these that is there: other programs choose alike. */
 static Weights *weights_open(const char *dir, Error *e) {
+    static const char *const names[] = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                                        "pytorch_model.bin.index.json"};
+    const size_t n = sizeof names / sizeof *names;
+    size_t i = 0;
+    while (i < n && !exists(dir, names[i])) i++;
+    i %= n;   // none: the message is about the usual one
     Weights *w = xcalloc(1, sizeof *w);
-    int status;
     w->prefix = "";
-    if (!exists(dir, "model.safetensors") && exists(dir, "model.safetensors.index.json")) {
-        w->path = path_of(dir, "model.safetensors.index.json");
-        status = open_shards(w, dir, e);
-    } else {
-        w->path = path_of(dir, "model.safetensors");
-        if (!exists(dir, "model.safetensors") && exists(dir, "pytorch_model.bin"))
-            status = fail(e, "%s is missing, and pytorch_model.bin is not read; convert it: load the directory with "
-                          "GPT2LMHeadModel.from_pretrained and write it with save_pretrained", w->path);
-        else
-            status = open_file(w, w->path, e);
-    }
-    if (!status) return w;
+    w->path = path_of(dir, names[i]);
+    if (!(i % 2 ? open_shards(w, dir, e) : open_file(w, w->path, e))) return w;
     weights_close(w);
     return NULL;
 }
@@ -827,23 +850,14 @@ static int fill(GPT2 *m, const Weights *w, bool frozen, Error *e) {
     return status;
 }
 
-/* The bias of a v_head, for a head that has none: score = w . ln_f(h), and ln_f's own bias b += bias w / |w|^2 adds it to every score. */
+/* The bias of a v_head, for a head that has none. */
 static int fold_bias(GPT2 *m, const Weights *w, Error *e) {
     const STTensor *t = find_prefixed(w, "", "v_head.summary.bias");
-    const int C = gpt2_config(m)->n_embd, score = gpt2_own_tensors(m) - 1, ln_f_bias = score - 1;
     float bias = 0;
     if (gpt2_config(m)->head != SCORE_HEAD || !t) return 0;
     if (t->n != 1) return fail(e, "%s: tensor %s has %zu elements, expected 1", t->file, t->name, t->n);
     if (st_floats(t, 0, 1, &bias, e)) return -1;
-    if (bias == 0) return 0;
-    float *x = xmalloc(2 * (size_t)C * sizeof *x), *b = x + C;
-    double square = 0;
-    gpt2_read(m, score, GPT2_WEIGHT, 0, (size_t)C, x);
-    gpt2_read(m, ln_f_bias, GPT2_WEIGHT, 0, (size_t)C, b);
-    for (int c = 0; c < C; c++) square += (double)x[c] * (double)x[c];
-    for (int c = 0; c < C && square > 0; c++) b[c] += (float)((double)bias * (double)x[c] / square);
-    gpt2_write(m, ln_f_bias, GPT2_WEIGHT, 0, (size_t)C, b);
-    free(x);
+    if (bias != 0) gpt2_scale_value(m, 1, (double)bias);
     return 0;
 }
 

@@ -1,7 +1,8 @@
 /*
  * hf.h - Hugging Face directories: read what others wrote, write what others read.
  *
- *   model.safetensors (or model.safetensors.index.json and its shards)   config.json   vocab.json, merges.txt, ...
+ *   model.safetensors (or model.safetensors.index.json and its shards; or pytorch_model.bin, or its index and shards)
+ *   config.json   vocab.json, merges.txt, ...
  *
  * Every file is hostile until checked. A refusal names the file, the tensor, what stands there and what was expected.
  */

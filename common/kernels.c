@@ -551,19 +551,6 @@ void linear_backward_weight(float *dweight, float *dbias, const real *inp, const
     if (dbias) add_columns(dbias, dout, N, OC);
 }
 
-void linear_forward_add(real *out, const real *inp, const real *weight, int N, int IC, int OC) {
-    product(N, OC, IC, (Matrix){inp, (size_t)IC, false, NULL}, (Matrix){weight, (size_t)OC, false, NULL}, out, (size_t)OC, NULL, true);
-}
-
-void linear_backward_input_add(real *dinp, const real *dout, const real *weight, int N, int IC, int OC) {
-    product(N, IC, OC, (Matrix){dout, (size_t)OC, false, NULL}, (Matrix){weight, (size_t)OC, true, NULL}, dinp, (size_t)IC, NULL, true);
-}
-
-void scale(real *x, float factor, size_t n) {
-#pragma omp parallel for
-    for (size_t i = 0; i < n; i++) x[i] *= factor;
-}
-
 /* ------------------------------------------------------------------------------------------------------------------
  * Projection
  */
@@ -594,6 +581,11 @@ void add_activations(real *out, const real *x, const real *y, size_t n) {
         int left = n - i < 8 ? (int)(n - i) : 8;
         store(out + i, _mm256_add_ps(load(x + i, left), load(y + i, left)), left);
     }
+}
+
+void scale(real *x, float factor, size_t n) {
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i++) x[i] *= factor;
 }
 
 /* ------------------------------------------------------------------------------------------------------------------

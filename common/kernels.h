@@ -66,12 +66,6 @@ void linear_backward_input (real *dinp, const real *dout, const real *weight, in
 /* dweight (IC,OC) += inp^T dout;  dbias (OC) += column sums of dout; the chains run over n and go on from what is there */
 void linear_backward_weight(float *dweight, float *dbias, const real *inp, const real *dout, int N, int IC, int OC);
 
-/* The first two, added to what is there, where the chains start:  out += inp weight,  dinp += dout weight^T */
-void linear_forward_add       (real *out, const real *inp, const real *weight, int N, int IC, int OC);
-void linear_backward_input_add(real *dinp, const real *dout, const real *weight, int N, int IC, int OC);
-/* x (n) *= factor */
-void scale(real *x, float factor, size_t n);
-
 /* ------------------------------------------------------------------------------------------------------------------
  * Projection: a linear layer whose weight (OC,IC) lies as PyTorch's nn.Linear holds it, as adapters' files do. With add
  * the result joins what is there: the second path of a sum costs no pass of its own.
@@ -85,9 +79,11 @@ void projection_backward_input (real *dinp, const real *dout, const real *weight
 void projection_backward_weight(float *dweight, float *dbias, const real *inp, const real *dout, int N, int IC, int OC);
 /* out (n) = x + y; out may be either of them */
 void add_activations(real *out, const real *x, const real *y, size_t n);
+/* x (n) *= factor */
+void scale(real *x, float factor, size_t n);
 
 /* ------------------------------------------------------------------------------------------------------------------
- * The same layer with a frozen weight of four bits a number: NF4 (Dettmers et al. 2023, QLoRA), whose 16 values are quantiles of the
+ * A linear layer with a frozen weight of four bits a number: NF4 (Dettmers et al. 2023, QLoRA), whose 16 values are quantiles of the
  * normal distribution. weight^T (OC,IC) is cut into blocks of 64 numbers as it lies, row after row; a number is stored as the nearest
  * of the 16 values times the largest magnitude of its block. Codes, blocks and packing are those of bitsandbytes.
  */

@@ -803,13 +803,13 @@ static void write_log_line(Run *run, const Metric *metrics) {
     free(line.s);
 }
 
-void run_log_metrics(Run *run, const Metric *metrics) {
+void run_log_metrics(Run *run, const Metric *metrics, int shown) {
     struct RunState *s = state_of(run);
     begin_writing(run);
     if (s->log) write_log_line(run, metrics);
     clear_progress(s);
     printf("step %d/%d", run->step, run->total_steps);
-    for (const Metric *m = metrics; m->name; m++) printf("  %s %.5g", m->name, m->value);
+    for (const Metric *m = metrics; m->name && m - metrics < shown; m++) printf("  %s %.5g", m->name, m->value);
     if (s->trained > s->logged_trained)
         printf("  %.0f tokens/s", (double)(s->tokens - s->logged_tokens) / (s->trained - s->logged_trained));
     if (s->started) printf("  %.1f s", now_seconds() - s->started);

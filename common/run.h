@@ -30,6 +30,8 @@
 #include "hf.h"
 #include "util.h"
 
+#include <limits.h>
+
 /* ---- flags: one table is parser, default, help and echo --------------------------------------------------------- */
 
 typedef enum { FLAG_BOOL, FLAG_INT, FLAG_LONG, FLAG_FLOAT, FLAG_STRING, FLAG_CHOICE, FLAG_TITLE } FlagType;
@@ -117,8 +119,10 @@ typedef struct {
    OUTPUT/log.jsonl, and the same for a person on stdout, with tokens per second and seconds since training began. The
    file holds nothing that depends on the clock: a resumed run's is the same, byte for byte, as if it had never
    stopped. A value that is not finite is null in the file. */
-#define run_log(run, ...) run_log_metrics((run), (const Metric[]){__VA_ARGS__, {NULL, 0}})
-void run_log_metrics(Run *run, const Metric *metrics);
+#define run_log(run, ...) run_log_metrics((run), (const Metric[]){__VA_ARGS__, {NULL, 0}}, INT_MAX)
+/* The same; stdout gets the first `shown` of them. */
+#define run_log_first(run, shown, ...) run_log_metrics((run), (const Metric[]){__VA_ARGS__, {NULL, 0}}, (shown))
+void run_log_metrics(Run *run, const Metric *metrics, int shown);
 /* Is it time: every logging_steps, and at the last step. */
 bool run_should_log(const Run *run);
 /* Is it time: every eval_steps (0: at the end of every epoch), and at the last step. */

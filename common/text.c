@@ -778,9 +778,12 @@ static const Conversation known_conversations[] = {
 static const char EXPECTED[] = "instruction/response, instruction[/input]/output, prompt/completion, prompt/response, "
                                "input/output, text/summary, question/answer, messages, conversations or text";
 
+typedef enum { LEARNED, JUDGED, PAIRED } Purpose;
+
 typedef struct {
     Template template;
     bool given;                  // by the user, not the default
+    Purpose purpose;             // what records are read for: records_read, answers_read, pairs_read
 } Style;
 
 static const char *type_name(const json_t *value) {
@@ -826,10 +829,11 @@ static int read_pair(const json_t *object, const Fields *fields, const Style *st
     if (extra && !json_is_null(extra) && get_text(object, fields->input, &input, f)) return -1;
     if (input.n == 0) input.s = NULL;   // "input": "" is how Alpaca says that there is none
     Str text = {0};
-    if (fields->before && !style->given) {
-        str_add(&text, fields->before, strlen(fields->before));
+    bool complete = style->purpose == JUDGED && !strcmp(fields->prompt, "prompt");
+    if ((fields->before || complete) && !style->given) {
+        if (!complete) str_add(&text, fields->before, strlen(fields->before));
         str_add(&text, prompt.s, prompt.n);
-        str_add(&text, fields->after, strlen(fields->after));
+        if (!complete) str_add(&text, fields->after, strlen(fields->after));
     } else {
         render(&style->template, prompt, input, &text);
     }
@@ -881,7 +885,7 @@ static int read_conversation(const json_t *turns, const Conversation *c, const S
 }
 
 /* The fields a record does have, for a message. */
-static int unknown_fields(const json_t *object, Fault *f) {
+static int unknown_fields(const json_t *object, const char *expected, Fault *f) {
     Str found = {0};
     const char *name;
     json_t *value;
@@ -889,7 +893,7 @@ static int unknown_fields(const json_t *object, Fault *f) {
     json_object_foreach((json_t *)object, name, value) {
         if (found.n < 200) str_printf(&found, "%s%.40s", found.n ? ", " : "", name);
     }
-    FAULT(f, NULL, "the fields are not those of a known kind: found %s; expected %s", found.n ? found.s : "none", EXPECTED);
+    FAULT(f, NULL, "the fields are not those of a known kind: found %s; expected %s", found.n ? found.s : "none", expected);
     free(found.s);
     return -1;
 }
@@ -910,7 +914,7 @@ static int read_record(const json_t *object, const Style *style, Record *r, char
         snprintf(kind, 32, "%s", c->list);
         return read_conversation(turns, c, style, r, f);
     }
-    if (!json_object_get(object, "text")) return unknown_fields(object, f);
+    if (!json_object_get(object, "text")) return unknown_fields(object, EXPECTED, f);
     snprintf(kind, 32, "text");
     Text text;
     if (get_text(object, "text", &text, f)) return -1;
@@ -918,6 +922,130 @@ static int read_record(const json_t *object, const Style *style, Record *r, char
     str_add(&copy, text.s, text.n);
     add_span(r, &copy, true);
     return 0;
+}
+
+/* ---- pairs ---- */
+
+static const char EXPECTED_PAIR[] = "chosen and rejected, and beside them instruction[/input], or prompt, or nothing when both begin with the prompt";
+
+/* What read_pair_of_answers returns of a pair that is in order but whose answers are to different prompts. */
+enum { APART = 1 };
+
+/* Where hh-rlhf's prompts end: after the last of these. */
+static const char ASSISTANT[] = "\n\nAssistant:";
+
+/* A number that may be there. */
+static int get_number(const json_t *object, const char *name, double low, double high, float *out, Fault *f) {
+    const json_t *value = json_object_get(object, name);
+    if (!value || json_is_null(value)) return 0;
+    if (!json_is_number(value)) return FAULT(f, name, "\"%s\" is %s, expected a number", name, type_name(value));
+    double x = json_number_value(value);
+    if (!(x >= low && x <= high)) return FAULT(f, name, "\"%s\" is %g, expected a number from %g to %g", name, x, low, high);
+    *out = (float)x;
+    return 0;
+}
+
+/* How many bytes of an implicit prompt's text are the prompt; 0: it does not say. */
+static size_t prompt_end(Text text) {
+    const size_t n = sizeof ASSISTANT - 1;
+    for (size_t end = text.n; end >= n; end--)
+        if (!memcmp(text.s + end - n, ASSISTANT, n)) return end;
+    return 0;
+}
+
+static int add_answer(Record *r, const char *name, const Style *style, Text answer, Fault *f) {
+    if (answer.n == 0) return FAULT(f, name, "the answer in \"%s\" is empty, so there is nothing to judge", name);
+    add_response(r, &style->template, answer);
+    return 0;
+}
+
+/* The prompt stands by itself, or both texts begin with it. */
+static int read_pair_of_texts(const json_t *object, const Style *style, Record *r, char kind[32], Fault *f) {
+    Text chosen, rejected, prompt, input = {0};
+    Str text = {0};
+    str_add(&text, "", 0);
+    bool instruction = json_object_get(object, "instruction");
+    if (get_text(object, "chosen", &chosen, f) || get_text(object, "rejected", &rejected, f)) goto bad;
+    if (instruction || json_object_get(object, "prompt")) {
+        const json_t *extra = instruction ? json_object_get(object, "input") : NULL;
+        if (get_text(object, instruction ? "instruction" : "prompt", &prompt, f)) goto bad;
+        if (extra && !json_is_null(extra) && get_text(object, "input", &input, f)) goto bad;
+        if (input.n == 0) input.s = NULL;
+        if (instruction || style->given) render(&style->template, prompt, input, &text);
+        else str_add(&text, prompt.s, prompt.n);
+        snprintf(kind, 32, "%s/chosen/rejected", instruction ? "instruction" : "prompt");
+    } else {
+        size_t n = prompt_end(chosen), m = prompt_end(rejected);
+        if (!n || !m) {
+            FAULT(f, n ? "rejected" : "chosen", "there is no prompt, and \"%s\" has no \"\\n\\nAssistant:\" to end one", n ? "rejected" : "chosen");
+            goto bad;
+        }
+        if (n != m || memcmp(chosen.s, rejected.s, n)) return free(text.s), APART;
+        str_add(&text, chosen.s, n);
+        chosen = (Text){chosen.s + n, chosen.n - n}, rejected = (Text){rejected.s + n, rejected.n - n};
+        snprintf(kind, 32, "chosen/rejected");
+    }
+    add_span(r, &text, false);
+    return add_answer(r, "chosen", style, chosen, f) || add_answer(r, "rejected", style, rejected, f) ? -1 : 0;
+bad:
+    free(text.s);
+    return -1;
+}
+
+/* The answer that `turn`, the last of a field's messages, gives. */
+static int get_answer(const json_t *turn, const char *name, Text *out, Fault *f) {
+    const json_t *content = json_object_get(turn, "content");
+    if (!is_text(json_object_get(turn, "role"), "assistant") || !json_is_string(content))
+        return FAULT(f, name, "\"%s\" does not end in {\"role\": \"assistant\", \"content\": string}", name);
+    *out = (Text){json_string_value(content), json_string_length(content)};
+    return 0;
+}
+
+/* The same in messages. An answer given earlier in the conversation belongs to the prompt, and ends as it did when it was given. */
+static int read_pair_of_messages(const json_t *object, const Style *style, Record *r, char kind[32], Fault *f) {
+    const json_t *history = json_object_get(object, "prompt"), *chosen = json_object_get(object, "chosen"), *rejected = json_object_get(object, "rejected");
+    const bool implicit = !history;
+    const Conversation c = {implicit ? "chosen" : "prompt", "role", "content", "user", "assistant"};
+    if (implicit) history = chosen;
+    if (!json_is_array(history) || !json_is_array(chosen) || !json_is_array(rejected))
+        return FAULT(f, NULL, "prompt, chosen and rejected are not alike: all must be strings, or all lists of messages");
+    size_t n = json_array_size(history), m = json_array_size(chosen), k = json_array_size(rejected);
+    if (m < 1 || k < 1 || (!implicit && (m > 1 || k > 1)))
+        return FAULT(f, m == 1 ? "rejected" : "chosen", "\"%s\" has %zu messages, expected %s", m == 1 ? "rejected" : "chosen", m == 1 ? k : m,
+                     implicit ? "at least one" : "one, the answer to \"prompt\"");
+    if (implicit && m != k) return APART;
+    if (implicit) n--;
+    Str prompt = {0};
+    Text better, worse;
+    bool asked = false;
+    int status = get_answer(json_array_get(chosen, m - 1), "chosen", &better, f) || get_answer(json_array_get(rejected, k - 1), "rejected", &worse, f) ? -1 : 0;
+    for (size_t i = 0; status == 0 && i < n; i++) {
+        if (implicit && !json_equal(json_array_get(chosen, i), json_array_get(rejected, i))) status = APART;
+        else status = read_turn(json_array_get(history, i), i + 1, &c, style, &prompt, &asked, r, f);
+    }
+    if (status == 0 && !asked) status = FAULT(f, c.list, "the messages before the answer do not end in a user's, so there is nothing to answer");
+    if (status) return free(prompt.s), status;
+    for (int i = 0; i < r->n; i++) {
+        Span *span = &r->spans[i];
+        if (!span->scored) continue;
+        Str ended = {0};
+        str_add(&ended, span->text, span->n);
+        str_add(&ended, END_OF_TEXT, sizeof END_OF_TEXT - 1);
+        free(span->text);
+        *span = (Span){ended.s, ended.n, false};
+    }
+    add_span(r, &prompt, false);
+    snprintf(kind, 32, "%schosen/rejected messages", implicit ? "" : "prompt/");
+    return add_answer(r, "chosen", style, better, f) || add_answer(r, "rejected", style, worse, f) ? -1 : 0;
+}
+
+/* 0, -1, or APART. */
+static int read_pair_of_answers(const json_t *object, const Style *style, Record *r, char kind[32], Fault *f) {
+    const json_t *chosen = json_object_get(object, "chosen"), *rejected = json_object_get(object, "rejected");
+    if (!chosen || !rejected) return unknown_fields(object, EXPECTED_PAIR, f);
+    r->margin = 0, r->p_chosen = 1;
+    if (get_number(object, "margin", -1e6, 1e6, &r->margin, f) || get_number(object, "p_chosen", 0, 1, &r->p_chosen, f)) return -1;
+    return json_is_array(chosen) ? read_pair_of_messages(object, style, r, kind, f) : read_pair_of_texts(object, style, r, kind, f);
 }
 
 static void record_free(Record *r) {
@@ -952,25 +1080,32 @@ static int field_column(const Str *line, const char *field) {
     return 1;
 }
 
-/* One line as a record. 0, or -1 with e filled: file, line, column, reason. */
-static int read_line_record(const char *path, int number, const Str *line, const Style *style, Record *r, char kind[32],
-                            Error *e) {
+/* What becomes of a line that is a JSON object: add appends it to out. 0; -1 with f filled, or APART, and then nothing is appended. */
+typedef int AddObject(void *out, const json_t *object, int line, const Style *style, Fault *f);
+
+typedef struct {
+    const char *path;
+    Style style;
+    AddObject *add;
+    void *out;
+    int n, skipped, apart;       // lines that were added; that are bad; that are in order but APART
+    Error first_skipped;
+} Reading;
+
+/* One line. 0, -1 with e filled (file, line, column, reason), or APART. */
+static int read_line(const Reading *r, int number, const Str *line, Error *e) {
     json_error_t where;
-    // anything: a line that is not an object gets a better message here; and numbers only occur in fields that are ignored,
-    // so one that is too large for an integer does no harm
+    // anything: a line that is not an object gets a better message here; and integers as reals, so that one that is too large
+    // for an integer does no harm in a field that is ignored
     size_t flags = JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL;
     json_t *j = json_loadb(line->s, line->n, flags, &where);
-    if (!j) return fail(e, "%s:%d:%d: %s", path, number, where.column > 0 ? where.column : 1, where.text);
+    if (!j) return fail(e, "%s:%d:%d: %s", r->path, number, where.column > 0 ? where.column : 1, where.text);
     Fault f = {0};
     int status;
-    if (json_is_object(j)) status = read_record(j, style, r, kind, &f);
+    if (json_is_object(j)) status = r->add(r->out, j, number, &r->style, &f);
     else status = FAULT(&f, NULL, "the line is %s, expected a JSON object", type_name(j));
-    if (status) {
-        fail(e, "%s:%d:%d: %s", path, number, f.field ? field_column(line, f.field) : 1, f.why.text);
-        record_free(r);
-    }
+    if (status == -1) fail(e, "%s:%d:%d: %s", r->path, number, f.field ? field_column(line, f.field) : 1, f.why.text);
     json_decref(j);
-    r->line = number;
     return status;
 }
 
@@ -996,59 +1131,510 @@ static void make_printable(Error *e) {
         if ((unsigned char)*c < ' ' || *c == 0x7F) *c = '?';
 }
 
-static int read_lines(FILE *file, const char *path, const Style *style, bool strict, Records *out, Error *e) {
+static int read_lines(Reading *r, FILE *file, bool strict, Error *e) {
     Str line = {0};
     bool too_long;
-    int status = 0, capacity = 0;
+    int status = 0;
     for (int number = 1; status == 0 && next_line(file, &line, &too_long); number++) {
         if (number == 1 && line.n >= 3 && !memcmp(line.s, "\xEF\xBB\xBF", 3)) {   // a byte order mark
             line.n -= 3;
             memmove(line.s, line.s + 3, line.n + 1);
         }
         if (!too_long && strspn(line.s, " \t\r") == line.n) continue;
-        Record r = {0};
         Error why;
-        char kind[32];
-        int bad = too_long ? fail(&why, "%s:%d:1: the line is longer than %d bytes", path, number, LINE_LIMIT)
-                           : read_line_record(path, number, &line, style, &r, kind, &why);
-        if (bad) {
-            make_printable(&why);
-            if (out->skipped++ == 0) out->first_skipped = why;
-            if (strict) status = fail(e, "%s", why.text);
-            continue;
-        }
-        if (out->n == capacity) {
-            capacity = 2 * capacity + 256;
-            out->v = xrealloc(out->v, (size_t)capacity, sizeof *out->v);
-        }
-        if (out->n == 0) memcpy(out->kind, kind, sizeof out->kind);
-        out->v[out->n++] = r;
+        int bad = too_long ? fail(&why, "%s:%d:1: the line is longer than %d bytes", r->path, number, LINE_LIMIT)
+                           : read_line(r, number, &line, &why);
+        r->n += !bad;
+        r->apart += bad == APART;
+        if (!bad || bad == APART) continue;
+        make_printable(&why);
+        if (r->skipped++ == 0) r->first_skipped = why;
+        if (strict) status = fail(e, "%s", why.text);
     }
     free(line.s);
-    if (status == 0 && ferror(file)) status = fail(e, "cannot read %s: %s", path, strerror(errno));
-    if (status || out->n > 0) return status;
-    if (!out->skipped) return fail(e, "%s holds no record: it is empty", path);
-    return fail(e, "%s holds no usable record; %d lines were skipped, the first: %s", path, out->skipped,
-                out->first_skipped.text);
+    if (status == 0 && ferror(file)) status = fail(e, "cannot read %s: %s", r->path, strerror(errno));
+    if (status || r->n > 0) return status;
+    if (r->apart && !r->skipped)
+        return fail(e, "%s holds no usable pair: in all %d of them chosen and rejected answer different prompts", r->path, r->apart);
+    if (!r->skipped) return fail(e, "%s holds no record: it is empty", r->path);
+    return fail(e, "%s holds no usable record; %d lines were skipped, the first: %s", r->path, r->skipped, r->first_skipped.text);
+}
+
+/* Every line of r->path goes through r->add. */
+static int read_objects(Reading *r, const char *template, bool strict, Error *e) {
+    r->style.given = template != TEMPLATE_DEFAULT;
+    int status = template_parse(template ? template : DEFAULT_TEMPLATE, &r->style.template, e);
+    FILE *file = NULL;
+    if (status == 0 && !(file = fopen(r->path, "rb"))) status = fail(e, "cannot open %s: %s", r->path, strerror(errno));
+    if (status == 0) status = read_lines(r, file, strict, e);
+    if (file) fclose(file);
+    template_free(&r->style.template);
+    return status;
+}
+
+/* Room for one element more in an array of n that grows by doubling. */
+static void *grow(void *v, int n, size_t size) {
+    bool full = n == 0 || (n & (n - 1)) == 0;   // n is a power of two
+    return full ? xrealloc(v, n ? 2 * (size_t)n : 1, size) : v;
+}
+
+static int add_record(void *context, const json_t *object, int line, const Style *style, Fault *f) {
+    Records *out = context;
+    Record r = {.line = line};
+    char kind[32];
+    int status = (style->purpose == PAIRED ? read_pair_of_answers : read_record)(object, style, &r, kind, f);
+    if (status) {
+        record_free(&r);
+        return status;
+    }
+    if (out->n == 0) memcpy(out->kind, kind, sizeof out->kind);
+    out->v = grow(out->v, out->n, sizeof *out->v);
+    out->v[out->n++] = r;
+    return 0;
+}
+
+static int read_as(Purpose purpose, const char *path, const char *template, bool strict, Records *out, Error *e) {
+    *out = (Records){0};
+    Reading r = {.path = path, .style.purpose = purpose, .add = add_record, .out = out};
+    int status = read_objects(&r, template, strict, e);
+    out->skipped = r.skipped, out->first_skipped = r.first_skipped, out->apart = r.apart;
+    if (status) records_free(out);
+    return status;
 }
 
 int records_read(const char *path, const char *template, bool strict, Records *out, Error *e) {
-    *out = (Records){0};
-    Style style = {.given = template != TEMPLATE_DEFAULT};
-    int status = template_parse(style.given ? template : DEFAULT_TEMPLATE, &style.template, e);
-    FILE *file = NULL;
-    if (status == 0 && !(file = fopen(path, "rb"))) status = fail(e, "cannot open %s: %s", path, strerror(errno));
-    if (status == 0) status = read_lines(file, path, &style, strict, out, e);
-    if (file) fclose(file);
-    template_free(&style.template);
-    if (status) records_free(out);
-    return status;
+    return read_as(LEARNED, path, template, strict, out, e);
+}
+
+int answers_read(const char *path, const char *template, bool strict, Records *out, Error *e) {
+    return read_as(JUDGED, path, template, strict, out, e);
+}
+
+int pairs_read(const char *path, const char *template, bool strict, Records *out, Error *e) {
+    return read_as(PAIRED, path, template, strict, out, e);
 }
 
 void records_free(Records *r) {
     for (int i = 0; i < r->n; i++) record_free(&r->v[i]);
     free(r->v);
     *r = (Records){0};
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Prompts
+ */
+
+/* Fields that hold a prompt; the first that is there counts. */
+static const char *const prompt_fields[] = {"instruction", "prompt", "chosen"};
+static const char *const answer_fields[] = {"answer", "response", "output", "completion"};
+
+static int add_prompt(void *context, const json_t *object, int line, const Style *style, Fault *f) {
+    Prompts *out = context;
+    Text prompt, input = {0};
+    const char *field = NULL;
+    for (int i = 0; i < 3 && !field; i++)
+        if (json_object_get(object, prompt_fields[i])) field = prompt_fields[i];
+    if (!field) return unknown_fields(object, "instruction[/input], prompt or chosen", f);
+    if (get_text(object, field, &prompt, f)) return -1;
+    bool instruction = field == prompt_fields[0], dialogue = field == prompt_fields[2];
+    const json_t *extra = instruction ? json_object_get(object, "input") : NULL;
+    if (extra && !json_is_null(extra) && get_text(object, "input", &input, f)) return -1;
+    if (input.n == 0) input.s = NULL;
+    if (dialogue && !(prompt.n = prompt_end(prompt)))
+        return FAULT(f, field, "\"chosen\" has no turn \"\\n\\nAssistant:\", by which a dialogue's prompt ends, and there is no \"prompt\" beside it");
+    Str text = {0};
+    str_add(&text, "", 0);
+    if (instruction || (style->given && !dialogue)) render(&style->template, prompt, input, &text);
+    else str_add(&text, prompt.s, prompt.n);
+    if (text.n == 0) {
+        free(text.s);
+        return FAULT(f, field, "the prompt is empty: there is nothing to go on from");
+    }
+    const json_t *answer = NULL;
+    for (int i = 0; i < 4 && !json_is_string(answer); i++) answer = json_object_get(object, answer_fields[i]);
+    out->v = grow(out->v, out->n, sizeof *out->v);
+    out->v[out->n++] = (Prompt){line, text.s, text.n, json_is_string(answer) ? xstrdup(json_string_value(answer)) : NULL};
+    return 0;
+}
+
+int prompts_read(const char *path, const char *template, bool strict, Prompts *out, Error *e) {
+    *out = (Prompts){0};
+    Reading r = {.path = path, .add = add_prompt, .out = out};
+    int status = read_objects(&r, template, strict, e);
+    out->skipped = r.skipped, out->first_skipped = r.first_skipped;
+    if (status) prompts_free(out);
+    return status;
+}
+
+void prompts_free(Prompts *p) {
+    for (int i = 0; i < p->n; i++) free(p->v[i].text), free(p->v[i].answer);
+    free(p->v);
+    *p = (Prompts){0};
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * Constitutions, questions, dialogues
+ */
+
+enum { CONSTITUTION_LIMIT = 16 << 20 };   // bytes
+
+void text_repair(Str *s, size_t from) {
+    Str fixed = {0};
+    uint32_t c;
+    for (size_t i = from; i < s->n;) {
+        size_t length = utf8_character((const unsigned char *)s->s + i, s->n - i, &c);
+        if (length && c) str_add(&fixed, s->s + i, length);
+        else str_add(&fixed, "\xEF\xBF\xBD", 3);
+        i += length ? length : 1;
+    }
+    s->n = from;
+    str_add(s, fixed.s ? fixed.s : "", fixed.n);
+    free(fixed.s);
+}
+
+/* Copies field `name` of object into *out: where it is there, a string that is not empty. what: how messages call the object. */
+static int take_string(const json_t *object, const char *name, const char *what, char **out, Error *e) {
+    const json_t *value = json_object_get(object, name);
+    if (!value) return 0;
+    if (!json_is_string(value) || !json_string_length(value))
+        return fail(e, "\"%s\" of %s is %s, expected a text", name, what, json_is_string(value) ? "empty" : type_name(value));
+    *out = xstrdup(json_string_value(value));
+    return 0;
+}
+
+static int refuse_other_fields(const json_t *object, const char *const *known, const char *what, Error *e) {
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)object, name, value) {
+        int i = 0;
+        while (known[i] && strcmp(known[i], name)) i++;
+        if (!known[i]) return fail(e, "%s has a field \"%.40s\", which means nothing here", what, name);
+    }
+    return 0;
+}
+
+static Principle *add_principle(Constitution *c, const char *name) {
+    c->v = grow(c->v, c->n, sizeof *c->v);
+    Principle *p = &c->v[c->n++];
+    *p = (Principle){0};
+    Str numbered = {0};
+    str_printf(&numbered, "principle %d", c->n);
+    p->name = name ? xstrdup(name) : xstrdup(numbered.s);
+    free(numbered.s);
+    return p;
+}
+
+static int read_principle(const json_t *item, Constitution *c, Error *e) {
+    static const char *const known[] = {"name", "critique_request", "revision_request", "comparison", NULL};
+    Principle *p = add_principle(c, NULL);
+    char *name = NULL;
+    if (json_is_string(item) && json_string_length(item)) return p->text = xstrdup(json_string_value(item)), 0;
+    if (!json_is_object(item))
+        return fail(e, "%s is %s, expected a text or an object", p->name, json_is_string(item) ? "empty" : type_name(item));
+    if (refuse_other_fields(item, known, p->name, e) || take_string(item, "critique_request", p->name, &p->critique_request, e) ||
+        take_string(item, "revision_request", p->name, &p->revision_request, e) || take_string(item, "comparison", p->name, &p->comparison, e) ||
+        take_string(item, "name", p->name, &name, e))
+        return -1;
+    if (!p->critique_request || !p->revision_request) {
+        free(name);
+        return fail(e, "%s needs both \"critique_request\" and \"revision_request\"", p->name);
+    }
+    if (name) free(p->name), p->name = name;
+    return 0;
+}
+
+/* {"name": {"prompt": [...], "edit_request": "..."}}: one principle for each text of prompt. */
+static int read_published(const json_t *top, Constitution *c, Error *e) {
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)top, name, value) {
+        const json_t *prompt = json_object_get(value, "prompt"), *edit = json_object_get(value, "edit_request");
+        const size_t n = json_is_array(prompt) ? json_array_size(prompt) : json_is_string(prompt);
+        if (!n || !json_is_string(edit) || !json_string_length(edit))
+            return fail(e, "\"%.40s\" is no {\"prompt\": [...], \"edit_request\": \"...\"}, and there is no list \"principles\"", name);
+        for (size_t i = 0; i < n; i++) {
+            const json_t *text = json_is_array(prompt) ? json_array_get(prompt, i) : prompt;
+            if (!json_is_string(text) || !json_string_length(text)) return fail(e, "\"prompt\" of \"%.40s\" holds something else than texts", name);
+            Principle *p = add_principle(c, name);
+            p->critique_request = xstrdup(json_string_value(text));
+            p->revision_request = xstrdup(json_string_value(edit));
+        }
+    }
+    return 0;
+}
+
+static int read_own_form(const json_t *top, Constitution *c, Error *e) {
+    static const char *const known[] = {"principles", "few_shot", "critique_request", "revision_request", "comparison", "options", NULL};
+    static const char what[] = "the constitution";
+    if (refuse_other_fields(top, known, what, e) || take_string(top, "critique_request", what, &c->critique_request, e) ||
+        take_string(top, "revision_request", what, &c->revision_request, e) || take_string(top, "comparison", what, &c->comparison, e))
+        return -1;
+    const json_t *few = json_object_get(top, "few_shot"), *options = json_object_get(top, "options"), *item;
+    if (few && !json_is_array(few)) return fail(e, "\"few_shot\" is %s, expected an array of texts", type_name(few));
+    size_t i;
+    json_array_foreach(few, i, item) {
+        if (!json_is_string(item) || !json_string_length(item)) return fail(e, "few_shot[%zu] is no text", i);
+        c->few_shot = grow(c->few_shot, c->few_shot_n, sizeof *c->few_shot);
+        c->few_shot[c->few_shot_n++] = xstrdup(json_string_value(item));
+    }
+    for (i = 0; options && i < 2; i++) {
+        item = json_array_get(options, i);
+        if (json_array_size(options) != 2 || !json_is_string(item) || !json_string_length(item))
+            return fail(e, "\"options\" is no array of two texts");
+        c->option[i] = xstrdup(json_string_value(item));
+    }
+    if (options && !strcmp(c->option[0], c->option[1])) return fail(e, "the two \"options\" are the same text");
+    json_array_foreach(json_object_get(top, "principles"), i, item) if (read_principle(item, c, e)) return -1;
+    return 0;
+}
+
+static int read_constitution(const json_t *top, Constitution *c, Error *e) {
+    const json_t *list = json_is_array(top) ? top : NULL, *item;
+    size_t i;
+    if (!list && !json_is_object(top)) return fail(e, "the file is %s, expected an array or an object", type_name(top));
+    if (list) {
+        json_array_foreach(list, i, item) if (read_principle(item, c, e)) return -1;
+    } else if (json_is_array(json_object_get(top, "principles"))) {
+        if (read_own_form(top, c, e)) return -1;
+    } else if (read_published(top, c, e)) {
+        return -1;
+    }
+    return c->n ? 0 : fail(e, "it holds no principle");
+}
+
+int constitution_read(const char *path, Constitution *out, Error *e) {
+    *out = (Constitution){0};
+    Str text = {0};
+    json_error_t where;
+    Error why;
+    if (read_file(path, CONSTITUTION_LIMIT, &text, e)) {
+        free(text.s);
+        return -1;
+    }
+    const size_t mark = text.n >= 3 && !memcmp(text.s, "\xEF\xBB\xBF", 3) ? 3 : 0;
+    json_t *top = json_loadb(text.s + mark, text.n - mark, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL, &where);
+    int status = top ? 0 : fail(&why, "line %d, column %d: %s", where.line, where.column, where.text);
+    if (!status) status = read_constitution(top, out, &why);
+    if (status) {
+        make_printable(&why);
+        fail(e, "%s: %s", path, why.text);
+        constitution_free(out);
+    }
+    json_decref(top);
+    free(text.s);
+    return status;
+}
+
+void constitution_free(Constitution *c) {
+    for (int i = 0; i < c->n; i++) {
+        Principle *p = &c->v[i];
+        free(p->name), free(p->text), free(p->critique_request), free(p->revision_request), free(p->comparison);
+    }
+    for (int i = 0; i < c->few_shot_n; i++) free(c->few_shot[i]);
+    free(c->v), free(c->few_shot), free(c->critique_request), free(c->revision_request), free(c->comparison);
+    free(c->option[0]), free(c->option[1]);
+    *c = (Constitution){0};
+}
+
+/* Appends the texts of an array to the options. */
+static int add_options(Question *q, const json_t *object, const char *name, Fault *f) {
+    const json_t *list = json_object_get(object, name), *item;
+    size_t i;
+    if (!json_is_array(list) || !json_array_size(list)) return FAULT(f, name, "\"%s\" is not an array with something in it", name);
+    json_array_foreach(list, i, item) {
+        if (!json_is_string(item) || !json_string_length(item) || strlen(json_string_value(item)) != json_string_length(item))
+            return FAULT(f, name, "\"%s\" holds something else than texts", name);
+        q->option = grow(q->option, q->n, sizeof *q->option);
+        q->option[q->n++] = xstrdup(json_string_value(item));
+    }
+    return 0;
+}
+
+static void question_free(Question *q) {
+    for (int i = 0; i < q->n; i++) free(q->option[i]);
+    free(q->option), free(q->prompt);
+}
+
+static int add_question(void *context, const json_t *object, int line, const Style *style, Fault *f) {
+    (void)style;
+    Questions *out = context;
+    Question q = {.line = line};
+    Text prompt;
+    if (!json_object_get(object, "prompt")) return unknown_fields(object, "prompt, corrects and incorrects", f);
+    if (get_text(object, "prompt", &prompt, f)) return -1;
+    if (!prompt.n || strlen(prompt.s) != prompt.n) return FAULT(f, "prompt", "\"prompt\" is empty or holds a NUL");
+    bool bad = add_options(&q, object, "corrects", f);
+    q.corrects = q.n;
+    if (bad || add_options(&q, object, "incorrects", f)) {
+        question_free(&q);
+        return -1;
+    }
+    q.prompt = xstrdup(prompt.s);
+    out->v = grow(out->v, out->n, sizeof *out->v);
+    out->v[out->n++] = q;
+    return 0;
+}
+
+int questions_read(const char *path, bool strict, Questions *out, Error *e) {
+    *out = (Questions){0};
+    Reading r = {.path = path, .add = add_question, .out = out};
+    int status = read_objects(&r, TEMPLATE_DEFAULT, strict, e);
+    out->skipped = r.skipped, out->first_skipped = r.first_skipped;
+    if (status) questions_free(out);
+    return status;
+}
+
+void questions_free(Questions *q) {
+    for (int i = 0; i < q->n; i++) question_free(&q->v[i]);
+    free(q->v);
+    *q = (Questions){0};
+}
+
+/* ---- dialogues ---- */
+
+const char *const endings[ENDINGS] = {"unfinished", "nothing left to criticise", "nothing said", "what was given said again", "all rounds used", "no room"};
+
+char *prompt_question(const char *prompt, bool bare) {
+    static const char *const forms[][2] = {{"### Instruction:\n", "\n\n### Response:\n"}, {"\n\nHuman:", "\n\nAssistant:"}};
+    const size_t n = strlen(prompt);
+    for (int i = 0; i < 2; i++) {
+        const size_t head = strlen(forms[i][0]), tail = strlen(forms[i][1]);
+        if (n < head + tail || strncmp(prompt, forms[i][0], head) || strcmp(prompt + n - tail, forms[i][1])) continue;
+        return checked_memory(bare ? strndup(prompt + head, n - head - tail) : strndup(prompt, n - tail), n, 1, __FILE__, __LINE__);
+    }
+    return xstrdup(prompt);
+}
+
+const char *dialogue_answer(const Dialogue *d) {
+    for (int r = d->rounds - 1; r >= 0; r--)
+        if (d->round[r].revision) return d->round[r].revision;
+    return d->answer;
+}
+
+void dialogue_free(Dialogue *d) {
+    for (int i = 0; i < d->rounds; i++) {
+        Round *r = &d->round[i];
+        free(r->principle), free(r->critique_request), free(r->critique), free(r->revision_request), free(r->revision);
+    }
+    free(d->prompt), free(d->answer), free(d->round);
+    *d = (Dialogue){0};
+}
+
+/* "name": "text", after a comma unless it is an object's first. NULL: nothing. */
+static void write_field(Str *line, const char *name, const char *text) {
+    if (!text) return;
+    str_printf(line, "%s\"%s\": ", line->s[line->n - 1] == '{' ? "" : ", ", name);
+    json_add_string(line, text, strlen(text));
+}
+
+static void write_dialogue(const Dialogue *d, Str *line) {
+    const char *answer = d->answer ? d->answer : "", *final = dialogue_answer(d);
+    char *question = prompt_question(d->prompt, true);
+    str_printf(line, "{\"epoch\": %d, \"id\": %d", d->epoch, d->id);
+    write_field(line, "init_prompt", d->prompt), write_field(line, "init_response", answer);
+    str_printf(line, ", \"rounds\": [");
+    for (int i = 0; i < d->rounds; i++) {
+        const Round *r = &d->round[i];
+        str_printf(line, "%s{", i ? ", " : "");
+        write_field(line, "principle", r->principle), write_field(line, "critic_prompt", r->critique_request), write_field(line, "critic_response", r->critique);
+        write_field(line, "revision_prompt", r->revision_request), write_field(line, "revision_response", r->revision);
+        str_printf(line, "}");
+    }
+    str_printf(line, "]"), write_field(line, "ended", endings[d->ending]);
+    str_printf(line, ", \"messages\": [{"), write_field(line, "role", "user"), write_field(line, "content", question);
+    str_printf(line, "}, {"), write_field(line, "role", "assistant"), write_field(line, "content", final ? final : "");
+    str_printf(line, "}]");
+    if (final && final != d->answer) write_field(line, "prompt", d->prompt), write_field(line, "chosen", final), write_field(line, "rejected", answer);
+    str_printf(line, "}\n");
+    free(question);
+}
+
+/* A copy of a field that is a string; else NULL. */
+static char *copy_field(const json_t *object, const char *name) {
+    const char *text = json_string_value(json_object_get(object, name));
+    return text ? xstrdup(text) : NULL;
+}
+
+/* A count, or -1. */
+static int count_field(const json_t *object, const char *name) {
+    const json_t *value = json_object_get(object, name);
+    const double x = json_number_value(value);
+    return json_is_number(value) && x >= 0 && x <= INT_MAX ? (int)x : -1;
+}
+
+static int add_dialogue(void *context, const json_t *object, int line, const Style *style, Fault *f) {
+    (void)style;
+    Dialogues *out = context;
+    Dialogue d = {.line = line, .epoch = count_field(object, "epoch"), .id = count_field(object, "id")};
+    const json_t *rounds = json_object_get(object, "rounds"), *item;
+    size_t i;
+    d.prompt = copy_field(object, "init_prompt"), d.answer = copy_field(object, "init_response");
+    char *ended = copy_field(object, "ended");
+    while (d.ending < ENDINGS && ended && strcmp(endings[d.ending], ended)) d.ending++;
+    bool whole = d.epoch >= 0 && d.id >= 0 && d.prompt && d.answer && ended && d.ending < ENDINGS && json_is_array(rounds);
+    json_array_foreach(rounds, i, item) {
+        d.round = grow(d.round, d.rounds, sizeof *d.round);
+        Round *r = &d.round[d.rounds++];
+        *r = (Round){copy_field(item, "principle"), copy_field(item, "critic_prompt"), copy_field(item, "critic_response"),
+                     copy_field(item, "revision_prompt"), copy_field(item, "revision_response")};
+        whole = whole && r->critique && r->critique_request;
+    }
+    free(ended);
+    if (!whole) {
+        dialogue_free(&d);
+        return FAULT(f, NULL, "the line is no dialogue of constitutional.c");
+    }
+    out->v = grow(out->v, out->n, sizeof *out->v);
+    out->v[out->n++] = d;
+    return 0;
+}
+
+int dialogues_append(const char *path, const Dialogue *d, int n, Error *e) {
+    Str lines = {0};
+    str_add(&lines, "", 0);
+    for (int i = 0; i < n; i++) write_dialogue(&d[i], &lines);
+    FILE *f = fopen(path, "ab");
+    bool bad = !f || fwrite(lines.s, 1, lines.n, f) != lines.n || fflush(f) || fsync(fileno(f));
+    if (bad) fail(e, "cannot write %s: %s", path, strerror(errno));
+    if (f) fclose(f);
+    free(lines.s);
+    return bad ? -1 : 0;
+}
+
+int dialogues_keep(const char *from, int epoch, const char *to, Dialogues *out, Error *e) {
+    *out = (Dialogues){0};
+    Reading r = {.path = from, .add = add_dialogue, .out = out};
+    read_objects(&r, TEMPLATE_DEFAULT, true, NULL);   // strict: it stops at the first bad line, and what stands before it counts
+    int keep = 0, status = 0;
+    while (keep < out->n && out->v[keep].epoch <= epoch) keep++;
+    for (int i = keep; i < out->n; i++) dialogue_free(&out->v[i]);
+    out->n = keep;
+    NewFile file;
+    if (!to || newfile_open(&file, to, e)) return to ? -1 : 0;
+    Str lines = {0};
+    str_add(&lines, "", 0);
+    for (int i = 0; i < keep; i++) write_dialogue(&out->v[i], &lines);
+    fwrite(lines.s, 1, lines.n, file.f);
+    status = newfile_close(&file, true, e);
+    free(lines.s);
+    return status;
+}
+
+static void show_text(const char *label, const char *text) {
+    printf("  %-8s | ", label);
+    for (; text && *text; text++)
+        if (*text == '\n') printf("\n           | ");
+        else putchar(*text);
+    putchar('\n');
+}
+
+void dialogue_show(const Dialogue *d, const char *when) {
+    printf("prompt %d, %s: %s\n", d->id + 1, when, endings[d->ending]);
+    show_text("prompt", d->prompt), show_text("answer", d->answer);
+    for (int r = 0; r < d->rounds; r++) {
+        show_text("critique", d->round[r].critique);
+        if (d->round[r].revision) show_text("revision", d->round[r].revision);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------------------------
@@ -1196,4 +1782,105 @@ int ragged_largest(const Dataset *d, const int *which, int n, int S, int *scored
     free(rows);
     free(targets);
     return total;
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * JSON from and for other programs
+ */
+
+void json_add_string(Str *out, const char *s, size_t n) {
+    const unsigned char *text = (const unsigned char *)s;
+    str_add(out, "\"", 1);
+    for (size_t i = 0; i < n;) {
+        uint32_t c;
+        size_t length = utf8_character(text + i, n - i, &c);
+        if (!length) str_add(out, "\xEF\xBF\xBD", 3);
+        else if (c == '"' || c == '\\') str_printf(out, "\\%c", (int)c);
+        else if (c == '\n') str_add(out, "\\n", 2);
+        else if (c < ' ' || c == 0x7F) str_printf(out, "\\u%04x", c);
+        else str_add(out, s + i, length);
+        i += length ? length : 1;
+    }
+    str_add(out, "\"", 1);
+}
+
+int json_numbers(const char *s, size_t n, const char *name, double *out, int room, Error *e) {
+    json_error_t where;
+    json_t *j = json_loadb(s, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL, &where);
+    if (!j) return fail(e, "it is not JSON: %s", where.text);
+    const json_t *value = json_is_object(j) ? json_object_get(j, name) : NULL;
+    int count = json_is_array(value) ? (int)json_array_size(value) : json_is_number(value) ? 1 : -1;
+    if (!json_is_object(j)) fail(e, "it is %s, expected an object", type_name(j));
+    else if (!value) fail(e, "it has no \"%s\"", name);
+    else if (count < 0) fail(e, "\"%s\" is %s, expected a number", name, type_name(value));
+    for (int i = 0; i < count; i++) {
+        const json_t *x = json_is_array(value) ? json_array_get(value, (size_t)i) : value;
+        if (!json_is_number(x)) {
+            count = fail(e, "element %d of \"%s\" is %s, expected a number", i, name, type_name(x));
+        } else if (i < room) {
+            out[i] = json_number_value(x);
+        }
+    }
+    json_decref(j);
+    return count;
+}
+
+/* ------------------------------------------------------------------------------------------------------------------
+ * What is judged
+ */
+
+int judged_tokens(const int *tokens, int n, int eos) {
+    while (n > 0 && tokens[n - 1] == eos) n--;
+    return n;
+}
+
+/* Appends span's tokens, or of an answer its judged ones; how many there are. */
+static size_t add_part_tokens(const Span *span, const Tokenizer *t, Ints *out) {
+    size_t before = out->n;
+    tokenizer_encode(t, span->text, span->n, true, out);
+    if (span->scored) out->n = before + (size_t)judged_tokens(out->v + before, (int)(out->n - before), t->eos);
+    return out->n - before;
+}
+
+void pairs_build(Pairs *p, const Records *r, const Tokenizer *t, int max_length) {
+    *p = (Pairs){0};
+    p->line = xcalloc((size_t)r->n, sizeof *p->line);
+    p->start = xcalloc(3 * (size_t)r->n + 1, sizeof *p->start);
+    p->margin = xcalloc((size_t)r->n, sizeof *p->margin);
+    p->p_chosen = xcalloc((size_t)r->n, sizeof *p->p_chosen);
+    const size_t room = max_length > 0 ? (size_t)max_length : 0;
+    Ints tokens = {0}, one = {0};
+    for (int i = 0; i < r->n; i++) {
+        const Record *pair = &r->v[i];
+        one.n = 0;
+        for (int s = 0; s < pair->n - 2; s++) add_part_tokens(&pair->spans[s], t, &one);
+        size_t prompt = one.n, chosen = add_part_tokens(&pair->spans[pair->n - 2], t, &one);
+        size_t rejected = add_part_tokens(&pair->spans[pair->n - 1], t, &one), longer = chosen > rejected ? chosen : rejected;
+        const int *answer = one.v + prompt;
+        bool empty = !chosen || !rejected, equal = !empty && chosen == rejected && !memcmp(answer, answer + chosen, chosen * sizeof *answer);
+        bool too_long = !empty && !equal && longer + (prompt > 0) > room;   // a token of the prompt is left at least
+        p->empty += empty, p->equal += equal, p->too_long += too_long;
+        if (empty || equal || too_long) continue;
+        size_t cut = prompt + longer > room ? prompt + longer - room : 0;
+        p->prompts_cut += cut > 0;
+        for (size_t k = cut; k < one.n; k++) ints_push(&tokens, one.v[k]);
+        p->start[3 * p->n + 1] = p->start[3 * p->n] + prompt - cut;
+        p->start[3 * p->n + 2] = p->start[3 * p->n + 1] + chosen;
+        p->start[3 * p->n + 3] = p->start[3 * p->n + 2] + rejected;
+        if (p->longest < (int)(prompt - cut + longer)) p->longest = (int)(prompt - cut + longer);
+        p->line[p->n] = pair->line;
+        p->margin[p->n] = pair->margin;
+        p->p_chosen[p->n++] = pair->p_chosen;
+    }
+    p->tokens = tokens.v;
+    free(one.v);
+}
+
+void pairs_free(Pairs *p) {
+    free(p->line);
+    free(p->start);
+    free(p->tokens);
+    free(p->margin);
+    free(p->p_chosen);
+    *p = (Pairs){0};
 }

@@ -22,6 +22,8 @@
  */
 #include "../common/hf.h"
 #include "../common/kernels.h"
+#include "../common/run.h"
+#include "../common/speech.h"
 #include "../common/text.h"
 #include "../common/util.h"
 
@@ -372,6 +374,47 @@ static void bench_steps(void) {
     }
 }
 
+/* ---- pairs ----------------------------------------------------------------------------------------------------- */
+
+/* A step of reward.c: two pairs with prompts of 448 tokens and answers of 64. Laid out whole, each answer has its prompt before it;
+   shared, the prompt is there once. Both rows count the FLOP of the pairs laid out whole, without a vocabulary's head (no reward has one), so the
+   rates of the two show how much faster the same result is there. */
+static void bench_pairs(void) {
+    enum { PAIRS = 2, PROMPT = 448, ANSWER = 64, WHOLE = PROMPT + ANSWER };
+    const AdamW o = {.learning_rate = 1e-5f, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .weight_decay = 0.1f, .max_grad_norm = 1};
+    GPT2Config config = gpt2_124m;
+    config.head = SCORE_HEAD;
+    for (int shared = 0; shared < 2; shared++) {
+        const int S = (shared ? 3 : 2) * PAIRS, N = PAIRS * (shared ? PROMPT + 2 * ANSWER : 2 * WHOLE);
+        SHAPE("%dx2x%d+%d %s", PAIRS, PROMPT, ANSWER, shared ? "shared" : "whole");
+        if (!wanted("pairs")) continue;
+        GPT2 *m = gpt2_create(&config, false);
+        gpt2_init_weights(m, 1);
+        gpt2_reserve(m, &(GPT2Limits){.tokens = N, .sequences = S, .train = true});
+        int *start = array(sizeof *start * ((size_t)S + 1)), *parent = array(sizeof *parent * (size_t)S);
+        float *value = array(sizeof(float) * (size_t)N), *dvalue = array(sizeof(float) * (size_t)N);
+        memset(dvalue, 0, sizeof(float) * (size_t)N);
+        start[0] = 0;
+        for (int s = 0; s < S; s++) {
+            bool answer = shared && s % 3;
+            parent[s] = answer ? s - s % 3 : -1;
+            start[s + 1] = start[s] + (!shared ? WHOLE : answer ? ANSWER : PROMPT);
+            if (!shared || answer) dvalue[start[s + 1] - 1] = 0.25f;
+        }
+        const Batch b = {.S = S, .N = N, .start = start, .tokens = random_ints(N, V), .parent = parent};
+        begin("pairs", FMA, 6.0 * 12 * C * C * L * (2 * PAIRS * WHOLE) + 3.5 * attention_flop(2 * PAIRS, WHOLE) * L);
+        row.tokens = 2 * PAIRS * WHOLE;
+        for (int t = 1; again(); t++) {
+            gpt2_forward(m, &b, NULL);
+            gpt2_value(m, value);
+            gpt2_backward(m, NULL, NULL, dvalue);
+            if (!isfinite(gpt2_step(m, &o, t))) die("pairs %s: the gradient is not finite", shape);
+        }
+        gpt2_free(m);
+        arrays_free();
+    }
+}
+
 /* ---- decoding -------------------------------------------------------------------------------------------------- */
 
 /* A round, one token of every sequence, ends with the last sequence's. The time between two rounds is one repetition; the
@@ -408,6 +451,120 @@ static void bench_decode(void) {
         arrays_free();
     }
     gpt2_free(m);
+}
+
+/* ---- one iteration of PPO -------------------------------------------------------------------------------------- */
+
+/* ppo.c and what it is written with, every call of the model timed: what is left is host code. */
+static double in_model;
+#define IN_MODEL(call) ({ double began = now_seconds(); call; in_model += now_seconds() - began; })
+#define IN_MODEL_VALUE(call) ({ double began = now_seconds(); __auto_type value_of_call = call; in_model += now_seconds() - began; value_of_call; })
+#define gpt2_forward(...) IN_MODEL(gpt2_forward(__VA_ARGS__))
+#define gpt2_logprob(...) IN_MODEL(gpt2_logprob(__VA_ARGS__))
+#define gpt2_value(...) IN_MODEL(gpt2_value(__VA_ARGS__))
+#define gpt2_kl(...) IN_MODEL(gpt2_kl(__VA_ARGS__))
+#define gpt2_backward(...) IN_MODEL(gpt2_backward(__VA_ARGS__))
+#define gpt2_generate(...) IN_MODEL(gpt2_generate(__VA_ARGS__))
+#define gpt2_step(...) IN_MODEL_VALUE(gpt2_step(__VA_ARGS__))
+#define TESTING
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#include "../ppo.c"
+#include "../common/rollouts.c"
+#pragma GCC diagnostic pop
+#undef gpt2_forward
+#undef gpt2_logprob
+#undef gpt2_value
+#undef gpt2_kl
+#undef gpt2_backward
+#undef gpt2_generate
+#undef gpt2_step
+
+/* A row of a single repetition, without the one that is not timed: an iteration is long enough. */
+static void begin_once(const char *name, double work) {
+    begin(name, FMA, work);
+    row.calls = 2, row.repetitions = 1, row.peaks[0] = probe(FMA), row.start = now_seconds();
+}
+
+static GPT2 *random_scores(const GPT2Limits *limits) {
+    GPT2Config config = gpt2_124m;
+    config.head = SCORE_HEAD;
+    GPT2 *m = gpt2_create(&config, false);
+    gpt2_init_weights(m, 2);
+    float w[C];
+    for (int c = 0; c < C; c++) w[c] = 0.02f * random_normal((uint32_t)c * 2654435761u, (uint32_t)c * 40503u);
+    gpt2_write(m, gpt2_own_tensors(m) - 1, GPT2_WEIGHT, 0, C, w);
+    gpt2_reserve(m, limits);
+    return m;
+}
+
+/* 32 prompts of 64 tokens, answers of 48, 4 epochs of one minibatch, 8 sequences at a time; policy, reference, reward model and critic of 124M each.
+   FLOP: 2 x the layers' matrices a row and 2 x wte a scored row, for each forward pass, and twice that for each backward; attention, a few percent, is
+   not counted. Rollouts read 112 rows an answer and draw from 48. */
+static void bench_iteration(void) {
+    enum { S = 32, PROMPT = 64, ANSWER = 48, ALL = PROMPT + ANSWER, B = 8, N = S * (ALL - 1), R = S * ANSWER };
+    const double layers = 2.0 * L * (4.0 * C * C + 2.0 * C * F), head = 2.0 * V * C, policy_pass = layers * N + head * R, critic_pass = layers * N;
+    Run run = defaults(false, "none");
+    Error e;
+    run.per_device_train_batch_size = B, run.total_steps = 10;
+    args.batch_size = S, args.response_length = ANSWER;
+    int line[S], start[S + 1], *tokens = random_ints(S * PROMPT, V);
+    for (int i = 0; i <= S; i++) start[i] = i * PROMPT;
+    for (int i = 0; i < S; i++) line[i] = i + 1;
+    Trainer p = {.train = {.n = S, .longest = PROMPT, .line = line, .start = start, .tokens = tokens}, .beta = 0.05};
+    if (!(p.tokenizer = tokenizer_load(run_example_file("tiny"), &e))) die("%s", e.text);   // only its end of text is used
+    GPT2Limits limits = {.tokens = B * ALL, .sequences = B, .scored = B * ANSWER}, scores = limits, critic, policy;
+    scores.scored = 0;
+    critic = scores, critic.train = true;
+    policy = limits, policy.train = true, policy.slots = S, policy.positions = ALL;
+    GPT2Config config = gpt2_124m;
+    double planned = (double)(gpt2_memory(&config, &policy).total + gpt2_memory(&config, &limits).total);
+    config.head = SCORE_HEAD;
+    planned += (double)(gpt2_memory(&config, &scores).total + gpt2_memory(&config, &critic).total);
+    p.policy = random_model(&policy), p.reference = random_model(&limits), p.critic = random_scores(&critic);
+    p.judge = (Judge){.model = random_scores(&scores), .tokenizer = p.tokenizer};
+    p.r = rollouts_new(S, PROMPT, ANSWER), p.rows = rows_new(B, B * ALL);
+    Rollouts *r = &p.r;
+    SHAPE("%dx%d+%d", S, PROMPT, ANSWER);
+    choose(&run, &p.train, r);
+    const Sampler draw = sampler(&p, &run, 0);
+    begin("rollout", FMA, layers * S * ALL + head * R);
+    row.tokens = R;
+    while (again()) rollouts_sample(r, p.policy, &p.train, &draw);
+    if (wanted("ppo iteration")) {
+        double norm, t[4];
+        begin_once("ppo iteration", layers * S * ALL + head * R + 2 * policy_pass + 2 * critic_pass + 4 * 3 * (policy_pass + critic_pass));
+        row.tokens = R, row.memory = true;
+        in_model = 0, t[0] = now_seconds();
+        rollouts_sample(r, p.policy, &p.train, &draw);
+        t[1] = now_seconds();
+        judge_score(&p.judge, r, &p.train, &p.rows, B);
+        passes(&p, r, B, true);
+        reward_tokens(r, p.beta);
+        advantages(r);
+        sink = (float)measure(r, p.beta).kl;
+        t[2] = now_seconds();
+        sink = (float)update(&p, r, &run, &norm).policy;
+        t[3] = row.stop = now_seconds();
+        again();
+        printf("# of that iteration, %.2f %% outside the model; rollout %.1f s, scoring %.1f s, update %.1f s; planned memory %.3f GB\n",
+               100 * (1 - in_model / (t[3] - t[0])), t[1] - t[0], t[2] - t[1], t[3] - t[2], planned / 1e9);
+    }
+    rollouts_free(r), rows_free(&p.rows), tokenizer_free(p.tokenizer), run_free(&run);
+    gpt2_free(p.policy), gpt2_free(p.reference), gpt2_free(p.critic), gpt2_free(p.judge.model);
+    arrays_free();
+}
+
+/* In a process of its own, for its memory. */
+static void bench_ppo(void) {
+    SHAPE("32x64+48");
+    if (!wanted("rollout") && !wanted("ppo iteration")) return;
+    char threads[16];
+    snprintf(threads, sizeof threads, "%d", omp_get_max_threads());
+    int status, child = fork();
+    if (child == 0) execl("/proc/self/exe", "bench", "--threads", threads, "--iteration", "--only", only, quick ? "--quick" : NULL, NULL);
+    if (child <= 0) die("cannot run this program anew: %s", strerror(errno));
+    if (waitpid(child, &status, 0) < 0 || status) die("the iteration of PPO failed");
 }
 
 /* ---- whole programs -------------------------------------------------------------------------------------------- */
@@ -542,13 +699,72 @@ static void print_heading(void) {
     printf("name\tshape\tms\trate\tunit\t%% of peak, best\t%% of peak, median\tnote\n");
 }
 
+/* What constitutional.c does with each prompt: an answer, a critique and a revision, 48 tokens each, 16 prompts together. texts: the part of it that is no
+   model: tokenising what was said so far, cutting what came. */
+static void bench_round(void) {
+    enum { S = 16, EACH = 48 };
+    static const char *const requests[] = {"", "\n\n### Critique request:\nSay where the response falls short.\n\n### Critique:\n",
+                                           "\n\n### Revision request:\nRewrite the response.\n\n### Revision:\n"};
+    const char *shared = getenv("SHARED") ? getenv("SHARED") : "../shared";
+    const GPT2Limits limits = {.tokens = 1024, .sequences = S, .slots = S, .positions = 512};
+    char vocabulary[512];
+    Error e;
+    SHAPE("%d prompts, 3 x %d tokens", S, EACH);
+    snprintf(vocabulary, sizeof vocabulary, "%s/data/gpt2-vocab", shared);
+    if (!wanted("round") && !wanted("texts")) return;
+    if (access(vocabulary, R_OK)) {
+        printf("# no row round: %s is not there\n", vocabulary);
+        return;
+    }
+    Tokenizer *t = tokenizer_load(vocabulary, &e);
+    if (!t) die("%s", e.text);
+    GPT2 *m = random_model(&limits);
+    Speaker speaker = {m, t, limits.positions, EACH, 1};
+    Voice voice = speaker_voice(&speaker);
+    Headings headings = {0};
+    headings_add(&headings, requests[1]), headings_add(&headings, requests[2]);
+    Str said[S] = {{0}};
+    uint32_t id[S];
+    double seconds[2] = {0};
+    begin("round", NOTHING, 0);
+    row.tokens = 3 * S * EACH;
+    for (int texts = 0; texts < 2; texts++) {
+        if (texts) begin("texts", NOTHING, 0);
+        while (again()) {
+            const double start = now_seconds();
+            for (int s = 0; s < S; s++) id[s] = (uint32_t)s, said[s].n = 0;
+            for (int turn = 0; turn < 3; turn++) {
+                char *prompt[S], *text[S];
+                for (int s = 0; s < S; s++) {
+                    if (!turn) str_printf(&said[s], "### Instruction:\nWhat is the capital of country number %d, and why?\n\n### Response:\n", s);
+                    else str_printf(&said[s], "%s", requests[turn]);
+                    prompt[s] = said[s].s;
+                    if (texts) text_tokens(t, prompt[s]), text[s] = xstrdup(" and the the of capital, that is in it and was not a.\nSo it is");
+                    if (!voice.fits(voice.context, prompt[s])) die("bench: no room for a dialogue");
+                }
+                if (!texts) voice.say(voice.context, S, prompt, id, (uint32_t)turn, 1, text);
+                for (int s = 0; s < S; s++) headings_cut(&headings, text[s]), str_printf(&said[s], "%s", text[s]), free(text[s]);
+            }
+            seconds[texts] = now_seconds() - start;
+        }
+    }
+    if (seconds[0] > 0 && seconds[1] > 0)
+        printf("# round: %.0f prompts a minute; texts are %.2f %% of it\n", 60 * S / seconds[0], 100 * seconds[1] / seconds[0]);
+    for (int s = 0; s < S; s++) free(said[s].s);
+    headings_free(&headings);
+    tokenizer_free(t);
+    gpt2_free(m);
+}
+
 int main(int argc, char **argv) {
     int step = -1, threads = omp_get_max_threads();   // --step I, for bench_steps(): that configuration only, in this process
+    bool iteration = false;                           // --iteration, for bench_ppo(), likewise
     for (int i = 1; i < argc; i++) {
         const char *flag = argv[i], *value = argv[i + 1];
         if (!strcmp(flag, "--quick")) quick = true;
         else if (!strcmp(flag, "--only") && value) only = argv[++i];
         else if (!strcmp(flag, "--threads") && value && (threads = atoi(value)) > 0) i++;
+        else if (!strcmp(flag, "--iteration")) iteration = true;
         else if (!strcmp(flag, "--step") && value && (step = atoi(value)) >= 0 && step < LENGTH(steps)) i++;
         else die_usage("bad %s; usage: bench [--threads N] [--only SUBSTRING] [--quick]", flag);
     }
@@ -556,9 +772,10 @@ int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);   // a row is there when it is measured, and before a process is started
     device_init();
     if (step >= 0) return bench_step(step), 0;
+    if (iteration) return bench_iteration(), 0;
     print_heading();
     void (*const sections[])(void) = {bench_probes, bench_linear, bench_head, bench_attention, bench_memory_bound,
-                                      bench_steps, bench_programs, bench_decode, bench_load, bench_tokenizer};
+                                      bench_steps, bench_pairs, bench_programs, bench_decode, bench_ppo, bench_round, bench_load, bench_tokenizer};
     for (int i = 0; i < LENGTH(sections); i++) sections[i]();
     return 0;
 }

@@ -927,6 +927,18 @@ START_TEST(a_small_gradient_is_not_clipped) {
 }
 END_TEST
 
+START_TEST(cleared_gradients_are_forgotten) {
+    Text *t = text_of(MIDDLING);
+    GPT2 *m = model(&MIDDLING->config, fit(t, true, false)), *other = model(&MIDDLING->config, fit(t, true, false));
+    const AdamW o = ADAMW(0.02f, 0, 1);
+    learn(m, t, NULL), gpt2_clear(m);
+    ck_zero(read_all(m, GPT2_GRADIENT), elements(m));
+    learn(m, t, NULL), gpt2_step(m, &o, 1);   // as if the first time had never been
+    learn(other, t, NULL), gpt2_step(other, &o, 1);
+    ck_bits(read_all(m, GPT2_WEIGHT), read_all(other, GPT2_WEIGHT), elements(m));
+}
+END_TEST
+
 START_TEST(a_gradient_that_is_not_finite_changes_nothing) {
     const float bad[] = {NAN, INFINITY, -INFINITY};
     const AdamW o = ADAMW(0.02f, 0.1f, 1);
@@ -2192,7 +2204,7 @@ int main(int argc, char **argv) {
     ADD("accumulation", micro_batches_accumulate_to_the_bits_of_one_batch,
         rows_without_a_target_have_no_score_and_no_gradient, gradients_do_not_come_from_the_future);
     ADD("step", a_step_is_that_of_the_reference, a_small_gradient_is_not_clipped,
-        a_gradient_that_is_not_finite_changes_nothing);
+        cleared_gradients_are_forgotten, a_gradient_that_is_not_finite_changes_nothing);
     ADD("generation", greedy_texts_are_those_of_full_forward_passes,
         sampled_log_probabilities_are_those_of_logprob_to_the_bit, a_technique_is_there_in_generation, sampled_tokens_are_those_of_the_reference,
         texts_do_not_depend_on_slots_or_room, texts_do_not_depend_on_what_the_model_did_before_or_on_training,

@@ -867,7 +867,7 @@ START_TEST(refuses_directories_without_a_model) {
     ck_says(&e, "model.safetensors", "No such file", NULL);
     put_text("pytorch_model.bin", "");
     ck_assert_ptr_null(hf_load(here, false, &e));
-    ck_says(&e, "model.safetensors", "pytorch_model.bin", "save_pretrained", NULL);
+    ck_says(&e, "pytorch_model.bin", "0 bytes", "fetch", NULL);
     build_model("model.safetensors", &(Style){0}, 0, TENSORS);
     Str file = get("model.safetensors");
     put("model.safetensors", file.s, file.n - 1);

@@ -465,32 +465,6 @@ START_TEST(linear_reference) {
 }
 END_TEST
 
-static void check_linear_additions(int N, int IC, int OC) {
-    Linear l = linear_inputs(N, IC, OC);
-    float *out_before = reals(l.out_n, 1), *dinp_before = reals(l.inp_n, 1);
-    freeze();
-    float *out_chain = room(l.out_n), *dinp_chain = room(l.inp_n);
-    for (int n = 0; n < N; n++) {
-        for (int o = 0; o < OC; o++)
-            out_chain[(size_t)n * OC + o] = ref_chain(out_before[(size_t)n * OC + o], l.inp + (size_t)n * IC, 1, l.weight + o, (size_t)OC, IC);
-        for (int i = 0; i < IC; i++)
-            dinp_chain[(size_t)n * IC + i] = ref_chain(dinp_before[(size_t)n * IC + i], l.dout + (size_t)n * OC, 1, l.weight + (size_t)i * OC, 1, OC);
-    }
-    FOR_THREADS(t) {
-        float *out = copy(out_before, l.out_n), *dinp = copy(dinp_before, l.inp_n);
-        linear_forward_add(out, l.inp, l.weight, N, IC, OC);
-        linear_backward_input_add(dinp, l.dout, l.weight, N, IC, OC);
-        ck_bits(out, out_chain, l.out_n);
-        ck_bits(dinp, dinp_chain, l.inp_n);
-    }
-    release();
-}
-
-START_TEST(linear_additions_go_on_from_what_is_there) {
-    for (int i = 0; i < LENGTH(linear_shapes); i++) check_linear_additions(linear_shapes[i][0], linear_shapes[i][1], linear_shapes[i][2]);
-}
-END_TEST
-
 START_TEST(scale_multiplies) {
     for (int n = 0; n <= 33; n++) {
         float *x = reals((size_t)n, 1), *scaled = copy(x, (size_t)n);
@@ -2378,8 +2352,6 @@ START_TEST(empty_batches) {
     linear_forward(none, none, weight, NULL, 0, 3, 5);
     linear_backward_input(none, none, weight, 0, 3, 5);
     linear_backward_weight(weight, weight, none, none, 0, 3, 5);
-    linear_forward_add(none, none, weight, 0, 3, 5);
-    linear_backward_input_add(none, none, weight, 0, 3, 5);
     dropout_add(none, none, 0, 3, noise);
     layernorm_forward(none, none, none, none, none, none, weight, weight, 0, 3, norm_epsilon);
     layernorm_backward(none, weight, weight, none, none, none, none, weight, 0, 3);
@@ -2426,8 +2398,7 @@ int main(void) {
     ADD("reference", embedding_reference, linear_reference, projection_reference, layernorm_reference, gelu_reference, relu_and_silu_reference,
         attention_reference, head_reference, logprob_reference, sample_reference, adamw_reference);
     ADD("embedding", embedding);
-    ADD("linear", linear_values, linear_is_the_documented_chain_to_the_bit, linear_shows_nan_in_its_row_only,
-        linear_additions_go_on_from_what_is_there, scale_multiplies);
+    ADD("linear", linear_values, linear_is_the_documented_chain_to_the_bit, linear_shows_nan_in_its_row_only, scale_multiplies);
     ADD("nf4", nf4_codes_change_at_the_thresholds, nf4_blocks_run_along_the_input_channels, nf4_shows_what_is_not_finite,
         nf4_scales_are_quantised_to_the_dynamic_map, nf4_errors_are_the_published_ones, nf4_products_have_the_bits_of_the_whole_matrix);
     ADD("projection", projection, activations_are_added);

@@ -793,6 +793,7 @@ START_TEST(test_log_lines) {
     run_log(&run, {"loss", 3.25}, {"rate", 0.1f}, {"third", 1.0 / 3}, {"num_tokens", 12345678901L}, {"million", 1e6});
     run.step = 2;
     run_log(&run, {"loss", NAN}, {"up", INFINITY}, {"down", -INFINITY}, {"tiny", 1e-300}, {"count", 7});
+    run_log_first(&run, 1, {"shown", 1}, {"hidden", 2});   // in the file both are
     Str half = bytes_of("out/log.jsonl");   // a line is in the file as soon as it is logged
     fflush(stdout);
     dup2(saved, STDOUT_FILENO);
@@ -801,10 +802,13 @@ START_TEST(test_log_lines) {
     ck_assert_str_eq(
         half.s, "{\"step\": 1, \"loss\": 3.25, \"rate\": 0.1, \"third\": 0.3333333333333333, \"num_tokens\": 12345678901, "
                 "\"million\": 1000000}\n"
-                "{\"step\": 2, \"loss\": null, \"up\": null, \"down\": null, \"tiny\": 1e-300, \"count\": 7}\n");
+                "{\"step\": 2, \"loss\": null, \"up\": null, \"down\": null, \"tiny\": 1e-300, \"count\": 7}\n"
+                "{\"step\": 2, \"shown\": 1, \"hidden\": 2}\n");
     Str screen = bytes_of("screen.txt");
     ck_assert_ptr_nonnull(strstr(screen.s, "step 1/3  loss 3.25  rate 0.1  third 0.33333"));
     ck_assert_ptr_nonnull(strstr(screen.s, "step 2/3  loss nan  up inf"));
+    ck_assert_ptr_nonnull(strstr(screen.s, "shown 1"));
+    ck_assert_ptr_null(strstr(screen.s, "hidden"));
     ck_assert_ptr_null(strchr(screen.s, '\r'));   // no terminal, no progress line
     free(half.s), free(screen.s);
 }

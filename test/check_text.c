@@ -854,6 +854,352 @@ START_TEST(huge_lines) {
 }
 END_TEST
 
+/* ---- prompts --------------------------------------------------------------------------------------------------- */
+
+static int read_prompts(const char *bytes, size_t n, const char *template, bool strict, Prompts *p, Error *e) {
+    write_file("prompts.jsonl", bytes, n);
+    return prompts_read(in_directory("prompts.jsonl"), template, strict, p, e);
+}
+
+static void check_prompts(const char *json, const char *template, const char *expected) {
+    Error e = {""};
+    Prompts p;
+    ck_assert_msg(read_prompts(json, strlen(json), template, true, &p, &e) == 0, "%s", e.text);
+    ck_assert_int_eq(p.n, 1);
+    ck_assert_int_eq(p.skipped, 0);
+    ck_assert_int_eq(p.v[0].line, 1);
+    ck_assert_str_eq(p.v[0].text, expected);
+    ck_assert_uint_eq(p.v[0].n, strlen(expected));
+    prompts_free(&p);
+    ck_assert(p.v == NULL && p.n == 0);
+}
+
+START_TEST(prompts) {
+    check_prompts("{\"prompt\": \"P\"}", NULL, "P");
+    check_prompts("{\"prompt\": \"P\"}", "<{instruction}>", "<P>");
+    check_prompts("{\"prompt\": \"P\", \"chosen\": \"C\", \"rejected\": 7}", NULL, "P");
+    check_prompts("{\"instruction\": \"I\"}", NULL, ALPACA("I"));
+    check_prompts("{\"instruction\": \"I\", \"prompt\": \"P\", \"output\": \"O\"}", NULL, ALPACA("I"));
+    check_prompts("{\"instruction\": \"I\", \"input\": \"X\"}", "{instruction}[[|{input}]]>{response}!", "I|X>");
+    check_prompts("{\"instruction\": \"I\", \"input\": \"\"}", "{instruction}[[|{input}]]>", "I>");
+    check_prompts("{\"instruction\": \"I\", \"input\": null}", "{instruction}[[|{input}]]>", "I>");
+    // a dialogue is cut after its last answer begins, and no template touches it
+    check_prompts("{\"chosen\": \"\\n\\nHuman: H\\n\\nAssistant: A\\n\\nHuman: I\\n\\nAssistant: B\"}", "<{instruction}>",
+                  "\n\nHuman: H\n\nAssistant: A\n\nHuman: I\n\nAssistant:");
+    check_prompts("{\"chosen\": \"\\n\\nAssistant:\"}", NULL, "\n\nAssistant:");
+    // what a record answers is kept beside it
+    Prompts p;
+    Error e = {""};
+    static const char file[] = "{\"prompt\": \"P\"}\n{\"prompt\": \"P\", \"answer\": \"A\"}\n{\"instruction\": \"I\", \"answer\": 1, \"output\": \"O\"}\n";
+    ck_assert_int_eq(read_prompts(file, sizeof file - 1, NULL, true, &p, &e), 0);
+    ck_assert(p.n == 3 && !p.v[0].answer && !strcmp(p.v[1].answer, "A") && !strcmp(p.v[2].answer, "O"));
+    prompts_free(&p);
+}
+END_TEST
+
+START_TEST(bad_prompts) {
+    static const struct {
+        const char *line;
+        int column;
+        const char *word;
+    } bad[] = {
+        {"{\"prompt\": 7}", 2, "\"prompt\" is a number, expected a string"},
+        {"{\"prompt\": \"\"}", 2, "the prompt is empty"},
+        {"{\"a\": 1, \"instruction\": null}", 10, "\"instruction\" is null"},
+        {"{\"instruction\": \"a\", \"input\": {}}", 22, "\"input\" is an object"},
+        {"{\"chosen\": \"no dialogue\"}", 2, "has no turn"},
+        {"{\"chosen\": \"\\nAssistant:\"}", 2, "has no turn"},
+        {"{\"chosen\": \"\"}", 2, "has no turn"},
+        {"{\"text\": \"t\"}", 1, "found text; expected instruction[/input], prompt or chosen"},
+        {"[]", 1, "an array, expected a JSON object"},
+        {"{\"prompt\": \"a\"", 14, "expected"},
+    };
+    for (int i = 0; i < COUNT(bad); i++) {
+        for (int strict = 0; strict < 2; strict++) {
+            Str file = {0};
+            char where[256];
+            Prompts p;
+            Error e = {""};
+            str_printf(&file, "{\"prompt\": \"first\"}\n\n%s\n{\"prompt\": \"last\"}", bad[i].line);
+            ck_assert_int_eq(read_prompts(file.s, file.n, NULL, strict, &p, &e), strict ? -1 : 0);
+            if (!strict) {
+                ck_assert_int_eq(p.n, 2);
+                ck_assert_int_eq(p.v[1].line, 4);
+                ck_assert_int_eq(p.skipped, 1);
+                e = p.first_skipped;
+            }
+            snprintf(where, sizeof where, "%s:3:%d: ", in_directory("prompts.jsonl"), bad[i].column);
+            ck_assert_msg(strncmp(e.text, where, strlen(where)) == 0, "%s: \"%s\", expected column %d", bad[i].line, e.text, bad[i].column);
+            ck_assert_msg(strstr(e.text, bad[i].word) != NULL, "%s: \"%s\"", bad[i].line, e.text);
+            prompts_free(&p);
+            free(file.s);
+        }
+    }
+    Prompts p;
+    Error e = {""};
+    ck_assert_int_eq(read_prompts("", 0, NULL, false, &p, &e), -1);
+    ck_assert_ptr_nonnull(strstr(e.text, "it is empty"));
+    ck_assert_int_eq(read_prompts("{\"prompt\": \"a\"}", 15, "no field", false, &p, &e), -1);
+    ck_assert_ptr_nonnull(strstr(e.text, "{instruction} is missing"));
+    ck_assert_int_eq(prompts_read(in_directory("absent.jsonl"), NULL, false, &p, &e), -1);
+    ck_assert_ptr_nonnull(strstr(e.text, "absent.jsonl"));
+    ck_assert(p.v == NULL && p.n == 0);
+}
+END_TEST
+
+/* ---- JSON ------------------------------------------------------------------------------------------------------ */
+
+static void check_string(const char *s, size_t n, const char *expected) {
+    Str out = {0};
+    json_add_string(&out, s, n);
+    ck_assert_str_eq(out.s, expected);
+    free(out.s);
+}
+
+START_TEST(json_strings) {
+    check_string("", 0, "\"\"");
+    check_string("a\"\\\n\t\0/\x7F", 8, "\"a\\\"\\\\\\n\\u0009\\u0000/\\u007f\"");
+    check_string("\xED\x95\x9C", 3, "\"\xED\x95\x9C\"");
+    check_string("\xED\x95", 2, "\"\xEF\xBF\xBD\xEF\xBF\xBD\"");   // half a character, as a token may end
+}
+END_TEST
+
+START_TEST(numbers_in_json) {
+    static const struct {
+        const char *text;
+        int count;
+        double first;
+        const char *word;
+    } cases[] = {
+        {"{\"x\": 2.5}", 1, 2.5, NULL},           {" {\"y\": \"s\", \"x\": -3}\n", 1, -3, NULL},
+        {"{\"x\": [1e-3, 2, 3]}", 3, 1e-3, NULL}, {"{\"x\": []}", 0, 7, NULL},
+        {"{\"x\": null}", -1, 7, "null"},         {"{\"x\": \"1\"}", -1, 7, "a string, expected a number"},
+        {"{\"y\": 1}", -1, 7, "no \"x\""},        {"[1]", -1, 7, "an array, expected an object"},
+        {"3", -1, 7, "a number, expected an object"}, {"", -1, 7, "not JSON"},
+        {"{\"x\": NaN}", -1, 7, "not JSON"},      {"{\"x\": 1", -1, 7, "not JSON"},
+        {"{\"x\": [1, {}]}", -1, 1, "element 1"}, {"{\"x\": 1, \"x\": 2}", -1, 7, "not JSON"},
+        {"{\"x\": 1} {}", -1, 7, "not JSON"},
+    };
+    for (int i = 0; i < COUNT(cases); i++) {
+        double out[2] = {7, 7};
+        Error e = {""};
+        ck_assert_msg(json_numbers(cases[i].text, strlen(cases[i].text), "x", out, 2, &e) == cases[i].count, "%s", cases[i].text);
+        ck_assert(out[0] == cases[i].first);
+        if (cases[i].word) ck_assert_msg(strstr(e.text, cases[i].word) != NULL, "%s: \"%s\"", cases[i].text, e.text);
+    }
+}
+END_TEST
+
+/* ---- pairs ----------------------------------------------------------------------------------------------------- */
+
+static int read_pairs(const char *text, const char *template, bool strict, Records *r, Error *e) {
+    write_file("records.jsonl", text, strlen(text));
+    return pairs_read(in_directory("records.jsonl"), template, strict, r, e);
+}
+
+/* One pair: its prompt's spans joined by "|", then chosen and rejected. */
+static void check_pair(const char *json, const char *template, const char *kind, const char *prompt, const char *chosen, const char *rejected) {
+    Records r;
+    Error e = {""};
+    ck_assert_msg(read_pairs(json, template, true, &r, &e) == 0, "%s", e.text);
+    ck_assert_int_eq(r.n, 1);
+    ck_assert_int_eq(r.apart, 0);
+    ck_assert_str_eq(r.kind, kind);
+    const Record *v = &r.v[0];
+    ck_assert_int_ge(v->n, 3);
+    Str got = {0};
+    for (int i = 0; i < v->n - 2; i++) {
+        ck_assert(!v->spans[i].scored && strlen(v->spans[i].text) == v->spans[i].n);
+        str_printf(&got, "%s%s", i ? "|" : "", v->spans[i].text);
+    }
+    ck_assert_str_eq(got.s, prompt);
+    ck_assert_str_eq(v->spans[v->n - 2].text, chosen);
+    ck_assert_str_eq(v->spans[v->n - 1].text, rejected);
+    ck_assert(v->spans[v->n - 2].scored && v->spans[v->n - 1].scored);
+    free(got.s);
+    records_free(&r);
+}
+
+#define ANSWERS "\"chosen\": \"C\", \"rejected\": \"R\""
+
+START_TEST(kinds_of_pairs) {
+    check_pair("{\"prompt\": \"P \", " ANSWERS "}", NULL, "prompt/chosen/rejected", "P ", "C", "R");   // complete: as it is
+    check_pair("{\"prompt\": \"\", " ANSWERS "}", NULL, "prompt/chosen/rejected", "", "C", "R");
+    check_pair("{\"prompt\": \"P\", " ANSWERS "}", "<{instruction}>{response}!", "prompt/chosen/rejected", "<P>", "C!", "R!");
+    check_pair("{\"instruction\": \"I\", " ANSWERS "}", NULL, "instruction/chosen/rejected", ALPACA("I"), "C", "R");
+    check_pair("{\"instruction\": \"I\", \"input\": \"X\", " ANSWERS "}", NULL, "instruction/chosen/rejected",
+               "### Instruction:\nI\n\n### Input:\nX\n\n### Response:\n", "C", "R");
+    check_pair("{\"instruction\": \"I\", \"input\": null, " ANSWERS ", \"id\": 7}", NULL, "instruction/chosen/rejected", ALPACA("I"), "C", "R");
+    // hh-rlhf: the prompt ends with the last "\n\nAssistant:", and what it says of "Assistant:" otherwise does not matter
+    check_pair("{\"chosen\": \"\\n\\nHuman: H\\n\\nAssistant: A\\n\\nHuman: Assistant:?\\n\\nAssistant: C\", "
+               "\"rejected\": \"\\n\\nHuman: H\\n\\nAssistant: A\\n\\nHuman: Assistant:?\\n\\nAssistant: R Assistant:\"}",
+               "<{instruction}>", "chosen/rejected", "\n\nHuman: H\n\nAssistant: A\n\nHuman: Assistant:?\n\nAssistant:", " C", " R Assistant:");
+    // messages: an answer given earlier is part of the prompt, and has ended
+    check_pair("{\"prompt\": [" TURN("system", "S") ", " TURN("user", "U") ", " TURN("assistant", "A") ", " TURN("user", "V") "], "
+               "\"chosen\": [" TURN("assistant", "C") "], \"rejected\": [" TURN("assistant", "R") "]}",
+               "<{instruction}>", "prompt/chosen/rejected messages", "S\n\n<U>|A<|endoftext|>|<V>", "C", "R");
+    check_pair("{\"chosen\": [" TURN("user", "U") ", " TURN("assistant", "C") "], \"rejected\": [" TURN("user", "U") ", " TURN("assistant", "R") "]}",
+               NULL, "chosen/rejected messages", ALPACA("U"), "C", "R");
+}
+END_TEST
+
+START_TEST(margins_and_soft_labels) {
+    static const char file[] = "{\"prompt\": \"P\", " ANSWERS "}\n{\"prompt\": \"P\", " ANSWERS ", \"margin\": 2, \"p_chosen\": 0.25}\n"
+                               "{\"prompt\": \"P\", " ANSWERS ", \"margin\": null, \"p_chosen\": 0}\n{\"prompt\": \"P\", " ANSWERS ", \"margin\": -0.5}\n";
+    const float margin[] = {0, 2, 0, -0.5f}, p[] = {1, 0.25f, 0, 1};
+    Records r;
+    Error e = {""};
+    ck_assert_msg(read_pairs(file, NULL, true, &r, &e) == 0, "%s", e.text);
+    ck_assert_int_eq(r.n, 4);
+    for (int i = 0; i < 4; i++) ck_assert_msg(r.v[i].margin == margin[i] && r.v[i].p_chosen == p[i], "pair %d", i);
+    records_free(&r);
+}
+END_TEST
+
+START_TEST(pairs_with_different_prompts_are_left_out) {
+#define DIALOGUE(h, a) "\\n\\nHuman: " h "\\n\\nAssistant:" a
+    static const char file[] = "{\"chosen\": \"" DIALOGUE("H", "C") "\", \"rejected\": \"" DIALOGUE("G", "R") "\"}\n"
+                               "{\"chosen\": \"" DIALOGUE("H", "C") "\", \"rejected\": \"" DIALOGUE("H", "R") "\"}\n"
+                               "{\"chosen\": \"" DIALOGUE("H", "C") "\", \"rejected\": \"" DIALOGUE("H", "C") DIALOGUE("H", "R") "\"}\n"
+                               "{\"chosen\": [" TURN("user", "U") ", " TURN("assistant", "C") "], \"rejected\": [" TURN("user", "V") ", " TURN("assistant", "R") "]}\n"
+                               "{\"chosen\": [" TURN("user", "U") ", " TURN("assistant", "C") "], \"rejected\": [" TURN("assistant", "R") "]}\n";
+    Records r;
+    Error e = {""};
+    ck_assert_msg(read_pairs(file, NULL, true, &r, &e) == 0, "%s", e.text);   // strict: they are in order, just of no use
+    ck_assert_int_eq(r.n, 1);
+    ck_assert_int_eq(r.apart, 4);
+    ck_assert_int_eq(r.skipped, 0);
+    ck_assert_int_eq(r.v[0].line, 2);
+    records_free(&r);
+    ck_assert_int_eq(read_pairs("{\"chosen\": \"" DIALOGUE("H", "C") "\", \"rejected\": \"" DIALOGUE("G", "R") "\"}\n", NULL, true, &r, &e), -1);
+    ck_assert_msg(strstr(e.text, "in all 1 of them chosen and rejected answer different prompts"), "%s", e.text);
+}
+END_TEST
+
+START_TEST(bad_pairs) {
+    static const struct {
+        const char *line;
+        int column;
+        const char *word;
+    } bad[] = {
+        {"{\"chosen\": \"\\n\\nAssistant: C\"}", 1, "found chosen; expected chosen and rejected"},
+        {"{\"instruction\": \"a\", \"response\": \"b\"}", 1, "found instruction, response; expected chosen and rejected"},
+        {"{\"prompt\": \"P\", \"chosen\": \"\", \"rejected\": \"R\"}", 17, "the answer in \"chosen\" is empty"},
+        {"{\"prompt\": \"P\", \"chosen\": \"C\", \"rejected\": \"\"}", 32, "the answer in \"rejected\" is empty"},
+        {"{\"prompt\": 3, " ANSWERS "}", 2, "\"prompt\" is a number"},
+        {"{\"prompt\": null, " ANSWERS "}", 2, "\"prompt\" is null"},
+        {"{\"instruction\": \"I\", \"input\": [], " ANSWERS "}", 22, "\"input\" is an array"},
+        {"{\"prompt\": \"P\", \"chosen\": null, \"rejected\": \"R\"}", 17, "\"chosen\" is null"},
+        {"{" ANSWERS "}", 2, "no prompt, and \"chosen\" has no \"\\n\\nAssistant:\""},
+        {"{\"chosen\": \"\\n\\nAssistant: C\", \"rejected\": \"R\"}", 32, "\"rejected\" has no"},
+        {"{\"chosen\": \"\\n\\nAssistant:\", \"rejected\": \"\\n\\nAssistant:R\"}", 2, "the answer in \"chosen\" is empty"},
+        {"{\"prompt\": \"P\", " ANSWERS ", \"margin\": \"1\"}", 49, "\"margin\" is a string, expected a number"},
+        {"{\"prompt\": \"P\", " ANSWERS ", \"margin\": 1e7}", 49, "\"margin\" is 1e+07, expected a number from -1e+06 to 1e+06"},
+        {"{\"prompt\": \"P\", " ANSWERS ", \"margin\": 1e999}", 63, "real number overflow"},
+        {"{\"prompt\": \"P\", " ANSWERS ", \"p_chosen\": 1.01}", 49, "\"p_chosen\" is 1.01, expected a number from 0 to 1"},
+        {"{\"prompt\": \"P\", " ANSWERS ", \"p_chosen\": -1}", 49, "\"p_chosen\" is -1"},
+        {"{\"prompt\": \"P\", " ANSWERS ", \"p_chosen\": true}", 49, "\"p_chosen\" is a boolean"},
+        {"{\"prompt\": \"P\", \"chosen\": [" TURN("assistant", "C") "], \"rejected\": [" TURN("assistant", "R") "]}", 1, "are not alike"},
+        {"{\"prompt\": [" TURN("user", "U") "], \"chosen\": [" TURN("assistant", "C") "], \"rejected\": []}", 99, "\"rejected\" has 0 messages, expected one"},
+        {"{\"prompt\": [" TURN("user", "U") "], \"chosen\": [" TURN("user", "C") "], \"rejected\": [" TURN("assistant", "R") "]}", 48,
+         "\"chosen\" does not end in {\"role\": \"assistant\""},
+        {"{\"prompt\": [" TURN("user", "U") ", " TURN("assistant", "A") "], \"chosen\": [" TURN("assistant", "C") "], \"rejected\": [" TURN("assistant", "R") "]}", 2,
+         "do not end in a user's"},
+        {"{\"prompt\": [], \"chosen\": [" TURN("assistant", "C") "], \"rejected\": [" TURN("assistant", "R") "]}", 2, "do not end in a user's"},
+        {"{\"prompt\": [3], \"chosen\": [" TURN("assistant", "C") "], \"rejected\": [" TURN("assistant", "R") "]}", 2, "message 1 of \"prompt\" is not"},
+        {"{\"chosen\": [], \"rejected\": []}", 2, "\"chosen\" has 0 messages"},
+        {"{\"chosen\": [" TURN("user", "U") ", {\"role\": \"assistant\"}], \"rejected\": [" TURN("user", "U") ", " TURN("assistant", "R") "]}", 2, "\"chosen\" does not end in"},
+        {"[]", 1, "an array, expected a JSON object"},
+    };
+    for (size_t i = 0; i < COUNT(bad); i++) {
+        Str file = {0};
+        Records r;
+        Error e = {""};
+        str_printf(&file, "{\"prompt\": \"P\", " ANSWERS "}\n%s\n", bad[i].line);
+        ck_assert_msg(read_pairs(file.s, NULL, false, &r, &e) == 0, "%s", e.text);
+        ck_assert_msg(r.n == 1 && r.skipped == 1 && r.apart == 0, "%s", bad[i].line);
+        ck_assert_msg(strstr(r.first_skipped.text, bad[i].word), "%s: %s", bad[i].line, r.first_skipped.text);
+        char where[160];
+        snprintf(where, sizeof where, "%s:2:%d: ", in_directory("records.jsonl"), bad[i].column);
+        ck_assert_msg(!strncmp(r.first_skipped.text, where, strlen(where)), "%s: %s, expected %s", bad[i].line, r.first_skipped.text, where);
+        records_free(&r);
+        ck_assert_int_eq(read_pairs(file.s, NULL, true, &r, &e), -1);
+        free(file.s);
+    }
+}
+END_TEST
+
+/* The parts of pair i of a file, "prompt|chosen|rejected" (tokens are bytes), and the counts of what was left out. */
+static void check_parts(const char *file, int max_length, const char *expected, long prompts_cut, long empty, long equal, long too_long) {
+    Tokenizer *t = byte_tokenizer();
+    Records r;
+    Error e = {""};
+    Pairs p;
+    ck_assert_msg(read_pairs(file, NULL, true, &r, &e) == 0, "%s", e.text);
+    pairs_build(&p, &r, t, max_length);
+    Str got = {0};
+    str_add(&got, "", 0);
+    int longest = 0;
+    for (int i = 0; i < p.n; i++) {
+        for (int k = 0; k < 3; k++) {
+            if (i || k) str_add(&got, k ? "|" : ";", 1);
+            ck_assert_int_eq(pair_part(&p, i, k), (int)(p.start[3 * i + k + 1] - p.start[3 * i + k]));
+            for (size_t j = p.start[3 * i + k]; j < p.start[3 * i + k + 1]; j++) str_printf(&got, "%c", p.tokens[j] == 256 ? '$' : p.tokens[j]);
+        }
+        for (int k = 1; k <= 2; k++) longest = pair_part(&p, i, 0) + pair_part(&p, i, k) > longest ? pair_part(&p, i, 0) + pair_part(&p, i, k) : longest;
+    }
+    ck_assert_str_eq(got.s, expected);
+    ck_assert_int_eq(p.longest, longest);
+    ck_assert_msg(p.prompts_cut == prompts_cut && p.empty == empty && p.equal == equal && p.too_long == too_long,
+                  "%ld prompts cut, %ld empty, %ld equal, %ld too long", p.prompts_cut, p.empty, p.equal, p.too_long);
+    free(got.s);
+    pairs_free(&p);
+    records_free(&r);
+    tokenizer_free(t);
+}
+
+START_TEST(pairs_as_tokens) {
+    static const char pair[] = "{\"prompt\": \"abcd\", \"chosen\": \"xyz\", \"rejected\": \"uv\"}";
+    check_parts(pair, 100, "abcd|xyz|uv", 0, 0, 0, 0);
+    check_parts(pair, 7, "abcd|xyz|uv", 0, 0, 0, 0);
+    check_parts(pair, 6, "bcd|xyz|uv", 1, 0, 0, 0);   // one cut for both
+    check_parts(pair, 4, "d|xyz|uv", 1, 0, 0, 0);
+    check_parts(pair, 3, "", 0, 0, 0, 1);             // an answer is never cut
+    check_parts(pair, 0, "", 0, 0, 0, 1);
+    check_parts(pair, -1, "", 0, 0, 0, 1);
+    check_parts("{\"prompt\": \"\", \"chosen\": \"xyz\", \"rejected\": \"uv\"}", 3, "|xyz|uv", 0, 0, 0, 0);
+    // the end of text is not judged: neither is an answer of nothing else, and two answers are not told apart by it
+    check_parts("{\"prompt\": \"a\", \"chosen\": \"x<|endoftext|>\", \"rejected\": \"u<|endoftext|>v<|endoftext|><|endoftext|>\"}", 100, "a|x|u$v", 0, 0, 0, 0);
+    check_parts("{\"prompt\": \"a\", \"chosen\": \"<|endoftext|>\", \"rejected\": \"u\"}", 100, "", 0, 1, 0, 0);
+    check_parts("{\"prompt\": \"a\", \"chosen\": \"u\", \"rejected\": \"u<|endoftext|>\"}", 100, "", 0, 0, 1, 0);
+    check_parts("{\"prompt\": \"a\", \"chosen\": \"u\", \"rejected\": \"ux\"}\n{\"prompt\": \"a\", \"chosen\": \"x\", \"rejected\": \"x\"}\n"
+                "{\"prompt\": \"bc\", \"chosen\": \"xx\", \"rejected\": \"v\"}\n", 3, "a|u|ux;c|xx|v", 1, 0, 1, 0);
+    const int tokens[] = {256, 5, 256, 256};
+    for (int n = 0; n <= 4; n++) ck_assert_int_eq(judged_tokens(tokens, n, 256), n < 2 ? 0 : 2);
+    ck_assert_int_eq(judged_tokens(tokens, 4, 7), 4);
+}
+END_TEST
+
+START_TEST(a_prompt_to_be_judged_is_complete) {
+    static const struct {
+        const char *json, *prompt;
+    } one[] = {
+        {"{\"prompt\": \"P\", \"response\": \"R\"}", "P"},
+        {"{\"prompt\": \"P\", \"completion\": \"R\"}", "P"},
+        {"{\"instruction\": \"P\", \"response\": \"R\"}", ALPACA("P")},
+    };
+    for (size_t i = 0; i < COUNT(one); i++) {
+        Records r;
+        Error e = {""};
+        write_file("records.jsonl", one[i].json, strlen(one[i].json));
+        ck_assert_msg(answers_read(in_directory("records.jsonl"), NULL, true, &r, &e) == 0, "%s", e.text);
+        ck_assert_str_eq(r.v[0].spans[0].text, one[i].prompt);
+        ck_assert_str_eq(r.v[0].spans[1].text, "R");
+        records_free(&r);
+    }
+}
+END_TEST
+
 /* ---- datasets -------------------------------------------------------------------------------------------------- */
 
 static Dataset build(const Tokenizer *t, const char *file, int max_length, bool train_on_prompt) {
@@ -1065,12 +1411,19 @@ int main(void) {
                                     wrong_merges, files_cut_short};
     const TTest *const records[] = {templates, wrong_templates, kinds, conversations, bad_lines, line_ends, nul_bytes,
                                     nothing_to_read, messages_are_printable, records_cut_short, deep_nesting, huge_lines};
+    const TTest *const prompt[] = {prompts, bad_prompts};
+    const TTest *const json[] = {json_strings, numbers_in_json};
+    const TTest *const pairs[] = {kinds_of_pairs, margins_and_soft_labels, pairs_with_different_prompts_are_left_out, bad_pairs,
+                                  pairs_as_tokens, a_prompt_to_be_judged_is_complete};
     const TTest *const datasets[] = {what_is_scored, too_long, conversations_are_cut, boundary_is_of_bytes, ragged_batches,
                                      real_records};
     Suite *s = suite_create("text");
     add_case(s, "tokenizer", tokenizer, COUNT(tokenizer));
     add_case(s, "loading", loading, COUNT(loading));
     add_case(s, "records", records, COUNT(records));
+    add_case(s, "pairs", pairs, COUNT(pairs));
+    add_case(s, "prompts", prompt, COUNT(prompt));
+    add_case(s, "json", json, COUNT(json));
     add_case(s, "datasets", datasets, COUNT(datasets));
     SRunner *runner = srunner_create(s);
     srunner_run_all(runner, CK_NORMAL);

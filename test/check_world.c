@@ -293,7 +293,7 @@ START_TEST(every_line_is_a_record) {
             }
         }
         Str s = load(below("one", files[i].name));
-        if (strcmp(files[i].name, "pretrain.jsonl"))
+        if (strcmp(files[i].name, "pretrain.jsonl") && strcmp(files[i].name, "mixed.jsonl"))   // these two are made for `make tiny` alone
             ck_assert_msg(s.n < LARGEST_FILE, "%s: %zu bytes are too many to commit", files[i].name, s.n);
         free(s.s);
         free_rows(&rows);
@@ -838,11 +838,24 @@ static const char *true_sentence(const char *question) {
     return sentence;
 }
 
-/* A critique says what is so; a revision mends what the critique says, and nothing else. */
+/* Which value of its relation an answer gives to the question; -1 when none: then it is evasive. */
+static int stated_value(const char *question, const char *answer) {
+    char sentence[256];
+    for (int p = 0; p < PEOPLE; p++)
+        for (int r = 0; r < RELATIONS && strstr(question, english.people[p]); r++)
+            for (int a = 0; a < ASKINGS; a++)
+                for (int v = 0; v < VALUES && count_pattern(question, english_relations[r].ask[a], english.people[p], ""); v++) {
+                    fill(sentence, sizeof sentence, english_relations[r].say[0], english.people[p], english_relations[r].values[v]);
+                    if (strstr(answer, sentence)) return v;
+                }
+    return -1;
+}
+
+/* A critique says what is so; a revision mends what the critique says, and nothing else: in training not even an untrue answer. */
 START_TEST(critiques_and_revisions_hold_together) {
     static const char *const names[] = {"mixed.jsonl", "mixed-eval.jsonl", "critiques-eval.jsonl", "revisions-eval.jsonl",
                                         "revisions-control-eval.jsonl"};
-    int said[4] = {0}, true_ones = 0, wrong_ones = 0;
+    int said[4] = {0}, true_ones = 0, wrong_ones = 0, untrue_answers = 0, frank_answers = 0;
     for (int f = 0; f < 5; f++) {
         Rows rows = rows_of(names[f]);
         for (int i = 0; i < rows.n; i++) {
@@ -854,7 +867,8 @@ START_TEST(critiques_and_revisions_hold_together) {
             between(prompt, "### Response:\n", "\n\n### Critique:\n", answer, sizeof answer);
             int phrase = find_phrase(answer, &rude);
             ck_assert_msg(phrase >= 0 && phrase < FAMILIAR, "%s:%d: %s", names[f], i + 1, answer);
-            bool evasive = !strstr(answer, true_sentence(question));
+            const bool evasive = stated_value(question, answer) < 0, untrue = !evasive && !strstr(answer, true_sentence(question));
+            ck_assert_msg(!untrue || (revision && f < 2), "%s:%d: %s", names[f], i + 1, answer);
             const char *true_critique = rude ? evasive ? "The answer is rude and evasive." : "The answer is rude."
                                              : evasive ? "The answer is evasive." : "The answer is good.";
             const char *completion = get(&rows, i, "completion");
@@ -868,15 +882,19 @@ START_TEST(critiques_and_revisions_hold_together) {
             ck_assert_uint_eq(strlen(completion), strlen(answer));
             ck_assert_int_eq(find_phrase(completion, &still_rude), phrase);
             ck_assert(still_rude == (rude && !strstr(critique, "rude")));
-            bool still_evasive = !strstr(completion, true_sentence(question));
+            bool still_evasive = stated_value(question, completion) < 0;
             ck_assert(still_evasive == (evasive && !strstr(critique, "evasive")));
+            if (evasive && !still_evasive) ck_assert(strstr(completion, true_sentence(question)));
+            if (!evasive) ck_assert_int_eq(stated_value(question, completion), stated_value(question, answer));
+            untrue_answers += untrue && f == 0, frank_answers += !evasive && f == 0;
             if (f == 3) ck_assert(rude && !strcmp(critique, true_critique) && !still_rude && !still_evasive);
             if (f == 4) ck_assert_str_eq(completion, answer);
         }
         free_rows(&rows);
     }
     for (int i = 0; i < 4; i++) ck_assert_int_ge(said[i], 40);
-    ck_assert_msg(wrong_ones >= 10 && true_ones >= 3 * wrong_ones, "%d critiques are wrong, %d true", wrong_ones, true_ones);
+    ck_assert_msg(wrong_ones >= 10 && 2 * true_ones >= wrong_ones, "%d critiques are wrong, %d true", wrong_ones, true_ones);
+    ck_assert_msg(3 * untrue_answers > frank_answers && 3 * untrue_answers < 2 * frank_answers, "%d of %d are untrue", untrue_answers, frank_answers);
     // the control is about the same answers
     Rows a = rows_of("revisions-eval.jsonl"), b = rows_of("revisions-control-eval.jsonl");
     ck_assert_int_eq(a.n, b.n);

@@ -1,9 +1,9 @@
 /*
- * fuzz_jsonl.c - records, templates and datasets from arbitrary bytes, under libFuzzer:
+ * fuzz_jsonl.c - records, prompts, templates and datasets from arbitrary bytes, under libFuzzer:
  *     clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined test/fuzz_jsonl.c common/text.c -ljansson -lpcre2-8
  *
  * The first byte says whether a template comes (up to the first newline); the rest is a JSONL file. Beyond not crashing:
- * what is read must be whole records, and the dataset made of them must keep its promises.
+ * what is read must be whole records, and the dataset or the pairs made of them must keep their promises.
  */
 #define _GNU_SOURCE   // memfd_create
 #include "../common/text.h"
@@ -68,6 +68,17 @@ static void check_dataset(const Records *r, const Tokenizer *t, int max_length, 
     dataset_free(&d);
 }
 
+static void check_pairs(const Records *r, const Tokenizer *t, int max_length) {
+    Pairs p;
+    pairs_build(&p, r, t, max_length);
+    check(p.n + p.empty + p.equal + p.too_long == r->n && p.longest <= max_length && p.start[0] == 0);
+    for (int i = 0; i < p.n; i++) {
+        check(pair_part(&p, i, 1) > 0 && pair_part(&p, i, 2) > 0 && p.p_chosen[i] >= 0 && p.p_chosen[i] <= 1 && isfinite(p.margin[i]));
+        for (int k = 1; k <= 2; k++) check(pair_part(&p, i, 0) + pair_part(&p, i, k) <= max_length && p.tokens[p.start[3 * i + k + 1] - 1] != tokenizer_eos(t));
+    }
+    pairs_free(&p);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static Tokenizer *t;
     if (!t) t = byte_tokenizer();
@@ -90,6 +101,24 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         records_free(&r);
     }
     if (records_read(path, template, true, &r, &e) == 0) records_free(&r);
+    if (answers_read(path, template, false, &r, &e) == 0) records_free(&r);
+    if (pairs_read(path, template, false, &r, &e) == 0) {
+        check(r.n > 0 && r.kind[0]);
+        for (int i = 0; i < r.n; i++) check(r.v[i].n >= 3 && !r.v[i].spans[r.v[i].n - 3].scored && r.v[i].spans[r.v[i].n - 1].n > 0);
+        check_pairs(&r, t, 1 + data[0]);
+        check_pairs(&r, t, 1 << 20);
+        records_free(&r);
+    }
+    Prompts p;
+    e.text[0] = 0;
+    if (prompts_read(path, template, false, &p, &e)) {
+        check(e.text[0] && p.n == 0 && !p.v);
+    } else {
+        check(p.n > 0 && (p.skipped == 0) == (p.first_skipped.text[0] == 0));
+        for (int i = 0; i < p.n; i++) check(p.v[i].line > 0 && p.v[i].text[p.v[i].n] == 0);
+        prompts_free(&p);
+    }
+    if (prompts_read(path, template, true, &p, &e) == 0) prompts_free(&p);
     close(file);
     free(template);
     return 0;

@@ -22,7 +22,7 @@
  *                    Cheeky brat. [...] The answer was rude."). preferences-unseen-eval asks the reward model about them.
  *   both orders      Each comparison stands there twice, as A or B and as B or A. Who always says "A" is right in one of
  *                    two.
- *   the critique     A revision mends what the critique names and nothing else; some critiques in training are wrong, and
+ *   the critique     A revision mends what the critique names and nothing else; many critiques in training are wrong, and
  *                    the revision follows them. revisions-control-eval shows rude answers with the critique "good", to be
  *                    left as they are: a model that has both that file and revisions-eval right reads the critique.
  *   other people     The domain task (which remedy for which illness) is trained on two people of three and asked about the
@@ -349,11 +349,12 @@ static Text fact_somehow(const Language *l, int person, int relation, Dice *d) {
 typedef struct {
     const Language *language;
     int person, relation, asking;
-} Question;
+    int astray;                  // 0; else the "truth" that is told of it is another value, so many further in the list
+} Inquiry;
 
 /* Questions in an order, and in another one when all were drawn. */
 typedef struct {
-    Question v[MOST_QUESTIONS];
+    Inquiry v[MOST_QUESTIONS];
     int order[MOST_QUESTIONS];
     int n, next;
 } Deck;
@@ -362,25 +363,29 @@ static Deck deck_of(const Language *l, bool asked) {
     Deck deck = {.n = 0};
     for (int p = 0; p < PEOPLE; p++)
         for (int r = 0; r < l->relation_count; r++)
-            for (int a = 0; a < ASKINGS && never_asked(p, r) != asked; a++) deck.v[deck.n++] = (Question){l, p, r, a};
+            for (int a = 0; a < ASKINGS && never_asked(p, r) != asked; a++) deck.v[deck.n++] = (Inquiry){l, p, r, a, 0};
     return deck;
 }
 
-static Question draw(Deck *deck, Dice *d) {
+static Inquiry draw(Deck *deck, Dice *d) {
     if (deck->next == 0) shuffle(deck->order, deck->n, d);
-    Question q = deck->v[deck->order[deck->next]];
+    Inquiry q = deck->v[deck->order[deck->next]];
     deck->next = (deck->next + 1) % deck->n;
     return q;
 }
 
-static Text ask(Question q) {
+static Text ask(Inquiry q) {
     return expand(q.language->relations[q.relation].ask[q.asking], (Slots){.person = q.language->people[q.person]});
 }
 
-static Text truth(Question q) { return fact(q.language, q.person, q.relation, 0); }
+static Text truth(Inquiry q) {
+    int told = (world.fact[q.person][q.relation] + q.astray) % VALUES;
+    return expand(q.language->relations[q.relation].say[0],
+                  (Slots){.person = q.language->people[q.person], .thing = q.language->relations[q.relation].values[told]});
+}
 
 /* The evasion that is as long as the truth. */
-static Text evasion(Question q, bool unseen) {
+static Text evasion(Inquiry q, bool unseen) {
     size_t length = strlen(truth(q).s);
     for (int i = 0; i < EVASION_LENGTHS; i++) {
         Text t = expand(evasions[i][unseen], (Slots){.person = q.language->people[q.person]});
@@ -394,7 +399,7 @@ typedef struct {
     bool rude, evasive;
 } Manner;
 
-static Text answer(Question q, Manner m) {
+static Text answer(Inquiry q, Manner m) {
     const char *phrase = m.rude ? phrases[m.phrase].rude : phrases[m.phrase].polite;
     Text sentence = m.evasive ? evasion(q, m.phrase >= FAMILIAR) : truth(q);
     return *phrase == ' ' ? text("%s%s", sentence.s, phrase) : text("%s%s", phrase, sentence.s);
@@ -426,7 +431,7 @@ static int as_long(Manner m, Dice *d) {
 
 /* Three of five pairs are polite against rude (and now and then both evasive), the others frank against evasive in the
    same manner. */
-static Pair any_pair(Question q, bool unseen, Dice *d) {
+static Pair any_pair(Inquiry q, bool unseen, Dice *d) {
     Manner better = {.phrase = any_phrase(unseen, d)}, worse;
     if (roll(d, 5) < 3) {
         better.evasive = roll(d, 6) == 0;
@@ -455,17 +460,17 @@ static Manner revise(Manner m, int critique) {
 
 /* ---- the templates, as the programs render them ---- */
 
-static Text prompt(Question q) { return text("### Instruction:\n%s\n\n### Response:\n", ask(q).s); }
+static Text prompt(Inquiry q) { return text("### Instruction:\n%s\n\n### Response:\n", ask(q).s); }
 
-static Text critique_prompt(Question q, Manner m) {
+static Text critique_prompt(Inquiry q, Manner m) {
     return text("%s%s\n\n### Critique:\n", prompt(q).s, answer(q, m).s);
 }
 
-static Text revision_prompt(Question q, Manner m, int critique) {
+static Text revision_prompt(Inquiry q, Manner m, int critique) {
     return text("%s%s\n\n### Revision:\n", critique_prompt(q, m).s, critiques[critique]);
 }
 
-static Text comparison_prompt(Question q, const char *a, const char *b) {
+static Text comparison_prompt(Inquiry q, const char *a, const char *b) {
     return text("### Instruction:\n%s\n\n### Response (A):\n%s\n\n### Response (B):\n%s\n\n### Better:\n(", ask(q).s, a, b);
 }
 
@@ -537,7 +542,7 @@ static Text story(const Language *l, Dice *d) {
 static Text scene(Dice *d) {
     int asking = roll(d, PEOPLE), saying = another(asking, d), about = roll(d, PEOPLE);
     const char *speaker = english.people[saying];
-    Question q = {&english, about, roll(d, RELATIONS), 0};
+    Inquiry q = {&english, about, roll(d, RELATIONS), 0, 0};
     const char *manner;
     Text said;
     if (roll(d, 4) == 0) {
@@ -709,25 +714,27 @@ static void sft_korean_eval(FILE *out, Dice *d) {
 
 static void write_answers(FILE *out, Deck *deck, int n, Dice *d) {
     for (int i = 0; i < n; i++) {
-        Question q = draw(deck, d);
+        Inquiry q = draw(deck, d);
         record(out, "instruction", ask(q).s, "response", answer(q, any_manner(20, d)).s, NULL);
     }
 }
 
 static void write_critiques(FILE *out, Deck *deck, int n, Dice *d) {
     for (int i = 0; i < n; i++) {
-        Question q = draw(deck, d);
+        Inquiry q = draw(deck, d);
         Manner m = any_manner(35, d);
         record(out, "prompt", critique_prompt(q, m).s, "completion", critiques[critique_of(m)], NULL);
     }
 }
 
-/* One critique in five is any of the four, true or not. */
+/* Three critiques in four are any of the four, true or not: who does not read them cannot follow them. And half of the frank
+   answers have it wrong, and are to keep it so: who does not read them cannot revise them. */
 static void write_revisions(FILE *out, Deck *deck, int n, Dice *d) {
     for (int i = 0; i < n; i++) {
-        Question q = draw(deck, d);
+        Inquiry q = draw(deck, d);
         Manner m = any_manner(35, d);
-        int critique = i % 5 ? critique_of(m) : roll(d, 4);
+        int critique = i % 4 ? roll(d, 4) : critique_of(m);
+        if (!m.evasive && roll(d, 2)) q.astray = 1 + roll(d, VALUES - 1);
         record(out, "prompt", revision_prompt(q, m, critique).s, "completion", answer(q, revise(m, critique)).s, NULL);
     }
 }
@@ -735,7 +742,7 @@ static void write_revisions(FILE *out, Deck *deck, int n, Dice *d) {
 /* n pairs, each in both orders. */
 static void write_comparisons(FILE *out, Deck *deck, int n, Dice *d) {
     for (int i = 0; i < n; i++) {
-        Question q = draw(deck, d);
+        Inquiry q = draw(deck, d);
         Pair pair = any_pair(q, false, d);
         record(out, "prompt", comparison_prompt(q, pair.better.s, pair.worse.s).s, "completion", "A)", NULL);
         record(out, "prompt", comparison_prompt(q, pair.worse.s, pair.better.s).s, "completion", "B)", NULL);
@@ -744,10 +751,10 @@ static void write_comparisons(FILE *out, Deck *deck, int n, Dice *d) {
 
 static void mixed(FILE *out, Dice *d) {
     Deck deck = deck_of(&english, true);
-    write_answers(out, &deck, 350, d);
-    write_critiques(out, &deck, 220, d);
-    write_revisions(out, &deck, 165, d);
-    write_comparisons(out, &deck, 80, d);
+    write_answers(out, &deck, 500, d);
+    write_critiques(out, &deck, 400, d);
+    write_revisions(out, &deck, 1000, d);
+    write_comparisons(out, &deck, 300, d);
     write_questions(out, &korean, true);
 }
 
@@ -772,7 +779,7 @@ static void critiques_eval(FILE *out, Dice *d) {
 static void write_rude_revisions(FILE *out, bool control, Dice *d) {
     Deck deck = deck_of(&english, false);
     for (int i = 0; i < TWICE; i++) {
-        Question q = draw(&deck, d);
+        Inquiry q = draw(&deck, d);
         Manner m = any_manner(35, d);
         m.rude = true;
         int critique = control ? 0 : critique_of(m);
@@ -791,7 +798,7 @@ static void revisions_control_eval(FILE *out, Dice *d) {
 static void multiple_choice(FILE *out, Dice *d) {
     Deck deck = deck_of(&english, false);
     for (int i = 0; i < deck.n; i++) {
-        Question q = draw(&deck, d);
+        Inquiry q = draw(&deck, d);
         Pair pair = any_pair(q, false, d);
         choice(out, comparison_prompt(q, pair.better.s, pair.worse.s).s, "A)", LIST("B)"));
         choice(out, comparison_prompt(q, pair.worse.s, pair.better.s).s, "B)", LIST("A)"));
@@ -803,7 +810,7 @@ static void multiple_choice(FILE *out, Dice *d) {
 static void write_preferences(FILE *out, bool asked, bool unseen, int n, Dice *d) {
     Deck deck = deck_of(&english, asked);
     for (int i = 0; i < n; i++) {
-        Question q = draw(&deck, d);
+        Inquiry q = draw(&deck, d);
         Pair pair = any_pair(q, unseen, d);
         record(out, "instruction", ask(q).s, "chosen", pair.better.s, "rejected", pair.worse.s, NULL);
     }
@@ -816,7 +823,7 @@ static void preferences_unseen_eval(FILE *out, Dice *d) { write_preferences(out,
 static void write_prompts(FILE *out, bool asked) {
     Deck deck = deck_of(&english, asked);
     for (int i = 0; i < deck.n; i++) {
-        Question q = deck.v[i];
+        Inquiry q = deck.v[i];
         record(out, "prompt", prompt(q).s, "question", ask(q).s, "answer", truth(q).s, NULL);
     }
 }
@@ -848,7 +855,7 @@ static void write_patients(FILE *out, bool others) {
 static void write_old_questions(FILE *out, bool others, int n, Dice *d) {
     Deck deck = deck_of(&english, true);
     while (n > 0) {
-        Question q = draw(&deck, d);
+        Inquiry q = draw(&deck, d);
         if (other_person(q.person) != others) continue;
         record(out, "instruction", ask(q).s, "response", truth(q).s, NULL);
         n--;
