@@ -751,8 +751,7 @@ int main(void) {
     (void)load_world, (void)ceilings, (void)hold_dialogues, (void)prepare_lessons, (void)hold_out, (void)feedback, (void)free_world;   // the program's; tested in it
     if (!mkdtemp(work) || shell("head -n 12 test/tiny/prompts.jsonl >%s/prompts.jsonl", work)) return 1;
     Suite *s = suite_create("constitutional");
-    TCase *c = tcase_create("constitutional");
-    tcase_set_timeout(c, 1200);
+    TCase *c = tcase_create("procedure");
     tcase_add_test(c, a_critique_that_finds_nothing_ends_it_at_once);
     tcase_add_test(c, it_ends_in_round_two);
     tcase_add_test(c, it_ends_when_the_rounds_are_used);
@@ -773,6 +772,9 @@ int main(void) {
     tcase_add_test(c, a_constant_liking_for_the_first_cancels);
     tcase_add_test(c, labels_sum_to_one_and_mirror);
     tcase_add_test(c, the_defaults_are_the_published_ones);
+    suite_add_tcase(s, c);
+    c = tcase_create("program");
+    tcase_set_timeout(c, 1200);
     tcase_add_test(c, end_to_end_manners_improve);
     tcase_add_test(c, end_to_end_labels_agree_with_the_truth);
     tcase_add_test(c, a_resumed_run_has_the_bits_of_an_uninterrupted_one);

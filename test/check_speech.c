@@ -428,12 +428,10 @@ START_TEST(choices_by_hand) {
         ck_assert_double_eq(c.first, 0.6);
         ck_assert_double_eq(c.raw, liking ? 0.6 : 0.8);   // with the liking it says A to all but one
         ck_assert_double_eq(c.debiased, 0.8);
-        static double kept[5][2];
-        for (int i = 0; i < 5; i++)   // the liking cancels: what decides is the same without it, to rounding
-            for (int o = 0; o < 2; o++) {
-                if (!liking) kept[i][o] = room[i][0] - room[i][1];
-                else ck_assert_double_eq_tol(room[i][0] - room[i][1], kept[i][o], 1e-12);
-            }
+        for (int i = 0; i < 5; i++) {   // what decides is the log-odds less the mean of the others', with the liking or without it
+            const double others = (truth[0] + truth[1] + truth[2] + truth[3] + truth[4] - truth[i]) / 4, sign = v[i].option == AB ? 1 : -1;
+            ck_assert_double_eq_tol(sign * (room[i][0] - room[i][1]), truth[i] - others, 1e-12);
+        }
     }
     // options that occur once stay as they are; several right ones; more than two
     char *once[] = {(char *)"p", (char *)"q", (char *)"r"};
