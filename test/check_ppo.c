@@ -565,7 +565,7 @@ START_TEST(the_place_of_adams_epsilon_matters) {
         ck_assert_int_eq(ppo(i ? "tf" : "torch", MODEL " --batch_size 48 --max_steps 1 --num_ppo_epochs 2 --adam_epsilon 1e-3 --learning_rate 0.02 --max_grad_norm 0 --adam_eps_convention %s", reward_dir,
                              i ? "tensorflow" : "pytorch"), 0);
     double torch = logged("torch", "policy/approxkl_avg", 1), tf = logged("tf", "policy/approxkl_avg", 1);
-    ck_assert_msg(torch > 2 * tf && tf > 0, "approxkl %g by PyTorch's, %g by TensorFlow's", torch, tf);
+    ck_assert_msg(torch > 1.2 * tf && tf > 0, "approxkl %g by PyTorch's, %g by TensorFlow's", torch, tf);
     ck_assert_double_gt(logged("torch", "policy/clipfrac_avg", 1), logged("tf", "policy/clipfrac_avg", 1));
     ck_assert_double_gt(logged("torch", "val/ratio_var", 1), logged("tf", "val/ratio_var", 1));
 }
