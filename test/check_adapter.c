@@ -511,7 +511,7 @@ END_TEST
 
 START_TEST(it_trains_what_it_says_and_leaves_the_base_alone) {
     // a base whose file cannot be written, in a directory that cannot be written
-    ck_assert_int_eq(shell("mkdir %s/base && cp test/tiny/*.* %s/base && chmod -R a-w %s/base && sha256sum %s/base/* >%s/sums", work, work, work, work), 0);
+    ck_assert_int_eq(shell("mkdir %s/base && cp test/tiny/*.* %s/base && chmod -R a-w %s/base && sha256sum %s/base/* >%s/sums", work, work, work, work, work), 0);
     char more[256];
     snprintf(more, sizeof more, "--model %s/base --max_steps 12 --per_device_train_batch_size 8 --gradient_accumulation_steps 1 --eval_steps 6", work);
     ck_assert_int_eq(run_adapter("learn", more), 0);
