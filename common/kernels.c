@@ -490,12 +490,43 @@ static void product_one(int N, int K, const float *x, Matrix B, float *C, const 
     }
 }
 
+/*
+ * Few columns, as many as a tile has: beside a rank of 16 packing A would take as long as the product. Each thread packs KC rows of B and
+ * reads A in place. A step of lora.c on GPT-2 124M, 4 x 256 tokens, 2 threads: 3,618 ms with A packed, 3,103 ms so.
+ */
+static void product_thin(int M, int N, int K, Matrix A, Matrix B, float *C, size_t ldc, const float *bias, bool accumulate) {
+    const size_t a_row = A.transposed ? 1 : A.stride, a_k = A.transposed ? A.stride : 1;
+#pragma omp parallel
+    for (int kc = 0; kc < K; kc += KC) {
+        _Alignas(64) float panel[KC * NR], edge[MR * NR];
+        const int depth = min_int(KC, K - kc);
+        pack_b(panel, B, 0, N, kc, depth);
+#pragma omp for schedule(static)
+        for (int i = 0; i < M; i += MR) {
+            const int rows = min_int(MR, M - i);
+            float *c = C + (size_t)i * ldc;
+            size_t start_row;
+            const float *start = chain_start(c, bias, 0, accumulate || kc > 0, ldc, &start_row);
+            const float *a = A.p + (size_t)i * a_row + (size_t)kc * a_k;
+            if (N == NR) {
+                tile(rows, depth, a, a_row, a_k, panel, NR, start, start_row, c, ldc, NULL);
+                continue;
+            }
+            memset(edge, 0, sizeof edge);
+            for (int r = 0; r < rows; r++) memcpy(edge + r * NR, start + (size_t)r * start_row, sizeof(float) * (size_t)N);
+            tile(rows, depth, a, a_row, a_k, panel, NR, edge, NR, edge, NR, NULL);
+            for (int r = 0; r < rows; r++) memcpy(c + (size_t)r * ldc, edge + r * NR, sizeof(float) * (size_t)N);
+        }
+    }
+}
+
 /* C (M,N) = A B, the chains starting from C (accumulate), or bias (N), or 0. */
 static void product(int M, int N, int K, Matrix A, Matrix B, float *C, size_t ldc, const float *bias, bool accumulate) {
     device_init();
     if (M < 1 || N < 1) return;
     if (M == 1 && !A.transposed && !B.nf4) product_one(N, K, A.p, B, C, bias, accumulate);
     else if (M <= FEW && (size_t)round_up(M, MR) * (size_t)K <= (size_t)MB * KC) product_few(M, N, K, A, B, C, ldc, bias, accumulate);
+    else if (N <= NR) product_thin(M, N, K, A, B, C, ldc, bias, accumulate);
     else product_large(M, N, K, A, B, C, ldc, bias, accumulate);
 }
 

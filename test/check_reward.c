@@ -6,6 +6,7 @@
 #define main reward_main   // so that there can be another
 #include "../reward.c"
 #undef main
+#include "../common/speech.h"
 #include "golden_reward.h"
 
 #include <sys/wait.h>
@@ -85,6 +86,32 @@ START_TEST(the_loss_is_bradley_terrys) {
     // centring: D = 4, sum 2: log(1 + e^-4) + 0.01 * 4; the slopes -+1/(1 + e^4), both + 2 * 0.01 * 2. A quarter of the step's pairs
     ck_assert_double_eq_tol(one_pair(3, -1, 0, 1, 0.01, 4, &dc, &dr), (0.018149927917809740 + 0.04) / 4, 1e-15);
     ck_assert(fabs((double)dc - (-0.017986209962091559 + 0.04) / 4) < tiny && fabs((double)dr - (0.017986209962091559 + 0.04) / 4) < tiny);
+}
+END_TEST
+
+/* What constitutional.c writes as AI feedback is the p of this loss, the better answer as the chosen one. */
+START_TEST(labels_of_ai_feedback_arrive_in_the_loss) {
+    Labelled labelled[] = {{.prompt = (char *)"P", .a = (char *)"x", .b = (char *)"yz", .p = 0.8125},
+                           {.prompt = (char *)"Q", .a = (char *)"u", .b = (char *)"v", .p = 0.25}};   // b is the better one, with 0.75
+    char path[128];
+    Error e;
+    Records records;
+    Pairs p = {0};
+    snprintf(path, sizeof path, "%s/labelled.jsonl", work);
+    Tokenizer *t = tokenizer_load("test/tiny", &e);
+    ck_assert(t && !labelled_write(path, labelled, 2, &e) && !pairs_read(path, TEMPLATE_DEFAULT, true, &records, &e));
+    pairs_build(&p, &records, t, 64);
+    ck_assert_int_eq(p.n, 2);
+    ck_assert(p.p_chosen[0] == 0.8125f && p.p_chosen[1] == 0.75f);
+    ck_assert(p.tokens[p.start[1]] == 'x' && p.tokens[p.start[4]] == 'v');
+    const float chosen[] = {1, 0.5f}, rejected[] = {0, 1};
+    float d[2], unused[2];
+    // D = 1 and -0.5;  L = 1/2 sum p log(1 + e^-D) + (1 - p) log(1 + e^D),  dL/dr_c = (sigmoid(D) - p) / 2
+    const double L = (0.8125 * log1p(exp(-1)) + 0.1875 * log1p(exp(1)) + 0.75 * log1p(exp(0.5)) + 0.25 * log1p(exp(-0.5))) / 2;
+    ck_assert_double_eq_tol(bradley_terry(2, chosen, rejected, p.margin, p.p_chosen, 0, 2, d, unused), L, 1e-9);
+    ck_assert_double_eq_tol((double)d[0], (1 / (1 + exp(-1)) - 0.8125) / 2, 1e-7);
+    ck_assert_double_eq_tol((double)d[1], (1 / (1 + exp(0.5)) - 0.75) / 2, 1e-7);
+    pairs_free(&p), records_free(&records), tokenizer_free(t);
 }
 END_TEST
 
@@ -577,6 +604,7 @@ int main(void) {
     TCase *c = tcase_create("reward");
     tcase_set_timeout(c, 600);
     tcase_add_test(c, the_loss_is_bradley_terrys);
+    tcase_add_test(c, labels_of_ai_feedback_arrive_in_the_loss);
     tcase_add_test(c, the_loss_bears_any_reward);
     tcase_add_test(c, the_gradient_is_the_losss_slope);
     tcase_add_test(c, a_reward_has_the_same_bits_in_any_company);
