@@ -192,46 +192,18 @@ static void adapter_free(void) {
     memset(&adapter, 0, sizeof adapter);
 }
 
-/* Numbers of the model itself, and of its layer norms. */
-static size_t base_parameters(const GPT2Config *c, size_t *norms) {
-    GPT2 *plan = gpt2_create(c, true);
-    size_t n = 0;
-    *norms = 0;
-    for (int i = 0; i < gpt2_tensors(plan); i++) {
-        n += gpt2_tensor(plan, i)->n;
-        if (strstr(gpt2_tensor(plan, i)->name, "ln_")) *norms += gpt2_tensor(plan, i)->n;
-    }
-    gpt2_free(plan);
-    return n;
-}
-
 static size_t adapter_parameters(void) {
     size_t n = 0;
     for (int i = 0; i < adapter.tensors; i++) n += adapter.tensor[i].n;
     return n;
 }
 
-/* 1234567 as "1,234,567". */
-static const char *with_commas(size_t n, char text[32]) {
-    char digits[24];
-    int length = snprintf(digits, sizeof digits, "%zu", n), at = 0;
-    for (int i = 0; i < length; i++) {
-        if (i && (length - i) % 3 == 0) text[at++] = ',';
-        text[at++] = digits[i];
-    }
-    text[at] = 0;
-    return text;
-}
-
 /* Where the adapters are, and PEFT's line of counts. */
 static void adapter_print(const GPT2Config *c) {
-    char a[32], b[32];
-    size_t norms;
-    const size_t base = base_parameters(c, &norms), added = adapter_parameters(), own = added + (adapter.form.norms ? norms : 0);
+    const size_t base = gpt2_parameters(c, TRAIN_ALL), added = adapter_parameters(), own = added + (adapter.form.norms ? gpt2_parameters(c, TRAIN_NORMS) : 0);
     printf("adapters: %s, %d -> %d -> %d, %s, dropout %g, after %s of all %d layers%s\n", args.placement, c->n_embd, adapter.form.dim, c->n_embd, args.activation,
            (double)adapter.form.dropout, adapter.form.mh_adapter ? "attention and MLP" : "the MLP", c->n_layer, adapter.form.norms ? "; and the layer norms" : "");
-    printf("trainable params: %s || all params: %s || trainable%%: %.4f\n", with_commas(own, a), with_commas(base + added, b),
-           100 * (double)own / (double)(base + added));
+    task_print_parameters(own, base + added);
 }
 
 /* ---- forward and backward -------------------------------------------------------------------------------------- */

@@ -617,11 +617,11 @@ static void load_world(World *w, Run *run, Questions *q) {
 static GPT2Limits ceilings(const Run *run, const World *w, const Questions *q, const Tokenizer *t) {
     const int batch = run->per_device_train_batch_size, writers = w->prompts.n > w->held_out.n ? w->prompts.n : w->held_out.n;
     int lesson = 0;
-    for (int i = 0; i < w->prompts.n; i++) lesson = (int)fmax(lesson, text_tokens(t, w->prompts.v[i].text) + args.max_new_tokens);
+    for (int i = 0; i < w->prompts.n; i++) lesson = max_int(lesson, text_tokens(t, w->prompts.v[i].text) + args.max_new_tokens);
     GPT2Limits l = {.train = run->total_steps > 0, .gradient_checkpointing = args.gradient_checkpointing, .sequences = batch};
     l.slots = writers < args.generation_batch_size ? writers : args.generation_batch_size;
     l.positions = args.max_length - 1;
-    l.tokens = l.train ? (int)fmax(args.max_length - 1, batch * fmin(args.max_length - 1, lesson)) : l.slots;
+    l.tokens = l.train ? max_int(args.max_length - 1, batch * min_int(args.max_length - 1, lesson)) : l.slots;
     l.scored = l.tokens;
     Question two = {.n = 2, .option = constitution.option[0] ? constitution.option : (char **)option_labels};
     if (args.feedback) chooser_ceilings(&l, &(Questions){.n = 1, .v = &two}, t, args.max_length - 1);

@@ -180,37 +180,15 @@ static void lora_free(void) {
     memset(&lora, 0, sizeof lora);
 }
 
-/* Numbers of the model itself. */
-static size_t base_parameters(const GPT2Config *c) {
-    GPT2 *plan = gpt2_create(c, true);
-    size_t n = 0;
-    for (int i = 0; i < gpt2_tensors(plan); i++) n += gpt2_tensor(plan, i)->n;
-    gpt2_free(plan);
-    return n;
-}
-
 static size_t lora_parameters(void) {
     size_t n = 0;
     for (int i = 0; i < lora.tensors; i++) n += lora.tensor[i].n;
     return n;
 }
 
-/* 1234567 as "1,234,567". */
-static const char *with_commas(size_t n, char text[32]) {
-    char digits[24];
-    int length = snprintf(digits, sizeof digits, "%zu", n), at = 0;
-    for (int i = 0; i < length; i++) {
-        if (i && (length - i) % 3 == 0) text[at++] = ',';
-        text[at++] = digits[i];
-    }
-    text[at] = 0;
-    return text;
-}
-
 /* The modules, PEFT's line of counts, and what the weights take. */
 static void lora_print(const GPT2Config *c) {
-    char a[32], b[32];
-    const size_t base = base_parameters(c), own = lora_parameters(), C = (size_t)c->n_embd, L = (size_t)c->n_layer;
+    const size_t base = gpt2_parameters(c, TRAIN_ALL), own = lora_parameters(), C = (size_t)c->n_embd, L = (size_t)c->n_layer;
     printf("LoRA: r %d, alpha %g (%g times), dropout %g, on\n", lora.config.r, (double)lora.config.alpha, (double)lora.scale, (double)lora.config.dropout);
     size_t matrices = 0, packed = 0;
     for (int site = 0; site < SITES; site++) {
@@ -224,8 +202,7 @@ static void lora_print(const GPT2Config *c) {
         matrices += L * (size_t)in * (size_t)out;
         packed += L * nf4_bytes(in, out, args.double_quant);
     }
-    printf("trainable params: %s || all params: %s || trainable%%: %.4f\n", with_commas(own, a), with_commas(base + own, b),
-           100 * (double)own / (double)(base + own));
+    task_print_parameters(own, base + own);
     const size_t embeddings = ((size_t)c->vocab_size + (size_t)c->n_positions) * C;
     printf("weights: embeddings %.1f MB (float32), matrices of the blocks %.1f MB", 4e-6 * (double)embeddings,
            args.load_in_4bit ? 1e-6 * (double)packed : 4e-6 * (double)matrices);

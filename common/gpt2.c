@@ -141,6 +141,16 @@ static size_t trained_parameters(const GPT2Tensor *t, int count) {
     return n;
 }
 
+size_t gpt2_parameters(const GPT2Config *config, GPT2Trains trains) {
+    int own;
+    size_t n = 0;
+    GPT2Tensor *table = tensor_table(config, 0, &own);
+    plan_tensors(table, own, config, &(GPT2Limits){.train = true, .trains = trains});
+    for (int i = 0; i < own; i++) n += table[i].trains ? table[i].n : 0;
+    free(table);
+    return n;
+}
+
 /* Bytes of a tensor's weight. */
 static size_t weight_bytes(const GPT2Tensor *t, GPT2Keep keep) {
     const bool matrix = t->ndim == 2 && !strncmp(t->name, "h.", 2);
@@ -167,8 +177,6 @@ static void *take(Arena *a, size_t count, size_t size) {
     a->used += (count * size + 63) / 64 * 64;
     return p;
 }
-
-static int max_int(int a, int b) { return a > b ? a : b; }
 
 /* Gives every activation its place, or with a->base NULL finds how much they take; fills memory's figures. */
 static void place(GPT2 *m, Arena *a, GPT2Memory *memory) {

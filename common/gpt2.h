@@ -79,6 +79,8 @@ typedef struct {
 GPT2 *gpt2_create(const GPT2Config *config, bool mapped);
 void  gpt2_free(GPT2 *m);
 const GPT2Config *gpt2_config(const GPT2 *m);
+/* How many numbers of a model of this shape train when these do; TRAIN_ALL: all it has. */
+size_t gpt2_parameters(const GPT2Config *config, GPT2Trains trains);
 /* N(0, 0.02); the two projections into the residual stream N(0, 0.02 / sqrt(2L)); biases 0, norms 1 */
 void  gpt2_init_weights(GPT2 *m, uint64_t seed);
 /* What a model of this shape takes with these limits, weights included. */

@@ -1097,21 +1097,29 @@ int hf_save(const GPT2 *m, const char *dir, const char *from, Error *e) {
 
 /* ---- adapters -------------------------------------------------------------------------------------------------- */
 
-/* dir/adapter_config.json, or NULL with e filled. *path, to be freed, is its name for messages. */
-static json_t *read_adapter_config(const char *dir, char **path, Error *e) {
+/* dir/adapter_config.json, and whose it is; NULL with e filled when it is neither library's. *path, to be freed, is its name for messages. */
+static json_t *read_adapter_config(const char *dir, char **path, AdapterFormat *format, Error *e) {
     *path = path_of(dir, "adapter_config.json");
-    return read_json(*path, MAX_CONFIG, e);
+    json_t *config = read_json(*path, MAX_CONFIG, e);
+    json_t *version = json_object_get(config, "version");   // absent before the library was called adapters
+    const bool known = version ? !strncmp(json_string_value(version) ?: "", "adapters.", 9) : json_is_string(json_object_get(config, "name"));
+    if (!config) return NULL;
+    if (json_object_get(config, "peft_type")) {
+        *format = ADAPTER_PEFT;
+    } else if (known && json_is_object(json_object_get(config, "config"))) {
+        *format = ADAPTER_HUB;
+    } else {
+        fail(e, "%s: neither PEFT's (it has no peft_type) nor AdapterHub's (config, and a version like \"adapters.1.2.0\")", *path);
+        json_decref(config);
+        return NULL;
+    }
+    return config;
 }
 
 int hf_adapter_format(const char *dir, AdapterFormat *format, Error *e) {
     char *path;
-    json_t *config = read_adapter_config(dir, &path, e);
-    json_t *version = json_object_get(config, "version");   // absent before the library was called adapters
-    const bool known = version ? !strncmp(json_string_value(version) ?: "", "adapters.", 9) : json_is_string(json_object_get(config, "name"));
+    json_t *config = read_adapter_config(dir, &path, format, e);
     int status = config ? 0 : -1;
-    if (json_object_get(config, "peft_type")) *format = ADAPTER_PEFT;
-    else if (known && json_is_object(json_object_get(config, "config"))) *format = ADAPTER_HUB;
-    else if (config) status = fail(e, "%s: neither PEFT's (it has no peft_type) nor AdapterHub's (config, and a version like \"adapters.1.2.0\")", path);
     json_decref(config);
     free(path);
     return status;
@@ -1191,9 +1199,8 @@ static int read_lora(json_t *config, const char *path, LoraConfig *lora, Error *
 
 int hf_lora_config(const char *dir, LoraConfig *lora, Error *e) {
     AdapterFormat format;
-    if (hf_adapter_format(dir, &format, e)) return -1;
     char *path;
-    json_t *config = read_adapter_config(dir, &path, e);
+    json_t *config = read_adapter_config(dir, &path, &format, e);
     int status = !config ? -1 : format != ADAPTER_PEFT ? fail(e, "%s is AdapterHub's, a bottleneck adapter: it belongs to adapter.c", path)
                                                        : read_lora(config, path, lora, e);
     json_decref(config);
@@ -1380,9 +1387,8 @@ static int parse_bottleneck(json_t *whole, const char *path, const GPT2Config *b
 
 int hf_bottleneck(const char *dir, const GPT2Config *base, Bottleneck *b, Error *e) {
     AdapterFormat format;
-    if (hf_adapter_format(dir, &format, e)) return -1;
     char *path;
-    json_t *config = read_adapter_config(dir, &path, e);
+    json_t *config = read_adapter_config(dir, &path, &format, e);
     int status = !config ? -1 : format != ADAPTER_HUB ? fail(e, "%s is PEFT's, of a LoRA or the like: it belongs to lora.c", path)
                                                       : parse_bottleneck(config, path, base, b, e);
     json_decref(config);

@@ -20,8 +20,6 @@
 
 #include "util.h"
 
-static inline int min_int(int a, int b) { return a < b ? a : b; }
-static inline int max_int(int a, int b) { return a > b ? a : b; }
 static inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 /* ------------------------------------------------------------------------------------------------------------------

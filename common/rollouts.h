@@ -12,9 +12,6 @@
 #include "text.h"
 #include "util.h"
 
-static inline int min_int(int a, int b) { return a < b ? a : b; }
-static inline int max_int(int a, int b) { return a > b ? a : b; }
-
 /* ---- prompts as tokens ----------------------------------------------------------------------------------------- */
 
 /* Prompt i is tokens[start[i] .. start[i+1]). */

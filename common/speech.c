@@ -5,8 +5,6 @@
 
 #include <strings.h>
 
-static int max_int(int a, int b) { return a > b ? a : b; }
-
 /* ---- what is said ---------------------------------------------------------------------------------------------- */
 
 int text_tokens(const Tokenizer *t, const char *text) {

@@ -206,6 +206,9 @@ static inline int read_file(const char *path, size_t limit, Str *out, Error *e) 
     return bad ? fail(e, "cannot read %s: %s", path, strerror(error)) : 0;
 }
 
+static inline int min_int(int a, int b) { return a < b ? a : b; }
+static inline int max_int(int a, int b) { return a > b ? a : b; }
+
 /* Seconds on a clock that never goes back. */
 static inline double now_seconds(void) {
     struct timespec t;

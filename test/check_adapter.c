@@ -10,7 +10,7 @@
 #include "../adapter.c"
 
 #include <omp.h>
-#include <sys/wait.h>
+#include "program.h"
 
 #include "golden_adapter.h"
 #include "golden_gpt2.h"
@@ -21,17 +21,6 @@
 #define LENGTH(array) ((int)(sizeof(array) / sizeof *(array)))
 
 static char work[64] = "/tmp/check_adapter.XXXXXX";   // where the runs write
-/* Runs the shell command and returns its exit status. */
-__attribute__((format(printf, 1, 2))) static int shell(const char *format, ...) {
-    char command[4096];
-    va_list list;
-    va_start(list, format);
-    vsnprintf(command, sizeof command, format, list);
-    va_end(list);
-    int status = system(command);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
 /* ---- models ---------------------------------------------------------------------------------------------------- */
 
 static const GPT2Config tiny = {.n_positions = 32, .vocab_size = 61, .n_layer = 2, .n_head = 3, .n_embd = 24, .n_inner = 96, .layer_norm_epsilon = 1e-5f};
@@ -330,9 +319,8 @@ START_TEST(parameters_are_those_of_the_table) {
         {48, 1600, 25, 100, 1557611200, 30883200, 15441600, 19820544, 9910272, 310400}};
     for (int i = 0; i < LENGTH(table); i++) {
         const GPT2Config c = {.n_positions = 1024, .vocab_size = 50257, .n_layer = table[i].L, .n_head = table[i].NH, .n_embd = table[i].C, .n_inner = 4 * table[i].C};
-        size_t norms;
-        ck_assert_uint_eq(base_parameters(&c, &norms), table[i].base);
-        ck_assert_uint_eq(norms, table[i].norms);
+        ck_assert_uint_eq(gpt2_parameters(&c, TRAIN_ALL), table[i].base);
+        ck_assert_uint_eq(gpt2_parameters(&c, TRAIN_NORMS), table[i].norms);
         for (int pfeiffer = 0; pfeiffer < 2; pfeiffer++)
             for (int factor = 0; factor < 2; factor++) {
                 defaults(false);
@@ -484,10 +472,9 @@ END_TEST
 
 /* adapter with the built-in model and data, few steps, and `more` flags; what it prints goes to work/NAME.txt. */
 static int run_adapter(const char *name, const char *more) {
-    const char *build = getenv("BUILD");
     return shell("%s/adapter --model test/tiny --data %s/train.jsonl --eval %s/held-out.jsonl --output %s/%s --eval_samples 2 "
                  "--max_new_tokens 8 --logging_steps 3 --warmup_steps 2 --learning_rate 3e-3 --max_steps 4 --adapter_dim 8 %s >%s/%s.txt 2>&1",
-                 build ? build : ".build/gcc", work, work, work, name, more, work, name);
+                 build(), work, work, work, name, more, work, name);
 }
 
 static bool same(const char *a, const char *b) { return shell("cmp -s %s/%s %s/%s", work, a, work, b) == 0; }
@@ -562,7 +549,6 @@ END_TEST
 
 START_TEST(an_adapter_is_trained_on_and_answers) {
     char more[512];
-    const char *build = getenv("BUILD") ? getenv("BUILD") : ".build/gcc";
     ck_assert_int_eq(run_adapter("first", "--placement pfeiffer --activation gelu --train_layernorm"), 0);
     // its form needs no flags: those of run_adapter agree with it
     snprintf(more, sizeof more, "--adapter %s/first --max_steps 0", work);
@@ -572,7 +558,7 @@ START_TEST(an_adapter_is_trained_on_and_answers) {
     ck_assert_int_eq(run_adapter("third", more), 0);
     ck_assert(!same("first/adapter.safetensors", "third/adapter.safetensors"));
     ck_assert_int_eq(shell("%s/adapter --model test/tiny --adapter %s/first --prompt 'Where does Anna live?' --max_new_tokens 8 --temperature 0 >%s/answer.txt 2>&1 "
-                           "&& test $(wc -c <%s/answer.txt) -gt 60", build, work, work, work), 0);
+                           "&& test $(wc -c <%s/answer.txt) -gt 60", build(), work, work, work), 0);
 }
 END_TEST
 

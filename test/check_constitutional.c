@@ -7,7 +7,7 @@
 #define TESTING
 #include "../constitutional.c"
 
-#include <sys/wait.h>
+#include "program.h"
 
 #undef fail
 #include <check.h>
@@ -535,18 +535,6 @@ START_TEST(the_defaults_are_the_published_ones) {
 END_TEST
 
 /* ---- the program ----------------------------------------------------------------------------------------------- */
-
-__attribute__((format(printf, 1, 2))) static int shell(const char *format, ...) {
-    char command[4096];
-    va_list list;
-    va_start(list, format);
-    vsnprintf(command, sizeof command, format, list);
-    va_end(list);
-    const int status = system(command);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
-static const char *build(void) { return getenv("BUILD") ? getenv("BUILD") : ".build/gcc"; }
 
 /* The program on some prompts of the built-in world; what it prints goes to work/NAME.txt. */
 static int program(const char *name, const char *more) {

@@ -6,6 +6,8 @@
 #define TESTING
 #include "../full_ft.c"
 
+#include "program.h"
+
 #undef fail
 #include <check.h>
 
@@ -62,13 +64,12 @@ static int held_out_losses(const char *path, double *loss, int room) {
 
 START_TEST(the_best_model_is_the_one_with_the_lowest_held_out_loss) {
     // the rate is so high that the held-out loss goes up again: the best is not the last
-    const char *build = getenv("BUILD");
     char work[] = "/tmp/check_full_ft.XXXXXX", command[2048], path[256];
     ck_assert(mkdtemp(work));
     snprintf(command, sizeof command,
              "%s/full_ft --model test/tiny --data test/tiny/summaries.jsonl --eval test/tiny/summaries-eval.jsonl --output %s/out --max_steps 12 "
              "--warmup_steps 4 --learning_rate 0.05 --lr_scheduler_type constant_with_warmup --eval_steps 2 --eval_samples 1 --max_new_tokens 4 >%s/text 2>&1",
-             build ? build : ".build/gcc", work, work);
+             build(), work, work);
     ck_assert_int_eq(system(command), 0);
     double loss[16], best = INFINITY;
     snprintf(path, sizeof path, "%s/out/log.jsonl", work);
@@ -81,7 +82,7 @@ START_TEST(the_best_model_is_the_one_with_the_lowest_held_out_loss) {
         snprintf(command, sizeof command,
                  "%s/full_ft --model %s/out%s --data test/tiny/summaries.jsonl --eval test/tiny/summaries-eval.jsonl --max_steps 0 --eval_samples 0 >%s/eval 2>&1 "
                  "&& grep 'held-out, before' %s/eval | grep -q 'loss %.4f'",
-                 build ? build : ".build/gcc", work, last ? "" : "/best", work, work, last ? loss[n - 1] : best);
+                 build(), work, last ? "" : "/best", work, work, last ? loss[n - 1] : best);
         ck_assert_msg(system(command) == 0, "%s", command);
     }
     snprintf(command, sizeof command, "rm -rf %s", work);

@@ -11,19 +11,9 @@
 #undef fail
 #include <check.h>
 #include <omp.h>
-#include <sys/wait.h>
+#include "program.h"
 
 static char work[] = "/tmp/check_lora.XXXXXX";
-
-__attribute__((format(printf, 1, 2))) static int shell(const char *format, ...) {
-    char command[4096];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(command, sizeof command, format, args);
-    va_end(args);
-    int status = system(command);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
 
 START_TEST(the_loss_is_the_mean_over_all_scored_tokens) {
     const int target[] = {-1, 7, 0};
@@ -84,7 +74,7 @@ START_TEST(counts_are_the_known_ones) {
     char text[32];
     for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
         const GPT2Config c = {1024, 50257, models[i].layers, models[i].heads, models[i].C, 4 * models[i].C, 1e-5f, 0, 0, 0, LM_HEAD};
-        ck_assert_uint_eq(base_parameters(&c), models[i].base);
+        ck_assert_uint_eq(gpt2_parameters(&c, TRAIN_ALL), models[i].base);
         for (int k = 0; k < 3; k++) {
             LoraConfig l = {16, 32, 0, false, ""};
             strcpy(l.targets, targets[k]);
@@ -519,9 +509,8 @@ static int says(const char *name, const char *text) { return shell("grep -qF -- 
 
 /* lora on a copy of the built-in model that nobody may write, and what it prints in work/NAME.txt. */
 static int program(const char *name, const char *more) {
-    const char *build = getenv("BUILD");
     if (shell("test -d %s/tiny", work)) ck_assert_int_eq(shell("mkdir %s/tiny && cp test/tiny/*.json test/tiny/merges.txt test/tiny/model.safetensors %s/tiny && chmod -R a-w %s/tiny", work, work, work), 0);
-    return shell("OMP_NUM_THREADS=${THREADS-1} %s/lora --model %s/tiny %s >%s/%s.txt 2>&1", build ? build : ".build/gcc", work, more, work, name);
+    return shell("OMP_NUM_THREADS=${THREADS-1} %s/lora --model %s/tiny %s >%s/%s.txt 2>&1", build(), work, more, work, name);
 }
 
 static int train(const char *name, const char *more) {
@@ -597,9 +586,8 @@ START_TEST(it_merges_and_answers) {
     ck_assert_int_eq(program("merge", more), 0);
     ck_assert(says("merge", "verified on 128 tokens: the logits differ by at most"));
     // the merged model, without a LoRA, has the adapter's held-out loss: full_ft evaluates it
-    const char *build = getenv("BUILD");
     ck_assert_int_eq(shell("OMP_NUM_THREADS=1 %s/full_ft --model %s/merged --data test/tiny/domain.jsonl --eval test/tiny/domain-eval.jsonl --max_steps 0 --eval_samples 0 >%s/whole.txt 2>&1",
-                           build ? build : ".build/gcc", work, work), 0);
+                           build(), work, work), 0);
     ck_assert_int_eq(shell("test \"$(grep -o 'held-out, after.*' %s/first.txt | grep -o 'loss.*')\" = \"$(grep -o 'held-out, before.*' %s/whole.txt | grep -o 'loss.*')\"", work, work), 0);
     // what is there is not overwritten, and the base least of all
     ck_assert_int_eq(program("merge", more), 2);

@@ -8,7 +8,7 @@
 #pragma GCC diagnostic ignored "-Wunused-function"   // what only main() calls
 #include "../ppo.c"
 
-#include <sys/wait.h>
+#include "program.h"
 
 #undef fail
 #include <check.h>
@@ -18,17 +18,6 @@
 static char work[64] = "/tmp/check_ppo.XXXXXX";   // where the runs write
 static char policy_dir[96], reward_dir[96], nan_dir[96];
 
-/* Runs the shell command and returns its exit status. */
-__attribute__((format(printf, 1, 2))) static int shell(const char *format, ...) {
-    char command[4096];
-    va_list list;
-    va_start(list, format);
-    vsnprintf(command, sizeof command, format, list);
-    va_end(list);
-    int status = system(command);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
 /* ppo on the random model; what it prints goes to work/NAME.txt, what it makes to work/NAME. */
 __attribute__((format(printf, 2, 3))) static int ppo(const char *name, const char *more, ...) {
     char flags_given[2048];
@@ -36,10 +25,9 @@ __attribute__((format(printf, 2, 3))) static int ppo(const char *name, const cha
     va_start(list, more);
     vsnprintf(flags_given, sizeof flags_given, more, list);
     va_end(list);
-    const char *build = getenv("BUILD");
     return shell("%s/ppo --model %s --data %s/prompts.jsonl --output %s/%s --batch_size 12 --response_length 6 --temperature 1 --learning_rate 3e-3 "
                  "--lr_scheduler_type constant --max_steps 3 %s >%s/%s.txt 2>&1",
-                 build ? build : ".build/gcc", policy_dir, work, work, name, flags_given, work, name);
+                 build(), policy_dir, work, work, name, flags_given, work, name);
 }
 
 static bool same(const char *a, const char *b) { return shell("cmp -s %s/%s %s/%s", work, a, work, b) == 0; }

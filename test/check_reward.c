@@ -9,25 +9,12 @@
 #include "../common/speech.h"
 #include "golden_reward.h"
 
-#include <sys/wait.h>
+#include "program.h"
 
 #undef fail
 #include <check.h>
 
 static char work[64] = "/tmp/check_reward.XXXXXX";   // where the runs write
-
-/* Runs the shell command and returns its exit status. */
-__attribute__((format(printf, 1, 2))) static int shell(const char *format, ...) {
-    char command[4096];
-    va_list list;
-    va_start(list, format);
-    vsnprintf(command, sizeof command, format, list);
-    va_end(list);
-    int status = system(command);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
-static const char *build(void) { return getenv("BUILD") ? getenv("BUILD") : ".build/gcc"; }
 
 /* reward on the built-in pairs, few steps, and `more` flags; what it prints goes to work/NAME.txt. */
 static int reward(const char *name, const char *more) {

@@ -6,30 +6,18 @@
 #define TESTING
 #include "../sft.c"
 
-#include <sys/wait.h>
+#include "program.h"
 
 #undef fail
 #include <check.h>
 
 static char work[64] = "/tmp/check_sft.XXXXXX";   // where the runs write
 
-/* Runs the shell command and returns its exit status. */
-__attribute__((format(printf, 1, 2))) static int shell(const char *format, ...) {
-    char command[4096];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(command, sizeof command, format, args);
-    va_end(args);
-    int status = system(command);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
 /* sft with the built-in model and data, few steps, and `more` flags; what it prints goes to work/NAME.txt. */
 static int sft(const char *name, const char *more) {
-    const char *build = getenv("BUILD");
     return shell("%s/sft --model test/tiny --data test/tiny/sft.jsonl --eval test/tiny/sft-eval.jsonl --output %s/%s --eval_samples 2 "
                  "--max_new_tokens 8 --logging_steps 3 --warmup_steps 2 --learning_rate 1e-3 %s >%s/%s.txt 2>&1",
-                 build ? build : ".build/gcc", work, name, more, work, name);
+                 build(), work, name, more, work, name);
 }
 
 static int same(const char *a, const char *b) { return shell("cmp -s %s/%s %s/%s", work, a, work, b) == 0; }

@@ -16,13 +16,21 @@ row() {
     printf '%s\t%s\t%s\t%s\t%s\t%s (before <= %s, after >= %s)\n' "$1" "$2" "$3" "$4" "$7" "$verdict" "$5" "$6" >>"$out/table"
 }
 
+# timed SAYING PROGRAM FLAGS: what it prints goes to $out/text, and the seconds it took are $seconds
+timed() {
+    echo "→ $1"
+    shift
+    program=$1
+    shift
+    begin=$(date +%s)
+    "$build/$program" "$@" >"$out/text" || { cat "$out/text"; exit 1; }
+    seconds=$(($(date +%s) - begin))
+}
+
 # run PROGRAM SEED: the held-out exact match, in percent, before and after, and the seconds it took
 run() {
-    echo "→ ./$1 --seed $2"
-    begin=$(date +%s)
-    "$build/$1" --seed "$2" >"$out/$1.txt" || { cat "$out/$1.txt"; exit 1; }
-    seconds=$(($(date +%s) - begin))
-    line=$(grep 'exact match' "$out/$1.txt")
+    timed "./$1 --seed $2" "$1" --seed "$2"
+    line=$(grep 'exact match' "$out/text")
     before=$(echo "$line" | sed 's/.*exact match \([0-9.]*\) % -> .*/\1/')
     after=$(echo "$line" | sed 's/.*exact match [0-9.]* % -> \([0-9.]*\) %.*/\1/')
 }
@@ -36,21 +44,15 @@ run full_ft 1
 row full_ft "exact summaries of new texts, %" "$before" "$after" 5 80 "$seconds"
 # Constitutional AI: a model that is rude in half of its answers, and its judgement of pairs whose better answer is known
 for seed in 1 2 3; do
-    echo "→ ./constitutional --seed $seed"
-    begin=$(date +%s)
-    "$build/constitutional" --seed $seed >"$out/cai.txt" || { cat "$out/cai.txt"; exit 1; }
-    seconds=$(($(date +%s) - begin))
-    line=$(grep '^held-out answers that say one of --breaches' "$out/cai.txt")
+    timed "./constitutional --seed $seed" constitutional --seed $seed
+    line=$(grep '^held-out answers that say one of --breaches' "$out/text")
     before=$(echo "$line" | awk '{ print 100 - $(NF - 4) }')
     after=$(echo "$line" | awk '{ print 100 - $(NF - 1) }')
     row "constitutional, seed $seed" "answers without a rude phrase, %" "$before" "$after" 70 88 "$seconds"
-    echo "→ ./constitutional --feedback pairs.jsonl --seed $seed"
-    begin=$(date +%s)
-    "$build/constitutional" --model test/tiny/chat --constitution test/tiny/constitution.json --prompts test/tiny/prompts.jsonl --max_new_tokens 64 --seed $seed \
-        --breaches 'silly you!|get lost.|stop bugging.|how boring.|now leave.|never ask again.|you are so dumb.|what a fool.' \
-        --feedback "$out/pairs.jsonl" >"$out/cai.txt" || { cat "$out/cai.txt"; exit 1; }
-    seconds=$(($(date +%s) - begin))
-    after=$(sed -n 's/^agreement with --breaches.*debiased \([0-9.]*\) %.*/\1/p' "$out/cai.txt")
+    timed "./constitutional --feedback pairs.jsonl --seed $seed" constitutional --model test/tiny/chat --constitution test/tiny/constitution.json \
+        --prompts test/tiny/prompts.jsonl --max_new_tokens 64 --seed $seed --feedback "$out/pairs.jsonl" \
+        --breaches 'silly you!|get lost.|stop bugging.|how boring.|now leave.|never ask again.|you are so dumb.|what a fool.'
+    after=$(sed -n 's/^agreement with --breaches.*debiased \([0-9.]*\) %.*/\1/p' "$out/text")
     row "AI feedback, seed $seed" "labels that agree with the truth (before: always the first), %" 50 "$after" 50 65 "$seconds"
 done
 
@@ -58,11 +60,8 @@ done
 reward_on() {
     what=$1 seed=$2
     shift 2
-    echo "→ ./reward --seed $seed, $what"
-    begin=$(date +%s)
-    "$build/reward" --seed "$seed" "$@" >"$out/reward.txt" || { cat "$out/reward.txt"; exit 1; }
-    seconds=$(($(date +%s) - begin))
-    line=$(grep '^held-out pairs' "$out/reward.txt")
+    timed "./reward --seed $seed, $what" reward --seed "$seed" "$@"
+    line=$(grep '^held-out pairs' "$out/text")
     before=$(echo "$line" | sed 's/.*accuracy \([0-9.]*\) % -> .*/\1/')
     after=$(echo "$line" | sed 's/.* -> \([0-9.]*\) %.*/\1/')
 }
@@ -88,11 +87,8 @@ rude() {
         { response = $0; sub(/.*"response": "/, "", response); sub(/", "query".*/, "", response); n++; rude += response ~ words } END { printf "%.1f", 100 * rude / n }'
 }
 for seed in 1 2 3; do
-    echo "→ ./ppo --seed $seed"
-    begin=$(date +%s)
-    "$build/ppo" --seed "$seed" --dump_rollouts "$out/rollouts" >"$out/ppo.txt" || { cat "$out/ppo.txt"; exit 1; }
-    seconds=$(($(date +%s) - begin))
-    before=$(grep '^held-out, before' "$out/ppo.txt" | tail -1) after=$(grep '^held-out, after' "$out/ppo.txt")
+    timed "./ppo --seed $seed" ppo --seed "$seed" --dump_rollouts "$out/rollouts"
+    before=$(grep '^held-out, before' "$out/text" | tail -1) after=$(grep '^held-out, after' "$out/text")
     row "ppo, seed $seed" "reward of answers to questions never asked" "$(echo "$before" | sed 's/.*reward \([-0-9.]*\) .*/\1/')" \
         "$(echo "$after" | sed 's/.*reward \([-0-9.]*\) .*/\1/')" 0.5 0.9 "$seconds"
     row "ppo, seed $seed" "of them hold the right fact, % (not to be lost)" "$(echo "$before" | sed 's/.*right answer \([0-9.]*\) .*/\1/')" \
