@@ -55,8 +55,8 @@
 #if defined __SANITIZE_THREAD__ || __has_feature(thread_sanitizer)
 #define CUDA_EMU_TSAN 1
 #include <sanitizer/tsan_interface.h>
-extern "C" void AnnotateIgnoreReadsAndWritesBegin(const char *file, int line);
-extern "C" void AnnotateIgnoreReadsAndWritesEnd(const char *file, int line);
+extern "C" void __tsan_ignore_thread_begin();
+extern "C" void __tsan_ignore_thread_end();
 #else
 #define CUDA_EMU_TSAN 0
 #endif
@@ -84,8 +84,8 @@ extern "C" void AnnotateIgnoreReadsAndWritesEnd(const char *file, int line);
 namespace cuda_emu {
 struct Unseen {
 #if CUDA_EMU_TSAN
-    EMU Unseen() { AnnotateIgnoreReadsAndWritesBegin(__FILE__, __LINE__); }
-    EMU ~Unseen() { AnnotateIgnoreReadsAndWritesEnd(__FILE__, __LINE__); }
+    EMU Unseen() { __tsan_ignore_thread_begin(); }
+    EMU ~Unseen() { __tsan_ignore_thread_end(); }
 #else
     Unseen() {}
     ~Unseen() {}
@@ -597,7 +597,7 @@ struct Block {
 inline Block block;
 inline Thread *current;
 inline Fiber host, *running = &host, *left;       // left: the fiber that switched to running
-inline Fiber *idle[THREADS_MOST];                 // fibers whose thread has ended
+inline Fiber *idle[THREADS_MOST];                 // fibers whose thread has ended; under ThreadSanitizer they are not used again
 inline int idle_count;
 
 EMU void release(void *address) {
@@ -636,7 +636,8 @@ EMU void switch_to(Fiber *to) {
 EMU void fiber_main();
 
 EMU Fiber *take_fiber() {
-    if (idle_count) return idle[--idle_count];
+    if (idle_count && !CUDA_EMU_TSAN) return idle[--idle_count];
+    Unseen unseen;
     Fiber *f = new Fiber();
     // A page below the stack faults when it overflows.
     unsigned char *memory = (unsigned char *)mmap(NULL, 4096 + STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -650,6 +651,18 @@ EMU Fiber *take_fiber() {
     f->tsan = __tsan_create_fiber(0);
 #endif
     return f;
+}
+
+/* For ThreadSanitizer the next block's threads, stacks and shared memory are others. */
+inline void forget_fibers() {
+#if CUDA_EMU_TSAN
+    while (idle_count) {
+        Fiber *f = idle[--idle_count];
+        __tsan_destroy_fiber(f->tsan);
+        munmap((unsigned char *)const_cast<void *>(f->stack) - 4096, 4096 + STACK);
+        delete f;
+    }
+#endif
 }
 
 EMU Thread *thread_at(int warp, int lane) { return &block.thread[32 * warp + lane]; }
@@ -727,6 +740,7 @@ EMU void give_way() {
 }
 
 EMU void end_thread(Thread *t) {
+    Unseen unseen;
     t->ended = true;
     if (!t->pending.empty()) fail("the thread ends with %zu cp_async16 that nobody waited for", t->pending.size());
     for (int i = 0; block.waiting && i < block.threads; i++)
@@ -752,7 +766,7 @@ EMU void fiber_main() {
         if (!t && block.ended < block.threads) stuck();
         if (t && !t->fiber && !CUDA_EMU_TSAN) continue;
         if (t && !t->fiber) (t->fiber = take_fiber())->starts = t;
-        if (!CUDA_EMU_TSAN) idle[idle_count++] = self;
+        idle[idle_count++] = self;
         switch_to(t ? t->fiber : &host);
         t = self->starts;
     }
@@ -803,7 +817,7 @@ EMU void meet(const char *name, unsigned mask, int line, void (*work)(Warp *)) {
     if (w->waiting == 0xffffffff) {
         for (int i = 0; i < 32; i++) {
             Thread *t = thread_at(number, i);
-            if (strcmp(t->waits, name) || t->line != line || w->width[i] != w->width[lane]) diverged(self, t);
+            if ((t->waits != name && strcmp(t->waits, name)) || t->line != line || w->width[i] != w->width[lane]) diverged(self, t);
         }
         work(w);
         w->waiting = 0;
@@ -976,14 +990,16 @@ inline void copy16(unsigned char *to, const unsigned char *from) {      // by th
 }
 
 EMU void cp_async_finish(int except) {
-    Thread *t = current;
-    size_t kept = 0;
-    for (size_t i = 0; i < t->pending.size(); i++) {
-        Pending p = t->pending[i];
-        if (p.group < t->groups - except) copy16(p.to, p.from);
-        else t->pending[kept++] = p;
+    for (Thread *t = current;;) {
+        Pending p;
+        {
+            Unseen unseen;
+            if (t->pending.empty() || t->pending[0].group >= t->groups - except) return;
+            p = t->pending[0];
+            t->pending.erase(t->pending.begin());
+        }
+        copy16(p.to, p.from);
     }
-    t->pending.resize(kept);
 }
 
 }  // namespace cuda_emu
@@ -1198,23 +1214,27 @@ inline void run_block() {
     current = NULL;
     Thread *first = pick();
     (first->fiber = take_fiber())->starts = first;
+#if CUDA_EMU_TSAN
+    host.tsan = __tsan_get_current_fiber();
+#endif
     in_thread = true;
     switch_to(first->fiber);
     in_thread = false;
     check_shared();
+    forget_fibers();
 }
 
 inline void run_grid(size_t dynamic) {
+    Unseen unseen;
     size_t blocks = (size_t)gridDim.x * gridDim.y * gridDim.z;
     std::vector<uint32_t> where(order == RANDOM ? blocks : 0);
     for (size_t i = 0; i < where.size(); i++) where[i] = (uint32_t)i;
     for (size_t i = where.size(); i > 1; i--) std::swap(where[i - 1], where[random_below((uint32_t)i)]);
-    static unsigned char *room;
-    if (!room && !(room = (unsigned char *)aligned_alloc(1024, SHARED_ROOM))) fail("out of memory for shared memory");
     for (size_t i = 0; i < blocks; i++) {
         size_t b = order == RANDOM ? where[i] : order == REVERSE ? blocks - 1 - i : i;
         blockIdx = {(unsigned)(b % gridDim.x), (unsigned)(b / gridDim.x % gridDim.y), (unsigned)(b / gridDim.x / gridDim.y)};
-        block.shared = room;
+        if (CUDA_EMU_TSAN) free(block.shared), block.shared = NULL;
+        if (!block.shared && !(block.shared = (unsigned char *)malloc(SHARED_ROOM))) fail("out of memory for shared memory");
         block.shared_bytes = block.shared_used = 0;
         block.arrays.clear();
         shared_array(&block.arrays, "the dynamic array", dynamic);
