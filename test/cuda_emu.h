@@ -204,19 +204,34 @@ EMU int poison_byte() {
     return odd || (s && !strcmp(s, "reverse")) ? 0x7f : 0xff;
 }
 
-/* Red zones: a pattern that is NaN in float and in bf16, too. */
+/* A red zone of so many bytes lies on both sides of every array. Its pattern is NaN in float and in bf16. AddressSanitizer needs no pattern: there a
+   zone is closed. */
 enum { RED_ZONE = 256 };
-const uint32_t red = 0xffd5ffd5;
+struct RedZone { unsigned char byte[RED_ZONE + 4]; };
+constexpr RedZone make_red_zone() {
+    RedZone r = {};
+    for (int i = 0; i < RED_ZONE + 4; i++) r.byte[i] = i % 2 ? 0xff : 0xd5;
+    return r;
+}
+constexpr RedZone red = make_red_zone();
 
-EMU void paint(unsigned char *zone, size_t bytes) {
-    for (size_t i = 0; i < bytes; i++) zone[i] = (unsigned char)(red >> 8 * ((uintptr_t)(zone + i) % 4));
+inline void surround(unsigned char *array, size_t bytes) {
+    if (CUDA_EMU_ASAN) {
+        ASAN_POISON_MEMORY_REGION(array - RED_ZONE, RED_ZONE);
+        ASAN_POISON_MEMORY_REGION(array + bytes, RED_ZONE);
+    } else {
+        memcpy(array - RED_ZONE, red.byte, RED_ZONE);
+        memcpy(array + bytes, red.byte + bytes % 2, RED_ZONE);
+    }
 }
 
-EMU bool painted(const unsigned char *zone, size_t bytes) {
-    for (size_t i = 0; i < bytes; i++)
-        if (zone[i] != (unsigned char)(red >> 8 * ((uintptr_t)(zone + i) % 4))) return false;
-    return true;
+/* Was anything written just beside it? */
+inline void check_surroundings(const unsigned char *array, size_t bytes, const char *name) {
+    if (CUDA_EMU_ASAN) return;
+    if (memcmp(array - RED_ZONE, red.byte, RED_ZONE)) fail("written before the beginning of %s of %zu bytes", name, bytes);
+    if (memcmp(array + bytes, red.byte + bytes % 2, RED_ZONE)) fail("written past the end of %s of %zu bytes", name, bytes);
 }
+
 
 }  // namespace cuda_emu
 
@@ -226,7 +241,7 @@ EMU bool painted(const unsigned char *zone, size_t bytes) {
 
 enum cudaError_t {
     cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInsufficientDriver = 35, cudaErrorNoDevice = 100,
-    cudaErrorInvalidDevice = 101, cudaErrorLaunchFailure = 719,
+    cudaErrorInvalidDevice = 101,
 };
 enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 };
@@ -242,7 +257,7 @@ namespace cuda_emu {
 
 enum { SHARED_DEFAULT = 48 << 10, SHARED_MOST = 227 << 10 };
 
-struct Memory { size_t bytes; unsigned char *block; bool device; };
+struct Memory { size_t bytes; bool device; };
 inline std::map<uintptr_t, Memory> &memories = *new std::map<uintptr_t, Memory>;      // by address; of the device, or pinned. Outlives main
 inline size_t device_bytes;
 inline cudaError_t last_error;
@@ -284,14 +299,8 @@ struct Open {
 
 /* After every kernel: did it write beside an allocation? */
 inline void check_red_zones() {
-    for (auto &m : memories) {
-        if (!m.second.device) continue;
-        unsigned char *p = (unsigned char *)m.first;
-        if (CUDA_EMU_ASAN) ASAN_UNPOISON_MEMORY_REGION(m.second.block, RED_ZONE), ASAN_UNPOISON_MEMORY_REGION(p + m.second.bytes, RED_ZONE);
-        if (!painted(m.second.block, RED_ZONE)) fail("written before the beginning of a device allocation of %zu bytes", m.second.bytes);
-        if (!painted(p + m.second.bytes, RED_ZONE)) fail("written past the end of a device allocation of %zu bytes", m.second.bytes);
-        if (CUDA_EMU_ASAN) ASAN_POISON_MEMORY_REGION(m.second.block, RED_ZONE), ASAN_POISON_MEMORY_REGION(p + m.second.bytes, RED_ZONE);
-    }
+    for (auto &m : memories)
+        if (m.second.device) check_surroundings((unsigned char *)m.first, m.second.bytes, "an allocation of the device");
 }
 
 /* An asynchronous copy from or to pinned memory. What goes to the host arrives when somebody waits for it and is NaN before;
@@ -308,37 +317,29 @@ inline void finish_copies() {
     copies.clear();
 }
 
+struct ErrorText { cudaError_t error; const char *name, *text; };
+
+inline const ErrorText *error_text(cudaError_t e) {
+    static const ErrorText known[] = {
+        {cudaSuccess, "cudaSuccess", "no error"},
+        {cudaErrorInvalidValue, "cudaErrorInvalidValue", "invalid argument"},
+        {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation", "out of memory"},
+        {cudaErrorInsufficientDriver, "cudaErrorInsufficientDriver", "CUDA driver version is insufficient for CUDA runtime version"},
+        {cudaErrorNoDevice, "cudaErrorNoDevice", "no CUDA-capable device is detected"},
+        {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
+    }, unknown = {e, "unrecognized error code", "unrecognized error code"};
+    for (const ErrorText &k : known)
+        if (k.error == e) return &k;
+    return &unknown;
+}
+
 inline long devices() { return setting("CUDA_EMU_DEVICES", 1); }
 inline size_t total_memory() { return (size_t)setting("CUDA_EMU_MEMORY", 4L << 30); }
 
 }  // namespace cuda_emu
 
-inline const char *cudaGetErrorName(cudaError_t e) {
-    switch (e) {
-    case cudaSuccess: return "cudaSuccess";
-    case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
-    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
-    case cudaErrorInsufficientDriver: return "cudaErrorInsufficientDriver";
-    case cudaErrorNoDevice: return "cudaErrorNoDevice";
-    case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
-    case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
-    }
-    return "unrecognized error code";
-}
-
-inline const char *cudaGetErrorString(cudaError_t e) {
-    switch (e) {
-    case cudaSuccess: return "no error";
-    case cudaErrorInvalidValue: return "invalid argument";
-    case cudaErrorMemoryAllocation: return "out of memory";
-    case cudaErrorInsufficientDriver: return "CUDA driver version is insufficient for CUDA runtime version";
-    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
-    case cudaErrorInvalidDevice: return "invalid device ordinal";
-    case cudaErrorLaunchFailure: return "unspecified launch failure";
-    }
-    return "unrecognized error code";
-}
-
+inline const char *cudaGetErrorName(cudaError_t e) { return cuda_emu::error_text(e)->name; }
+inline const char *cudaGetErrorString(cudaError_t e) { return cuda_emu::error_text(e)->text; }
 inline cudaError_t cudaPeekAtLastError() { return cuda_emu::last_error; }
 inline cudaError_t cudaGetLastError() { return std::exchange(cuda_emu::last_error, cudaSuccess); }
 
@@ -385,16 +386,14 @@ inline cudaError_t cudaMalloc(void **p, size_t bytes) {
     if (!bytes) return cudaSuccess;
     size_t total = total_memory();
     if (bytes > total || device_bytes > total - bytes) return error(cudaErrorMemoryAllocation);
-    size_t whole = (bytes + 2 * RED_ZONE + 511) / 512 * 512;
-    unsigned char *block = (unsigned char *)aligned_alloc(512, whole), *begin = block + RED_ZONE;
+    unsigned char *block = (unsigned char *)aligned_alloc(512, (RED_ZONE + bytes + RED_ZONE + 511) / 512 * 512);
     if (!block) return error(cudaErrorMemoryAllocation);
-    paint(block, RED_ZONE);
-    memset(begin, poison_byte(), bytes);
-    paint(begin + bytes, RED_ZONE);
-    if (CUDA_EMU_ASAN) ASAN_POISON_MEMORY_REGION(block, whole);
-    memories[(uintptr_t)begin] = {bytes, block, true};
+    *p = block + RED_ZONE;
+    memset(*p, poison_byte(), bytes);
+    surround(block + RED_ZONE, bytes);
+    ASAN_POISON_MEMORY_REGION(*p, bytes);
+    memories[(uintptr_t)*p] = {bytes, true};
     device_bytes += bytes;
-    *p = begin;
     return cudaSuccess;
 }
 
@@ -402,12 +401,10 @@ inline cudaError_t cudaFree(void *p) {
     using namespace cuda_emu;
     if (!p) return cudaSuccess;
     finish_copies();
-    check_red_zones();
     auto m = memories.find((uintptr_t)p);
     if (m == memories.end() || !m->second.device) fail("cudaFree: %p is not the beginning of an allocation of the device", p);
     device_bytes -= m->second.bytes;
-    if (CUDA_EMU_ASAN) ASAN_UNPOISON_MEMORY_REGION(m->second.block, (m->second.bytes + 2 * RED_ZONE + 511) / 512 * 512);
-    free(m->second.block);
+    free((unsigned char *)p - RED_ZONE);
     memories.erase(m);
     return cudaSuccess;
 }
@@ -415,7 +412,7 @@ inline cudaError_t cudaFree(void *p) {
 inline cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned) {
     size_t left;
     if (!p || !bytes || cuda_emu::find(p, &left)) return cuda_emu::error(cudaErrorInvalidValue);
-    cuda_emu::memories[(uintptr_t)p] = {bytes, NULL, false};
+    cuda_emu::memories[(uintptr_t)p] = {bytes, false};
     return cudaSuccess;
 }
 
@@ -635,8 +632,7 @@ EMU void switch_to(Fiber *to) {
 
 EMU void fiber_main();
 
-EMU Fiber *take_fiber() {
-    if (idle_count && !CUDA_EMU_TSAN) return idle[--idle_count];
+EMU Fiber *make_fiber() {
     Unseen unseen;
     Fiber *f = new Fiber();
     // A page below the stack faults when it overflows.
@@ -651,6 +647,11 @@ EMU Fiber *take_fiber() {
     f->tsan = __tsan_create_fiber(0);
 #endif
     return f;
+}
+
+EMU void give_fiber(Thread *t) {
+    t->fiber = idle_count && !CUDA_EMU_TSAN ? idle[--idle_count] : make_fiber();
+    t->fiber->starts = t;
 }
 
 /* For ThreadSanitizer the next block's threads, stacks and shared memory are others. */
@@ -731,7 +732,7 @@ EMU void give_way() {
     Thread *self = current, *next = pick();
     if (!next) stuck();
     if (next != self) {
-        if (!next->fiber) (next->fiber = take_fiber())->starts = next;
+        if (!next->fiber) give_fiber(next);
         switch_to(next->fiber);
         current = self;
         threadIdx = self->index;
@@ -764,8 +765,7 @@ EMU void fiber_main() {
         end_thread(t);
         t = pick();
         if (!t && block.ended < block.threads) stuck();
-        if (t && !t->fiber && !CUDA_EMU_TSAN) continue;
-        if (t && !t->fiber) (t->fiber = take_fiber())->starts = t;
+        if (t && !t->fiber) continue;
         idle[idle_count++] = self;
         switch_to(t ? t->fiber : &host);
         t = self->starts;
@@ -952,11 +952,9 @@ EMU unsigned char *shared_array(const void *key, const char *name, size_t bytes)
         fail("%zu bytes of shared memory with %s, where %zu are allowed", block.shared_bytes, name, block.shared_limit);
     Shared a = {key, name, block.shared + block.shared_used + RED_ZONE, bytes};
     block.shared_used += room;
-    if (CUDA_EMU_ASAN) ASAN_UNPOISON_MEMORY_REGION(a.begin - RED_ZONE, room);
+    ASAN_UNPOISON_MEMORY_REGION(a.begin, bytes);
     memset(a.begin, poison_byte(), bytes);
-    paint(a.begin - RED_ZONE, RED_ZONE);
-    paint(a.begin + bytes, RED_ZONE);
-    if (CUDA_EMU_ASAN) ASAN_POISON_MEMORY_REGION(a.begin - RED_ZONE, RED_ZONE), ASAN_POISON_MEMORY_REGION(a.begin + bytes, RED_ZONE);
+    surround(a.begin, bytes);
     block.arrays.push_back(a);
     return a.begin;
 }
@@ -964,14 +962,6 @@ EMU unsigned char *shared_array(const void *key, const char *name, size_t bytes)
 EMU unsigned char *shared_dynamic() {
     if (!block.arrays[0].bytes) fail("SHARED_DYN in a kernel that was launched without dynamic shared memory");
     return block.arrays[0].begin;
-}
-
-EMU void check_shared() {
-    for (Shared &a : block.arrays) {
-        if (CUDA_EMU_ASAN) ASAN_UNPOISON_MEMORY_REGION(a.begin - RED_ZONE, RED_ZONE), ASAN_UNPOISON_MEMORY_REGION(a.begin + a.bytes, RED_ZONE);
-        if (!painted(a.begin - RED_ZONE, RED_ZONE)) fail("written before the beginning of %s, %zu bytes of shared memory", a.name, a.bytes);
-        if (!painted(a.begin + a.bytes, RED_ZONE)) fail("written past the end of %s, %zu bytes of shared memory", a.name, a.bytes);
-    }
 }
 
 /* 16 bytes at p are to be shared memory. */
@@ -1023,7 +1013,7 @@ inline void cp_async16(void *shared, const void *global) {
     for (int i = 0; i < 4; i++) ((uint32_t *)shared)[i] = 0xffffffff;
 }
 
-inline void cp_async_commit() { cuda_emu::current->groups++; }
+EMU void cp_async_commit() { cuda_emu::current->groups++; }
 
 /* All groups but the last n committed have arrived: in the eyes of this thread. Others see them after a barrier. */
 template <int n> void cp_async_wait() { cuda_emu::cp_async_finish(n); }
@@ -1212,15 +1202,16 @@ inline void run_block() {
         set_ready(w, 0xffffffff, true);
     }
     current = NULL;
+    for (int i = 0; i < (CUDA_EMU_TSAN ? block.threads : 0); i++) give_fiber(&block.thread[i]);      // whoever makes a thread comes before it
     Thread *first = pick();
-    (first->fiber = take_fiber())->starts = first;
+    if (!first->fiber) give_fiber(first);
 #if CUDA_EMU_TSAN
     host.tsan = __tsan_get_current_fiber();
 #endif
     in_thread = true;
     switch_to(first->fiber);
     in_thread = false;
-    check_shared();
+    for (Shared &a : block.arrays) check_surroundings(a.begin, a.bytes, a.name);
     forget_fibers();
 }
 
@@ -1252,10 +1243,9 @@ template <class... P, size_t... I> void check_arguments(std::tuple<P...> &argume
     (check_argument((int)I + 1, std::get<I>(arguments)), ...);
 }
 
-template <class... P, class... A>
-void launch(const char *name, dim3 grid, dim3 threads, size_t dynamic, cudaStream_t, void (*function)(P...), A... given) {
-    static_assert(sizeof...(P) == sizeof...(A), "LAUNCH: the number of arguments");
-    struct Call { void (*function)(P...); std::tuple<std::decay_t<P>...> arguments; } call = {function, std::tuple<std::decay_t<P>...>(given...)};
+template <class... P>
+void launch(const char *name, dim3 grid, dim3 threads, size_t dynamic, cudaStream_t, void (*function)(P...), std::common_type_t<P>... given) {
+    struct Call { void (*function)(P...); std::tuple<P...> arguments; } call = {function, std::tuple<P...>(given...)};
     if (kernel) fail("%s is launched from inside a kernel", name);
     kernel = name;
     size_t n = (size_t)threads.x * threads.y * threads.z;
@@ -1287,7 +1277,7 @@ void launch(const char *name, dim3 grid, dim3 threads, size_t dynamic, cudaStrea
 
 }  // namespace cuda_emu
 
-#define LAUNCH(kernel, grid, block, smem, stream, ...) cuda_emu::launch(#kernel, grid, block, smem, stream, kernel, ##__VA_ARGS__)
+#define LAUNCH(kernel, grid, block, smem, stream, ...) cuda_emu::launch("kernel " #kernel, grid, block, smem, stream, kernel, ##__VA_ARGS__)
 
 template <class F> cudaError_t cudaFuncSetAttribute(F *function, cudaFuncAttribute attribute, int value) {
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
@@ -1296,279 +1286,6 @@ template <class F> cudaError_t cudaFuncSetAttribute(F *function, cudaFuncAttribu
     return cudaSuccess;
 }
 
-/* ------------------------------------------------------------------------------------------------------------------
- * cuBLASLt:  D (m,n) = epilogue(alpha op(A) (m,k) op(B) (k,n) + beta C (m,n)), everything column-major. A sum is the chain of fused
- * multiply-adds over k in order, from 0. GELU is the tanh form.
- */
-
-enum cublasStatus_t {
-    CUBLAS_STATUS_SUCCESS = 0, CUBLAS_STATUS_NOT_INITIALIZED = 1, CUBLAS_STATUS_ALLOC_FAILED = 3, CUBLAS_STATUS_INVALID_VALUE = 7,
-    CUBLAS_STATUS_ARCH_MISMATCH = 8, CUBLAS_STATUS_EXECUTION_FAILED = 13, CUBLAS_STATUS_INTERNAL_ERROR = 14, CUBLAS_STATUS_NOT_SUPPORTED = 15,
-};
-enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_16BF = 14 };
-typedef cudaDataType_t cudaDataType;
-enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68, CUBLAS_COMPUTE_32F_PEDANTIC = 69, CUBLAS_COMPUTE_32F_FAST_TF32 = 77 };
-enum cublasOperation_t { CUBLAS_OP_N, CUBLAS_OP_T };
-enum cublasLtPointerMode_t { CUBLASLT_POINTER_MODE_HOST };
-enum cublasLtEpilogue_t {
-    CUBLASLT_EPILOGUE_DEFAULT = 1, CUBLASLT_EPILOGUE_BIAS = 4, CUBLASLT_EPILOGUE_GELU = 32, CUBLASLT_EPILOGUE_GELU_BIAS = 36,
-    CUBLASLT_EPILOGUE_GELU_AUX = 160, CUBLASLT_EPILOGUE_GELU_AUX_BIAS = 164, CUBLASLT_EPILOGUE_DGELU = 192,
-    CUBLASLT_EPILOGUE_BGRADA = 256, CUBLASLT_EPILOGUE_BGRADB = 512,
-};
-enum cublasLtMatmulDescAttributes_t {
-    CUBLASLT_MATMUL_DESC_POINTER_MODE = 2, CUBLASLT_MATMUL_DESC_TRANSA = 3, CUBLASLT_MATMUL_DESC_TRANSB = 4, CUBLASLT_MATMUL_DESC_EPILOGUE = 7,
-    CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER = 11, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD = 12,
-    CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE = 26,
-};
-enum cublasLtMatrixLayoutAttribute_t { CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT = 5, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET = 6 };
-enum cublasLtMatmulPreferenceAttributes_t { CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK = 3 };
-enum cublasLtMatmulAlgoConfigAttributes_t {
-    CUBLASLT_ALGO_CONFIG_ID, CUBLASLT_ALGO_CONFIG_TILE_ID, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME,
-    CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, CUBLASLT_ALGO_CONFIG_STAGES_ID,
-};
-enum { CUBLASLT_REDUCTION_SCHEME_NONE = 0, CUBLASLT_REDUCTION_SCHEME_MASK = 7 };
-
-typedef struct cublasLtContext *cublasLtHandle_t;
-typedef struct cublasLtMatmulDesc {
-    cublasComputeType_t compute;
-    int32_t trans[2];                 // A, B
-    uint32_t epilogue;
-    void *bias, *aux;
-    int64_t aux_ld;
-    int32_t bias_type;                // -1: that of D
-} *cublasLtMatmulDesc_t;
-typedef struct cublasLtMatrixLayout {
-    cudaDataType_t type;
-    uint64_t rows, columns;
-    int64_t ld, stride;
-    int32_t batch;
-} *cublasLtMatrixLayout_t;
-typedef struct cublasLtMatmulPreference { uint64_t workspace; uint32_t reduction; } *cublasLtMatmulPreference_t;
-typedef struct { uint32_t config[8]; } cublasLtMatmulAlgo_t;
-typedef struct {
-    cublasLtMatmulAlgo_t algo;
-    size_t workspaceSize;
-    cublasStatus_t state;
-    float wavesCount;
-    int reserved[4];
-} cublasLtMatmulHeuristicResult_t;
-
-inline const char *cublasGetStatusString(cublasStatus_t status) {
-    return status == CUBLAS_STATUS_SUCCESS ? "the operation completed successfully" : status == CUBLAS_STATUS_NOT_INITIALIZED ? "the library was not initialized" : "an unsupported value or parameter was passed to the function";
-}
-inline const char *cublasLtGetStatusString(cublasStatus_t status) { return cublasGetStatusString(status); }
-
-inline cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle) {
-    if (cudaSetDevice(0)) return CUBLAS_STATUS_NOT_INITIALIZED;
-    return *handle = (cublasLtHandle_t)malloc(1), CUBLAS_STATUS_SUCCESS;
-}
-inline cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) { return free(handle), CUBLAS_STATUS_SUCCESS; }
-
-inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *d, cublasComputeType_t compute, cudaDataType_t scale) {
-    if (scale != CUDA_R_32F) return CUBLAS_STATUS_INVALID_VALUE;
-    return *d = new cublasLtMatmulDesc{compute, {0, 0}, CUBLASLT_EPILOGUE_DEFAULT, NULL, NULL, 0, -1}, CUBLAS_STATUS_SUCCESS;
-}
-inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) { return delete d, CUBLAS_STATUS_SUCCESS; }
-
-inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *l, cudaDataType type, uint64_t rows, uint64_t columns, int64_t ld) {
-    return *l = new cublasLtMatrixLayout{type, rows, columns, ld, 0, 1}, CUBLAS_STATUS_SUCCESS;
-}
-inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) { return delete l, CUBLAS_STATUS_SUCCESS; }
-
-inline cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p) {
-    return *p = new cublasLtMatmulPreference{0, CUBLASLT_REDUCTION_SCHEME_MASK}, CUBLAS_STATUS_SUCCESS;
-}
-inline cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) { return delete p, CUBLAS_STATUS_SUCCESS; }
-
-namespace cuda_emu {
-
-/* An attribute is handed over as bytes, whose number must be right. */
-template <class T> cublasStatus_t set_attribute(T *field, const void *from, size_t bytes) {
-    if (bytes != sizeof *field) fail("an attribute of cuBLASLt is set from %zu bytes; it has %zu", bytes, sizeof *field);
-    memcpy(field, from, bytes);
-    return CUBLAS_STATUS_SUCCESS;
-}
-
-}  // namespace cuda_emu
-
-inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t attribute, const void *from, size_t bytes) {
-    using cuda_emu::set_attribute;
-    int32_t mode = 0;
-    switch (attribute) {
-    case CUBLASLT_MATMUL_DESC_POINTER_MODE: return set_attribute(&mode, from, bytes);
-    case CUBLASLT_MATMUL_DESC_TRANSA: return set_attribute(&d->trans[0], from, bytes);
-    case CUBLASLT_MATMUL_DESC_TRANSB: return set_attribute(&d->trans[1], from, bytes);
-    case CUBLASLT_MATMUL_DESC_EPILOGUE: return set_attribute(&d->epilogue, from, bytes);
-    case CUBLASLT_MATMUL_DESC_BIAS_POINTER: return set_attribute(&d->bias, from, bytes);
-    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER: return set_attribute(&d->aux, from, bytes);
-    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD: return set_attribute(&d->aux_ld, from, bytes);
-    case CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE: return set_attribute(&d->bias_type, from, bytes);
-    }
-    return CUBLAS_STATUS_INVALID_VALUE;
-}
-
-inline cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t l, cublasLtMatrixLayoutAttribute_t attribute, const void *from, size_t bytes) {
-    return attribute == CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT ? cuda_emu::set_attribute(&l->batch, from, bytes) : cuda_emu::set_attribute(&l->stride, from, bytes);
-}
-
-inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes_t attribute, const void *from,
-                                                           size_t bytes) {
-    return attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES ? cuda_emu::set_attribute(&p->workspace, from, bytes) : cuda_emu::set_attribute(&p->reduction, from, bytes);
-}
-
-/* Three ways, all alike; the second one claims to split k, which a caller who wants one order of summation must turn down or off. */
-inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-                                                     cublasLtMatrixLayout_t, cublasLtMatmulPreference_t preference, int most, cublasLtMatmulHeuristicResult_t *results,
-                                                     int *count) {
-    *count = most < 3 ? most : 3;
-    for (int i = 0; i < *count; i++) {
-        results[i] = {};
-        results[i].algo.config[CUBLASLT_ALGO_CONFIG_TILE_ID] = 20 - (unsigned)i;
-        results[i].algo.config[CUBLASLT_ALGO_CONFIG_SPLITK_NUM] = i == 1 && preference->reduction ? 4 : 1;
-        results[i].algo.config[CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME] = i == 1 && preference->reduction ? 2 : 0;
-        results[i].workspaceSize = preference->workspace / 2;
-    }
-    return *count ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
-}
-
-inline cublasStatus_t cublasLtMatmulAlgoConfigSetAttribute(cublasLtMatmulAlgo_t *algo, cublasLtMatmulAlgoConfigAttributes_t attribute, const void *from, size_t bytes) {
-    return cuda_emu::set_attribute(&algo->config[attribute], from, bytes);
-}
-
-inline cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *algo, cublasLtMatmulAlgoConfigAttributes_t attribute, void *to, size_t bytes,
-                                                           size_t *written) {
-    if (written) *written = sizeof *algo->config;
-    if (bytes < sizeof *algo->config) return CUBLAS_STATUS_INVALID_VALUE;
-    memcpy(to, &algo->config[attribute], sizeof *algo->config);
-    return CUBLAS_STATUS_SUCCESS;
-}
-
-namespace cuda_emu {
-
-inline size_t bytes_of(cudaDataType_t type) { return type == CUDA_R_32F ? 4 : 2; }
-
-inline float load(const void *p, size_t i, cudaDataType_t type) {
-    return type == CUDA_R_32F ? ((const float *)p)[i] : bf16_value(((const uint16_t *)p)[i]);
-}
-
-inline void store(void *p, size_t i, cudaDataType_t type, float x) {
-    if (type == CUDA_R_32F) ((float *)p)[i] = x;
-    else ((uint16_t *)p)[i] = __nv_bfloat16(x).bits;
-}
-
-/* What the product touches of a matrix must be there, and aligned. */
-inline void matrix(const char *name, const void *p, const cublasLtMatrixLayout *l, uint64_t rows, uint64_t columns, int batch) {
-    if (l->rows != rows || l->columns != columns) fail("%s is (%zu,%zu) where (%zu,%zu) is wanted", name, l->rows, l->columns, rows, columns);
-    if (l->type != CUDA_R_32F && l->type != CUDA_R_16BF) fail("%s is of type %d; only CUDA_R_32F and CUDA_R_16BF are emulated", name, l->type);
-    if (l->ld < (int64_t)rows) fail("%s has a leading dimension of %ld and %zu rows", name, (long)l->ld, rows);
-    if (l->batch != batch) fail("%s has %d matrices, D has %d", name, l->batch, batch);
-    if (l->batch > 1 && l->stride < 0) fail("%s has a stride of %ld", name, (long)l->stride);
-    size_t touched = (size_t)l->stride * (size_t)(batch - 1) + (columns - 1) * (size_t)l->ld + rows;
-    device_memory(p, touched * bytes_of(l->type), name);
-    aligned(p, l->type == CUDA_R_16BF ? 16 : 4, name);
-}
-
-/* C (m,n), column-major, = the chain over k from 0 of a(i,k) b(k,j). A is copied in panels of 16 rows, B in panels of 6 columns, so that a
-   tile of C stays in registers. */
-inline void product(float *C, size_t m, size_t n, size_t k, const void *A, const cublasLtMatrixLayout *la, bool ta, const void *B, const cublasLtMatrixLayout *lb, bool tb) {
-    enum { M = 16, N = 6 };
-    static std::vector<float> a, b;
-    size_t panels = (n + N - 1) / N;
-    a.assign(M * k, 0), b.assign(panels * N * k, 0);
-    for (size_t j = 0; j < n; j++)
-        for (size_t l = 0; l < k; l++) b[(j / N * k + l) * N + j % N] = load(B, tb ? j + l * (size_t)lb->ld : l + j * (size_t)lb->ld, lb->type);
-    for (size_t i0 = 0; i0 < m; i0 += M) {
-        size_t rows = std::min(m - i0, (size_t)M);
-        for (size_t l = 0; l < k; l++)
-            for (size_t i = 0; i < rows; i++) a[l * M + i] = load(A, ta ? l + (i0 + i) * (size_t)la->ld : i0 + i + l * (size_t)la->ld, la->type);
-        for (size_t p = 0; p < panels; p++) {
-            __m256 acc[N][2];
-            for (int j = 0; j < N; j++) acc[j][0] = acc[j][1] = _mm256_setzero_ps();
-            const float *x = a.data(), *y = &b[p * N * k];
-            for (size_t l = 0; l < k; l++, x += M, y += N) {
-                __m256 low = _mm256_loadu_ps(x), high = _mm256_loadu_ps(x + 8);
-                for (int j = 0; j < N; j++) {
-                    acc[j][0] = _mm256_fmadd_ps(low, _mm256_set1_ps(y[j]), acc[j][0]);
-                    acc[j][1] = _mm256_fmadd_ps(high, _mm256_set1_ps(y[j]), acc[j][1]);
-                }
-            }
-            for (size_t j = 0; j < N && p * N + j < n; j++) {
-                float tile[M];
-                _mm256_storeu_ps(tile, acc[j][0]), _mm256_storeu_ps(tile + 8, acc[j][1]);
-                memcpy(C + (p * N + j) * m + i0, tile, rows * sizeof(float));
-            }
-        }
-    }
-}
-
-const float gelu_a = 0.79788456f, gelu_b = 0.044715f;      // sqrt(2/pi)
-
-inline float gelu(float x) { return 0.5f * x * (1 + tanhf(gelu_a * (x + gelu_b * x * x * x))); }
-
-inline float gelu_slope(float x) {
-    float t = tanhf(gelu_a * (x + gelu_b * x * x * x));
-    return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * gelu_a * (1 + 3 * gelu_b * x * x);
-}
-
-}  // namespace cuda_emu
-
-inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t d, const void *alpha, const void *A, cublasLtMatrixLayout_t la, const void *B,
-                                     cublasLtMatrixLayout_t lb, const void *beta, const void *C, cublasLtMatrixLayout_t lc, void *D, cublasLtMatrixLayout_t ld,
-                                     const cublasLtMatmulAlgo_t *, void *workspace, size_t workspace_bytes, cudaStream_t) {
-    using namespace cuda_emu;
-    if (!handle) return CUBLAS_STATUS_NOT_INITIALIZED;
-    kernel = "cublasLtMatmul";
-    bool ta = d->trans[0] == CUBLAS_OP_T, tb = d->trans[1] == CUBLAS_OP_T;
-    size_t m = ld->rows, n = ld->columns, k = ta ? la->rows : la->columns;
-    if (!m || !n || !k) fail("a product of (%zu,%zu) and (%zu,%zu)", m, k, k, n);
-    if (la->type != lb->type || lc->type != ld->type || (la->type == CUDA_R_32F && ld->type != CUDA_R_32F))
-        fail("A, B, C, D are of types %d, %d, %d, %d, a combination that cuBLASLt does not have", la->type, lb->type, lc->type, ld->type);
-    float scale = *(const float *)alpha, keep = *(const float *)beta;
-    matrix("A", A, la, ta ? k : m, ta ? m : k, ld->batch);
-    matrix("B", B, lb, tb ? n : k, tb ? k : n, ld->batch);
-    matrix("D", D, ld, m, n, ld->batch);
-    if (keep != 0) matrix("C", C, lc, m, n, ld->batch);
-    if (D == A || D == B) fail("D is in the place of %s", D == A ? "A" : "B");
-    if (D == C && keep != 0 && (lc->ld != ld->ld || lc->stride != ld->stride)) fail("C and D are in one place and of different layouts");
-    if (workspace_bytes) device_memory(workspace, workspace_bytes, "the workspace"), aligned(workspace, 16, "workspace");
-    unsigned e = d->epilogue;
-    bool add_bias = e == CUBLASLT_EPILOGUE_BIAS || e == CUBLASLT_EPILOGUE_GELU_BIAS || e == CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
-    bool sum_a = e == CUBLASLT_EPILOGUE_BGRADA, sum_b = e == CUBLASLT_EPILOGUE_BGRADB;
-    bool use_gelu = e != CUBLASLT_EPILOGUE_DGELU && (e & 32), aux = e == CUBLASLT_EPILOGUE_DGELU || (use_gelu && (e & 128));
-    if (!add_bias && !sum_a && !sum_b && !use_gelu && !aux && e != CUBLASLT_EPILOGUE_DEFAULT) fail("epilogue %u is not emulated", e);
-    cudaDataType_t bias_type = d->bias_type < 0 ? ld->type : (cudaDataType_t)d->bias_type;
-    if (add_bias || sum_a || sum_b) device_memory(d->bias, (sum_b ? n : m) * bytes_of(bias_type), "the bias");
-    cublasLtMatrixLayout laux = {ld->type, m, n, d->aux_ld, 0, 1};
-    if (aux) matrix("the epilogue's auxiliary matrix", d->aux, &laux, m, n, ld->batch);
-    if ((sum_a || sum_b) && ld->batch > 1) fail("a bias gradient of a batch is not emulated");
-
-    Open open;
-    std::vector<float> result(m * n);
-    for (int batch = 0; batch < ld->batch; batch++) {
-        auto at = [&](const void *p, cublasLtMatrixLayout_t l) { return (unsigned char *)const_cast<void *>(p) + (size_t)batch * (size_t)l->stride * bytes_of(l->type); };
-        const void *a = at(A, la), *b = at(B, lb), *c = at(C, lc);
-        void *out = at(D, ld);
-        product(result.data(), m, n, k, a, la, ta, b, lb, tb);
-        for (size_t j = 0; j < n; j++) {
-            for (size_t i = 0; i < m; i++) {
-                float x = scale * result[i + j * m];
-                if (keep != 0) x = fmaf(keep, load(c, i + j * (size_t)lc->ld, lc->type), x);
-                if (add_bias) x += load(d->bias, i, bias_type);
-                if (aux && use_gelu) store(d->aux, i + j * (size_t)d->aux_ld, ld->type, x);
-                if (aux && !use_gelu) x *= gelu_slope(load(d->aux, i + j * (size_t)d->aux_ld, ld->type));
-                if (use_gelu) x = gelu(x);
-                store(out, i + j * (size_t)ld->ld, ld->type, x);
-            }
-        }
-        for (size_t i = 0; i < (sum_a ? m : sum_b ? n : 0); i++) {
-            float sum = 0;
-            for (size_t l = 0; l < k; l++)
-                sum += sum_a ? load(a, ta ? l + i * (size_t)la->ld : i + l * (size_t)la->ld, la->type) : load(b, tb ? i + l * (size_t)lb->ld : l + i * (size_t)lb->ld, lb->type);
-            store(d->bias, i, bias_type, sum);
-        }
-    }
-    kernel = NULL;
-    return CUBLAS_STATUS_SUCCESS;
-}
+#include "cublaslt_emu.h"
 
 #endif
