@@ -12,6 +12,8 @@
 #ifndef POSTTRAIN_CUBLASLT_EMU_H
 #define POSTTRAIN_CUBLASLT_EMU_H
 
+#include <immintrin.h>
+
 #include "cuda_emu.h"
 
 /* ------------------------------------------------------------------------------------------------------------------
