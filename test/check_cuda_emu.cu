@@ -365,8 +365,7 @@ __global__ void diverging_kernel(int bug) {
     if (bug == 2) __syncthreads();
     if (bug == 3 && i < 63) __shfl_sync(0xffffffff, i, 0);
     if (bug == 4) {
-        if (i % 2) __syncwarp();
-        else __ballot_sync(0xffffffff, 1);
+        if (i % 2) __ballot_sync(0xffffffff, 1); else __any_sync(0xffffffff, 1);
     }
     if (bug == 5) {
         if (i < 32) __syncthreads();
@@ -383,18 +382,24 @@ __global__ void diverging_kernel(int bug) {
     if (bug == 9) __shfl_sync(0xffffffff, i, 9, 8);
     if (bug == 10) __shfl_xor_sync(0xffffffff, i, 32);
     if (bug == 11) __shfl_down_sync(0xffffffff, i, 1, 12);
-    if (bug == 12) __shfl_xor_sync(0xffffffff, i, 1, i < 7 ? 8 : 32);
-    if (bug == 13 && i < 32) return;      // a whole warp leaves: only a barrier would miss it
-    if (bug == 13) __syncwarp();
+    if (bug == 12) __shfl_up_sync(0xffffffff, i, 1, 0);
+    if (bug == 13) __shfl_xor_sync(0xffffffff, i, 1, i < 7 ? 8 : 32);
+    if (bug == 14) {
+        if (i % 2) __syncwarp();
+        else
+            __syncwarp();
+    }
+    if (bug == 15 && i < 32) return;      // a whole warp leaves: only a barrier would miss it
+    if (bug == 15) __syncwarp();
 }
 
 START_TEST(divergence) {
     static const char *const words[] = {
         "diverge", "diverge", "diverge", "diverge", "diverge", "diverge", "only whole warps are allowed",
-        "reads lane 32 of a segment of 32", "reads lane 9 of a segment of 8", "reads lane", "with width 12", "diverge"};
+        "reads lane 32 of a segment of 32", "reads lane 9 of a segment of 8", "reads lane", "with width 12", "with width 0", "diverge", "diverge"};
     FOR_ORDERS(o) {
         for (int bug = 1; bug <= LENGTH(words); bug++) dies(words[bug - 1], [=] { LAUNCH(diverging_kernel, 1, 64, 0, 0, bug); });
-        LAUNCH(diverging_kernel, 1, 64, 0, 0, 13);
+        LAUNCH(diverging_kernel, 1, 64, 0, 0, 15);
     }
     setenv("CUDA_EMU_ORDER", "forward", 1);
     dies("✗ emulated CUDA: the threads of a block diverge: thread (0,0,0) is at __syncthreads, line ", [] { LAUNCH(diverging_kernel, 2, 64, 0, 0, 1); });

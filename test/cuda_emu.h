@@ -3,7 +3,8 @@
  *
  * kernels.cu includes either NVIDIA's headers or this one. Everything it uses of CUDA is here under its own name: the types, blocks of
  * threads, barriers, warp operations, shared memory, and the twins of the few wrappers that are PTX on a GPU (mma_bf16, ldmatrix_x4,
- * cp_async16); the runtime's calls are in cuda_runtime_emu.h, cuBLASLt is in cublaslt_emu.h. A launch runs at once and has ended when LAUNCH returns. It is made to find mistakes:
+ * cp_async16); the runtime's calls are in cuda_runtime_emu.h, cuBLASLt is in cublaslt_emu.h. A launch runs at once and has ended when LAUNCH
+ * returns. It is made to find mistakes:
  *
  *   - Each CUDA thread runs as far as it can, until it waits for others, in an order that CUDA_EMU_ORDER chooses: forward, reverse,
  *     roundrobin or random:SEED; so do blocks. A missing barrier that one order forgives another does not.
@@ -17,8 +18,9 @@
  * Whatever it finds it says in one sentence, with the kernel, the block and the thread, and aborts. Other variables are for testing errors:
  * CUDA_EMU_DEVICES=0 (no GPU), CUDA_EMU_CAPABILITY=70 (too old a one), CUDA_EMU_MEMORY=BYTES (a small one).
  *
- * Left out: what kernels.cu does not use; streams that run beside each other, weak memory beyond what races show, the rounding of
- * approximate instructions (they are exact here) and of tensor cores (here a chain over k), and speed. Only one thread of the host may use it.
+ * Left out: what kernels.cu does not use; pointers inside a structure that a kernel is given (any other must be the device's); streams that run
+ * beside each other; weak memory beyond what races show; the rounding of approximate instructions (they are exact here) and of tensor cores
+ * (here a chain over k); and speed. Only one thread of the host may use it.
  */
 #ifndef POSTTRAIN_CUDA_EMU_H
 #define POSTTRAIN_CUDA_EMU_H
@@ -131,7 +133,7 @@ cuda_emu_switch:
 
 namespace cuda_emu {
 
-enum { STACK = 64 << 10, THREADS_MOST = 1024 };
+enum { STACK = (CUDA_EMU_ASAN || CUDA_EMU_TSAN ? 256 : 64) << 10, THREADS_MOST = 1024 };      // sanitized frames are large
 
 struct Thread;
 
@@ -156,7 +158,7 @@ struct Thread {
 };
 
 struct Warp {
-    uint32_t ready, waiting;                      // lanes that could run; that wait in a warp operation
+    uint32_t ready, waiting, ended;               // lanes that could run; that wait in a warp operation; that have ended
     int width[32], from[32];                      // of shuffles
     uint64_t value[32], result[32];
     uint32_t in[32][10], out[32][4];              // of ldmatrix and mma
@@ -173,8 +175,8 @@ struct Block {
     Thread thread[THREADS_MOST];
     int syncs;
     char sync[2], started, done;
-    unsigned char *shared;                        // SHARED_ROOM bytes: static arrays from its beginning, the dynamic one at its end
-    std::vector<Shared> arrays;                   // arrays[0] is the dynamic one
+    unsigned char *shared;                        // SHARED_ROOM bytes: the arrays one after the other
+    std::vector<Shared> arrays;                   // in shared; arrays[0] is the dynamic one
     size_t shared_limit, shared_bytes, shared_used;
     void (*body)(void *);
     void *arguments;
@@ -335,8 +337,11 @@ EMU void end_thread(Thread *t) {
     if (!t->pending.empty()) fail("the thread ends with %zu cp_async16 that nobody waited for", t->pending.size());
     for (int i = 0; block.waiting && i < block.threads; i++)
         if (!block.thread[i].ended && block.thread[i].waits) diverged(&block.thread[i], t);
+    int warp = (int)(t - block.thread) / 32;
+    uint32_t lane = 1u << (t - block.thread) % 32;
     block.ended++;
-    set_ready((int)(t - block.thread) / 32, 1u << (t - block.thread) % 32, false);
+    block.warp[warp].ended |= lane;
+    set_ready(warp, lane, false);
     release(&block.done);
 }
 
@@ -371,8 +376,6 @@ inline void __syncthreads(int line = __builtin_LINE()) {
     release(&block.sync[meeting]);
     self->waits = "__syncthreads";
     self->line = line;
-    for (int i = 0; block.ended && i < block.threads; i++)
-        if (block.thread[i].ended) diverged(self, &block.thread[i]);
     int n = (int)(self - block.thread);
     set_ready(n / 32, 1u << n % 32, false);
     if (++block.waiting == block.threads) {
@@ -412,8 +415,7 @@ EMU void meet(const char *name, unsigned mask, int line, void (*work)(Warp *)) {
         w->waiting = 0;
         set_ready(number, 0xffffffff, true);
     } else {
-        for (int i = 0; i < 32; i++)
-            if (thread_at(number, i)->ended) diverged(self, thread_at(number, i));
+        if (w->ended) diverged(self, thread_at(number, __builtin_ctz(w->ended)));
         set_ready(number, 1u << lane, false);
     }
     give_way();
@@ -423,15 +425,21 @@ EMU void exchange(Warp *w) {
     for (int i = 0; i < 32; i++) w->result[i] = w->value[w->from[i]];
 }
 
+/* The first lane of this lane's segment of so many. */
+EMU int segment(const char *name, int width, int line) {
+    if (width < 1 || width > 32 || (width & (width - 1))) fail("%s on line %d with width %d", name, line, width);
+    return lane_id() / width * width;
+}
+
+/* Every lane's value goes in; the value of lane `from` comes out. */
 EMU uint64_t shuffle(const char *name, unsigned mask, uint64_t value, int from, int width, int line) {
     Unseen unseen;
     Warp *w = warp();
     int lane = lane_id();
-    if (width < 1 || width > 32 || (width & (width - 1))) fail("%s on line %d with width %d", name, line, width);
-    if (from < -1 || from > 31) fail("%s on line %d reads lane %d of a segment of %d", name, line, from, width);
+    if (from < 0 || from > 31) fail("%s on line %d reads lane %d", name, line, from);
     w->value[lane] = value;
     w->width[lane] = width;
-    w->from[lane] = from < 0 ? lane : from;
+    w->from[lane] = from;
     meet(name, mask, line, exchange);
     return w->result[lane];
 }
@@ -479,26 +487,30 @@ inline void __syncwarp(unsigned mask = 0xffffffff, int line = __builtin_LINE()) 
     acquire(meeting);
 }
 
-/* A lane whose source would lie outside its segment of `width` lanes keeps its own value, except for __shfl_sync, where it is a mistake. */
+/* Where the source would lie outside the lane's segment of `width` lanes, it is the lane itself; in __shfl_sync that is a mistake. */
 template <class T> T __shfl_sync(unsigned mask, T x, int source, int width = 32, int line = __builtin_LINE()) {
-    int begin = cuda_emu::lane_id() / width * width;
-    if (source < 0 || source >= width) cuda_emu::fail("__shfl_sync on line %d reads lane %d of a segment of %d", line, source, width);
-    return cuda_emu::from_bits<T>(cuda_emu::shuffle("__shfl_sync", mask, cuda_emu::to_bits(x), begin + source, width, line));
+    using namespace cuda_emu;
+    int begin = segment("__shfl_sync", width, line);
+    if (source < 0 || source >= width) fail("__shfl_sync on line %d reads lane %d of a segment of %d", line, source, width);
+    return from_bits<T>(shuffle("__shfl_sync", mask, to_bits(x), begin + source, width, line));
 }
 
 template <class T> T __shfl_up_sync(unsigned mask, T x, unsigned delta, int width = 32, int line = __builtin_LINE()) {
-    int lane = cuda_emu::lane_id(), begin = lane / width * width, source = lane - (int)delta;
-    return cuda_emu::from_bits<T>(cuda_emu::shuffle("__shfl_up_sync", mask, cuda_emu::to_bits(x), source < begin ? -1 : source, width, line));
+    using namespace cuda_emu;
+    int begin = segment("__shfl_up_sync", width, line), lane = lane_id(), source = lane - (int)delta;
+    return from_bits<T>(shuffle("__shfl_up_sync", mask, to_bits(x), source < begin ? lane : source, width, line));
 }
 
 template <class T> T __shfl_down_sync(unsigned mask, T x, unsigned delta, int width = 32, int line = __builtin_LINE()) {
-    int lane = cuda_emu::lane_id(), end = lane / width * width + width, source = lane + (int)delta;
-    return cuda_emu::from_bits<T>(cuda_emu::shuffle("__shfl_down_sync", mask, cuda_emu::to_bits(x), source >= end ? -1 : source, width, line));
+    using namespace cuda_emu;
+    int end = segment("__shfl_down_sync", width, line) + width, lane = lane_id(), source = lane + (int)delta;
+    return from_bits<T>(shuffle("__shfl_down_sync", mask, to_bits(x), source >= end ? lane : source, width, line));
 }
 
 template <class T> T __shfl_xor_sync(unsigned mask, T x, int flip, int width = 32, int line = __builtin_LINE()) {
-    int lane = cuda_emu::lane_id(), end = lane / width * width + width, source = lane ^ flip;
-    return cuda_emu::from_bits<T>(cuda_emu::shuffle("__shfl_xor_sync", mask, cuda_emu::to_bits(x), flip < 32 && source >= end ? -1 : source, width, line));
+    using namespace cuda_emu;
+    int end = segment("__shfl_xor_sync", width, line) + width, lane = lane_id(), source = lane ^ flip;
+    return from_bits<T>(shuffle("__shfl_xor_sync", mask, to_bits(x), source >= end && flip < 32 ? lane : source, width, line));
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
@@ -732,6 +744,8 @@ inline size_t min(size_t a, size_t b) { return a < b ? a : b; }
 inline size_t max(size_t a, size_t b) { return a > b ? a : b; }
 inline float min(float a, float b) { return fminf(a, b); }
 inline float max(float a, float b) { return fmaxf(a, b); }
+inline double min(double a, double b) { return fmin(a, b); }
+inline double max(double a, double b) { return fmax(a, b); }
 
 template <class T> T __ldg(const T *p) { return *p; }
 template <class T> T __ldcs(const T *p) { return *p; }
@@ -787,7 +801,7 @@ inline void run_block() {
     }
     block.ended = block.waiting = 0;
     for (int w = 0; w < block.threads / 32; w++) {
-        block.warp[w].waiting = 0;
+        block.warp[w].waiting = block.warp[w].ended = 0;
         set_ready(w, 0xffffffff, true);
     }
     current = NULL;
