@@ -756,6 +756,7 @@ struct Product {
     int extra = 0;                       // of every leading dimension
     unsigned epilogue = CUBLASLT_EPILOGUE_DEFAULT;
     float alpha = 1, beta = 0;
+    int shift = 0;                       // elements that A begins after an address of 256 bytes
     int bug = 0;
 };
 
@@ -785,7 +786,7 @@ static void multiply(Product p) {
     int lda = (p.ta ? p.k : p.m) + p.extra, ldb = (p.tb ? p.n : p.k) + p.extra, ldd = p.m + p.extra, ldx = (p.m + 15) / 8 * 8;
     int64_t sa = (lda * (p.ta ? p.m : p.k) + 7) / 8 * 8, sb = (ldb * (p.tb ? p.k : p.n) + 7) / 8 * 8, sd = (ldd * p.n + 7) / 8 * 8;
     std::vector<float> a, b, d, bias, aux;
-    void *A = numbers(&a, (size_t)sa * p.batch, 1, p.in), *B = numbers(&b, (size_t)sb * p.batch, 2, p.in), *D = numbers(&d, (size_t)sd * p.batch, 3, p.out);
+    void *A = numbers(&a, (size_t)sa * p.batch + 8, 1, p.in), *B = numbers(&b, (size_t)sb * p.batch, 2, p.in), *D = numbers(&d, (size_t)sd * p.batch, 3, p.out);
     void *bias_pointer = numbers(&bias, (size_t)std::max(p.m, p.n), 4, p.out), *aux_pointer = numbers(&aux, (size_t)ldx * p.n, 5, p.out), *workspace;
     size_t workspace_bytes = 4096;
     cudaMalloc(&workspace, workspace_bytes);
@@ -815,14 +816,21 @@ static void multiply(Product p) {
     }
     cublasLtMatmulPreferenceCreate(&preference);
     cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace_bytes, sizeof workspace_bytes);
+    uint32_t alignment = (uint32_t)((p.shift && p.bug != 13 ? 1 : 8) * cuda_emu::bytes_of(p.in));
+    cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &alignment, sizeof alignment);
+    if (p.bug == 14) la->ld += 1;
     ck_assert_int_eq(cublasLtMatmulAlgoGetHeuristic(handle, desc, la, lb, ld, ld, preference, LENGTH(results), results, &found), CUBLAS_STATUS_SUCCESS);
     ck_assert_int_gt(found, 1);
+    if (p.bug == 14) la->ld -= 1;
+    if (p.bug == 15) set(desc, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
     uint32_t split = 1, read;
     size_t written;
     cublasLtMatmulAlgoConfigSetAttribute(&results[1].algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split, sizeof split);
     cublasLtMatmulAlgoConfigGetAttribute(&results[1].algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &read, sizeof read, &written);
     ck_assert(read == split && written == sizeof read && results[1].workspaceSize <= workspace_bytes);
     if (p.bug == 8) cudaFree(A), cudaMalloc(&A, (size_t)(lda * (p.ta ? p.m : p.k) - p.extra) * cuda_emu::bytes_of(p.in) - 1);
+    A = (char *)A + (size_t)p.shift * cuda_emu::bytes_of(p.in);
+    a.erase(a.begin(), a.begin() + p.shift);
     if (p.bug == 9) A = a.data();
     if (p.bug == 10) D = (char *)D + 2;
     if (p.bug == 11) workspace_bytes = 16;
@@ -863,7 +871,7 @@ static void multiply(Product p) {
             ck_must(fabs((double)bias_after[i] - sum) <= 1e-5 * p.k + unit * fabs(sum), "bias gradient %d: %g, not %g", i, (double)bias_after[i], sum);
         }
     }
-    cublasLtMatmulPreferenceDestroy(preference), cublasLtMatmulDescDestroy(desc), cublasLtDestroy(handle), cudaFree(workspace), cudaFree(A), cudaFree(B);
+    cublasLtMatmulPreferenceDestroy(preference), cublasLtMatmulDescDestroy(desc), cublasLtDestroy(handle), cudaFree(workspace), cudaFree((char *)A - (size_t)p.shift * cuda_emu::bytes_of(p.in)), cudaFree(B);
     for (cublasLtMatrixLayout_t l : {la, lb, ld}) cublasLtMatrixLayoutDestroy(l);
 }
 
@@ -881,6 +889,9 @@ START_TEST(products) {
             q.batch = 3, q.extra = 3, q.alpha = 0.5f, q.beta = -1.5f;
             multiply(q);
         }
+        Product shifted = p;
+        shifted.shift = 3, shifted.extra = 5;
+        multiply(shifted);
         for (unsigned epilogue : {CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_GELU, CUBLASLT_EPILOGUE_GELU_BIAS, CUBLASLT_EPILOGUE_GELU_AUX,
                                   CUBLASLT_EPILOGUE_GELU_AUX_BIAS, CUBLASLT_EPILOGUE_DGELU, CUBLASLT_EPILOGUE_BGRADA, CUBLASLT_EPILOGUE_BGRADB}) {
             Product q = p;
@@ -896,13 +907,15 @@ START_TEST(bad_products) {
     p.m = 24, p.n = 5, p.k = 9, p.in = CUDA_R_16BF, p.out = CUDA_R_16BF, p.extra = 3;
     static const char *const words[] = {
         "the bias: ", "no multiple of 8", "the bias is of type 0 and D of type 14", "an attribute of cuBLASLt is set from 4 bytes; it has 8", "A has a leading dimension of 23 and 24 rows",
-        "of types 0, 14, 0, 0, a combination", "B is (10,5) where (9,5) is wanted", "A: ", "is not memory of the device", "misaligned D", "bytes of workspace and is given 16", "D is in the place of A"};
+        "of types 0, 14, 0, 0, a combination", "B is (10,5) where (9,5) is wanted", "A: ", "is not memory of the device", "misaligned D", "bytes of workspace and is given 16", "D is in the place of A", "misaligned A", "A has strides of 27 and ", "chosen for a product of other types"};
     for (int bug = 1; bug <= LENGTH(words); bug++) {
         Product q = p;
         q.bug = bug;
         q.epilogue = bug <= 4 ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
         if (bug == 6 || bug == 12) q.in = q.out = CUDA_R_32F;
         if (bug == 12) q.m = q.n = q.k = 8;
+        if (bug == 10 || bug == 13) q.extra = 8;      // strides of 32, which allow 16 bytes at once
+        if (bug == 13) q.shift = 3;
         dies(words[bug - 1], [=] { multiply(q); });
     }
 }

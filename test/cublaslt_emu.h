@@ -40,7 +40,10 @@ enum cublasLtMatmulDescAttributes_t {
     CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE = 26,
 };
 enum cublasLtMatrixLayoutAttribute_t { CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT = 5, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET = 6 };
-enum cublasLtMatmulPreferenceAttributes_t { CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK = 3 };
+enum cublasLtMatmulPreferenceAttributes_t {
+    CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK = 3, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES = 6, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES = 7, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES = 8,
+};
 enum cublasLtMatmulAlgoConfigAttributes_t {
     CUBLASLT_ALGO_CONFIG_ID, CUBLASLT_ALGO_CONFIG_TILE_ID, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME,
     CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, CUBLASLT_ALGO_CONFIG_STAGES_ID,
@@ -62,8 +65,14 @@ typedef struct cublasLtMatrixLayout {
     int64_t ld, stride;
     int32_t batch;
 } *cublasLtMatrixLayout_t;
-typedef struct cublasLtMatmulPreference { uint64_t workspace; uint32_t reduction; } *cublasLtMatmulPreference_t;
-typedef struct { uint32_t config[8]; } cublasLtMatmulAlgo_t;      // the last is the workspace it needs
+typedef struct cublasLtMatmulPreference {
+    uint64_t workspace;
+    uint32_t reduction, alignment[4];     // of A, B, C, D
+} *cublasLtMatmulPreference_t;
+typedef struct {
+    uint32_t config[7];
+    uint32_t workspace, kind, width[4];   // what it was chosen for: bytes of workspace, types and transposes, bytes read at once of A, B, C, D
+} cublasLtMatmulAlgo_t;
 typedef struct {
     cublasLtMatmulAlgo_t algo;
     size_t workspaceSize;
@@ -95,7 +104,7 @@ inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *l, cuda
 inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) { return delete l, CUBLAS_STATUS_SUCCESS; }
 
 inline cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p) {
-    return *p = new cublasLtMatmulPreference{0, CUBLASLT_REDUCTION_SCHEME_MASK}, CUBLAS_STATUS_SUCCESS;
+    return *p = new cublasLtMatmulPreference{0, CUBLASLT_REDUCTION_SCHEME_MASK, {256, 256, 256, 256}}, CUBLAS_STATUS_SUCCESS;
 }
 inline cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) { return delete p, CUBLAS_STATUS_SUCCESS; }
 
@@ -132,20 +141,49 @@ inline cublasStatus_t cublasLtMatrixLayoutSetAttribute(cublasLtMatrixLayout_t l,
 
 inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes_t attribute, const void *from,
                                                            size_t bytes) {
-    return attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES ? cuda_emu::set_attribute(&p->workspace, from, bytes) : cuda_emu::set_attribute(&p->reduction, from, bytes);
+    using cuda_emu::set_attribute;
+    if (attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES) return set_attribute(&p->workspace, from, bytes);
+    if (attribute == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK) return set_attribute(&p->reduction, from, bytes);
+    return set_attribute(&p->alignment[attribute - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES], from, bytes);
 }
 
-/* Three ways, all alike; the second one claims to split k, which a caller who wants one order of summation must turn down or off. */
-inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-                                                     cublasLtMatrixLayout_t, cublasLtMatmulPreference_t preference, int most, cublasLtMatmulHeuristicResult_t *results,
+/* ------------------------------------------------------------------------------------------------------------------
+ * Algorithms. There is only one, but it is offered as three, and as on a GPU each is good only for what it was chosen for: the second one
+ * splits k, which a caller who wants one order of summation must turn down, and all need workspace if they can have it.
+ */
+
+namespace cuda_emu {
+
+inline size_t bytes_of(cudaDataType_t type) { return type == CUDA_R_32F ? 4 : 2; }
+
+/* How many bytes a kernel may read at once of a matrix that begins at a multiple of so many: no more than divide its strides. */
+inline uint32_t width(const cublasLtMatrixLayout *l, uint32_t alignment) {
+    uint32_t w = 16;
+    while (w > 1 && (alignment % w || (size_t)l->ld * bytes_of(l->type) % w || (l->batch > 1 && (size_t)l->stride * bytes_of(l->type) % w))) w /= 2;
+    return w;
+}
+
+inline uint32_t kind(const cublasLtMatmulDesc *d, const cublasLtMatrixLayout *a, const cublasLtMatrixLayout *c) {
+    return (uint32_t)d->trans[0] | (uint32_t)d->trans[1] << 1 | (uint32_t)(a->type == CUDA_R_32F) << 2 | (uint32_t)(c->type == CUDA_R_32F) << 3 | d->epilogue << 4;
+}
+
+}  // namespace cuda_emu
+
+inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
+                                                     cublasLtMatrixLayout_t out, cublasLtMatmulPreference_t preference, int most, cublasLtMatmulHeuristicResult_t *results,
                                                      int *count) {
     *count = most < 3 ? most : 3;
     for (int i = 0; i < *count; i++) {
-        results[i] = {};
-        results[i].algo.config[CUBLASLT_ALGO_CONFIG_TILE_ID] = 20 - (unsigned)i;
-        results[i].algo.config[CUBLASLT_ALGO_CONFIG_SPLITK_NUM] = i == 1 && preference->reduction ? 4 : 1;
-        results[i].algo.config[CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME] = i == 1 && preference->reduction ? 2 : 0;
-        results[i].workspaceSize = results[i].algo.config[7] = (uint32_t)std::min<uint64_t>(preference->workspace / 2, 1 << 20);
+        cublasLtMatmulAlgo_t *algo = &(results[i] = {}).algo;
+        bool split = i == 1 && preference->reduction;
+        algo->config[CUBLASLT_ALGO_CONFIG_TILE_ID] = 20 - (unsigned)i;
+        algo->config[CUBLASLT_ALGO_CONFIG_SPLITK_NUM] = split ? 4 : 1;
+        algo->config[CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME] = split ? 2 : 0;
+        algo->workspace = (uint32_t)std::min<uint64_t>(preference->workspace / 2, 1 << 20);
+        algo->kind = cuda_emu::kind(d, a, c);
+        const cublasLtMatrixLayout *layouts[4] = {a, b, c, out};
+        for (int l = 0; l < 4; l++) algo->width[l] = cuda_emu::width(layouts[l], preference->alignment[l]);
+        results[i].workspaceSize = algo->workspace;
     }
     return *count ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
 }
@@ -162,9 +200,11 @@ inline cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulA
     return CUBLAS_STATUS_SUCCESS;
 }
 
-namespace cuda_emu {
+/* ------------------------------------------------------------------------------------------------------------------
+ * The product
+ */
 
-inline size_t bytes_of(cudaDataType_t type) { return type == CUDA_R_32F ? 4 : 2; }
+namespace cuda_emu {
 
 inline float load(const void *p, size_t i, cudaDataType_t type) {
     return type == CUDA_R_32F ? ((const float *)p)[i] : bf16_value(((const uint16_t *)p)[i]);
@@ -175,8 +215,8 @@ inline void store(void *p, size_t i, cudaDataType_t type, float x) {
     else ((uint16_t *)p)[i] = __nv_bfloat16(x).bits;
 }
 
-/* What the product touches of a matrix must be there, and aligned. */
-inline void matrix(const char *name, const void *p, const cublasLtMatrixLayout *l, uint64_t rows, uint64_t columns, int batch) {
+/* What the product touches of a matrix must be there, and so aligned that `at_once` bytes can be read at once. */
+inline void matrix(const char *name, const void *p, const cublasLtMatrixLayout *l, uint64_t rows, uint64_t columns, int batch, uint32_t at_once) {
     if (l->rows != rows || l->columns != columns) fail("%s is (%zu,%zu) where (%zu,%zu) is wanted", name, l->rows, l->columns, rows, columns);
     if (l->type != CUDA_R_32F && l->type != CUDA_R_16BF) fail("%s is of type %d; only CUDA_R_32F and CUDA_R_16BF are emulated", name, l->type);
     if (l->ld < (int64_t)rows) fail("%s has a leading dimension of %ld and %zu rows", name, (long)l->ld, rows);
@@ -184,7 +224,8 @@ inline void matrix(const char *name, const void *p, const cublasLtMatrixLayout *
     if (l->batch > 1 && l->stride < 0) fail("%s has a stride of %ld", name, (long)l->stride);
     size_t touched = (size_t)l->stride * (size_t)(batch - 1) + (columns - 1) * (size_t)l->ld + rows;
     device_memory(p, touched * bytes_of(l->type), name);
-    aligned(p, l->type == CUDA_R_16BF ? 16 : 4, name);
+    aligned(p, std::max((size_t)at_once, bytes_of(l->type)), name);
+    if (width(l, 16) < at_once) fail("%s has strides of %ld and %ld elements; its algorithm was chosen for multiples of %u bytes", name, (long)l->ld, (long)l->stride, at_once);
 }
 
 /* C (m,n), column-major, = the chain over k from 0 of a(i,k) b(k,j). A is copied in panels of 16 rows, B in panels of 6 columns, so that a
@@ -243,13 +284,18 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
     if (la->type != lb->type || lc->type != ld->type || (la->type == CUDA_R_32F && ld->type != CUDA_R_32F))
         fail("A, B, C, D are of types %d, %d, %d, %d, a combination that cuBLASLt does not have", la->type, lb->type, lc->type, ld->type);
     float scale = *(const float *)alpha, keep = *(const float *)beta;
-    matrix("A", A, la, ta ? k : m, ta ? m : k, ld->batch);
-    matrix("B", B, lb, tb ? n : k, tb ? k : n, ld->batch);
-    matrix("D", D, ld, m, n, ld->batch);
-    if (keep != 0) matrix("C", C, lc, m, n, ld->batch);
+    // Without an algorithm one is chosen here, for the strides that there are
+    uint32_t at_once[4];
+    const cublasLtMatrixLayout *layouts[4] = {la, lb, lc, ld};
+    for (int i = 0; i < 4; i++) at_once[i] = algo ? algo->width[i] : width(layouts[i], layouts[i]->type == CUDA_R_16BF ? 16 : 4);
+    if (algo && algo->kind != kind(d, la, lc)) fail("the algorithm was chosen for a product of other types, transposes or epilogue");
+    matrix("A", A, la, ta ? k : m, ta ? m : k, ld->batch, at_once[0]);
+    matrix("B", B, lb, tb ? n : k, tb ? k : n, ld->batch, at_once[1]);
+    matrix("D", D, ld, m, n, ld->batch, at_once[3]);
+    if (keep != 0) matrix("C", C, lc, m, n, ld->batch, at_once[2]);
     if (D == A || D == B) fail("D is in the place of %s", D == A ? "A" : "B");
     if (D == C && keep != 0 && (lc->ld != ld->ld || lc->stride != ld->stride)) fail("C and D are in one place and of different layouts");
-    if (algo && algo->config[7] > workspace_bytes) fail("the algorithm needs %u bytes of workspace and is given %zu", algo->config[7], workspace_bytes);
+    if (algo && algo->workspace > workspace_bytes) fail("the algorithm needs %u bytes of workspace and is given %zu", algo->workspace, workspace_bytes);
     if (workspace_bytes) device_memory(workspace, workspace_bytes, "the workspace"), aligned(workspace, 16, "workspace");
     unsigned e = d->epilogue;
     bool add_bias = e == CUBLASLT_EPILOGUE_BIAS || e == CUBLASLT_EPILOGUE_GELU_BIAS || e == CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
@@ -261,7 +307,7 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
     if (add_bias || sum_a || sum_b) device_memory(d->bias, (sum_b ? n : m) * bytes_of(bias_type), "the bias");
     cublasLtMatrixLayout laux = {ld->type, m, n, d->aux_ld, 0, 1};
     if (aux && d->aux_ld % 8) fail("the leading dimension of the epilogue's auxiliary matrix is %ld, no multiple of 8", (long)d->aux_ld);
-    if (aux) matrix("the epilogue's auxiliary matrix", d->aux, &laux, m, n, ld->batch);
+    if (aux) matrix("the epilogue's auxiliary matrix", d->aux, &laux, m, n, ld->batch, 16);
     if ((sum_a || sum_b) && ld->batch > 1) fail("a bias gradient of a batch is not emulated");
 
     Open open;
