@@ -574,10 +574,9 @@ EMU void shared_row(const void *p, const char *what) {
     fail("%s: 16 bytes at %p are not within an array of shared memory", what, p);
 }
 
-inline void copy16(unsigned char *to, const unsigned char *from) {      // by the thread that runs: the sanitizers see it
-    uint64_t x[2];
-    for (int i = 0; i < 2; i++) x[i] = ((const uint64_t *)(const void *)from)[i];
-    for (int i = 0; i < 2; i++) ((uint64_t *)(void *)to)[i] = x[i];
+/* Four words, read and written by the thread that runs, where sanitizers see it: volatile, lest it become a memcpy. */
+inline void copy16(void *to, const void *from) {
+    for (int i = 0; i < 4; i++) ((volatile uint32_t *)to)[i] = ((const volatile uint32_t *)from)[i];
 }
 
 EMU void cp_async_finish(int except) {
@@ -611,7 +610,7 @@ inline void cp_async16(void *shared, const void *global) {
         device_memory(global, 16, "cp_async16");
         current->pending.push_back({(unsigned char *)shared, (const unsigned char *)global, current->groups});
     }
-    for (int i = 0; i < 4; i++) ((uint32_t *)shared)[i] = 0xffffffff;
+    for (int i = 0; i < 4; i++) ((volatile uint32_t *)shared)[i] = 0xffffffff;
 }
 
 EMU void cp_async_commit() { cuda_emu::current->groups++; }
@@ -679,7 +678,7 @@ EMU void tensor(const char *name, const uint32_t *in, int n, uint32_t out[4], in
 template <bool transposed> void ldmatrix(const char *name, uint32_t r[4], const void *shared_row, int line) {
     cuda_emu::shared_row(shared_row, name);
     uint32_t row[4];
-    for (int i = 0; i < 4; i++) row[i] = ((const uint32_t *)shared_row)[i];
+    copy16(row, shared_row);
     tensor(name, row, 4, r, line, ldmatrix_work<transposed>);
 }
 
