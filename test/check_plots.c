@@ -187,8 +187,8 @@ START_TEST(the_programs_own_logs_are_understood) {
                {"reward", "--max_steps 2 --logging_steps 1 --eval_steps 1 --per_device_train_batch_size 4 --eval $W/pairs.jsonl", {"\taccuracy\t2\t", "\teval_margin\t1\t", "\trewards/chosen\t2\t", "\teval_accuracy\t2\t"}},
                {"ppo", "--max_steps 2 --logging_steps 1 --eval_steps 1 --eval_samples 2 --batch_size 4 --num_ppo_epochs 1 --critic_warmup_steps 0 --response_length 4",
                 {"\tobjective/raw_scores\t2\t", "\teval/kl_exact\t1\t", "\tpolicy/entropy_avg\t2\t", "\tpolicy/clipfrac_avg\t1\t"}},
-               {"constitutional", "--model test/tiny/chat --prompts $W/prompts.jsonl --eval $W/prompts.jsonl --max_steps 1 --eval_steps 1 --max_new_tokens 24 --logging_steps 1 "
-                "--max_iterations 1 --stop_phrases qqq",
+               {"constitutional", "--model test/tiny/chat --prompts $W/prompts.jsonl --eval $W/prompts.jsonl --max_steps 1 --eval_steps 1 --max_new_tokens 64 --logging_steps 1 "
+                "--max_iterations 1 --constitution test/tiny/constitution.json",
                 {"\teval_breaches\t1\t", "\teval_criticised\t1\t", "\tloss\t1\t", "Held-out"}}};
     ck_assert_int_eq(shell("head -n 6 test/tiny/preferences-eval.jsonl >%s/pairs.jsonl && head -n 3 test/tiny/prompts.jsonl >%s/prompts.jsonl", work, work), 0);
     for (size_t i = 0; i < sizeof run / sizeof *run; i++) {
