@@ -126,6 +126,19 @@ gnuplot=${GNUPLOT:-gnuplot}
 command -v "$gnuplot" >/dev/null 2>&1 || give_up 2 "$gnuplot is not there to draw: apt-get install gnuplot-nox (sh test/plots.sh --table needs none)"
 colour() { echo '#0072B2 #D55E00 #009E73 #CC79A7 #56B4E9 #E69F00' | cut -d ' ' -f "$1"; }
 quoted() { printf "'%s'" "$(printf %s "$1" | tr '\n\t' '  ' | sed "s/'/''/g")"; }
+# marks COLUMN FILE ...: how far apart the marks of that axis are, 1, 2 or 5 times a power of ten, so that there are about five
+marks() {
+    column=$1
+    shift
+    awk -v column="$column" 'NF && (low == "" || $column < low) { low = $column }
+        NF && (high == "" || $column > high) { high = $column }
+        END {
+            if (low == high) { print "autofreq"; exit }
+            fifth = (high - low) / 5
+            power = 10 ^ int(log(fifth) / log(10) + 100) / 1e100
+            print fifth <= power ? power : fifth <= 2 * power ? 2 * power : fifth <= 5 * power ? 5 * power : 10 * power
+        }' "$@"
+}
 panels=0 names=$(($# > 1 ? 2 * $# : 1))   # rows of the legend
 while IFS='|' read -r title unit factor keys; do
     plot= k=0
@@ -138,22 +151,14 @@ while IFS='|' read -r title unit factor keys; do
             points=$(grep -c . "$file") || continue
             line=$k name=$label
             if [ $# -gt 1 ]; then line=$n name="$run, $label"; fi
-            style="with lines"   # and where there are few points, a mark on each
-            [ "$points" -gt 45 ] || style="with linespoints pt $((9 - 2 * k)) ps 0.6"
+            style="with lines"   # and where there are few points, a sign on each
+            [ "$points" -gt 16 ] || style="with linespoints pt $((9 - 2 * k)) ps 0.6"
             plot="$plot${plot:+, }$(quoted "$file") using 1:2 $style lw 1.8 dt $k lc rgb '$(colour $line)' title $(quoted "$name")"
         done
     done <"$work/each"
     [ -n "$plot" ] || continue
-    # some five marks on the y axis: at 1, 2 or 5 times a power of ten
-    step=$(awk 'NF && (low == "" || $2 < low) { low = $2 }
-        NF && (high == "" || $2 > high) { high = $2 }
-        END {
-            if (low == high) { print "autofreq"; exit }
-            fifth = (high - low) / 5
-            power = 10 ^ int(log(fifth) / log(10) + 100) / 1e100
-            print fifth <= power ? power : fifth <= 2 * power ? 2 * power : fifth <= 5 * power ? 5 * power : 10 * power
-        }' "$work/$panels".*)
-    printf 'set title %s\nset ylabel %s\nset ytics %s\nplot %s\n' "$(quoted "$title")" "$(quoted "$unit")" "$step" "$plot"
+    printf 'set xtics %s\nset ytics %s\n' "$(marks 1 "$work/$panels".*)" "$(marks 2 "$work/$panels".*)"
+    printf 'set title %s\nset ylabel %s\nplot %s\n' "$(quoted "$title")" "$(quoted "$unit")" "$plot"
     panels=$((panels + 1))
 done <"$work/panels" >"$work/plots"
 
