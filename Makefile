@@ -39,8 +39,8 @@ repository_distilgpt2  = distilbert/distilgpt2
 repository_gpt2-medium = openai-community/gpt2-medium
 repository_dialogpt    = microsoft/DialoGPT-medium
 
-# What is needed, and what to do when it is not there. `make help`, `make clean` and fetching need nothing.
-ifneq ($(filter-out help clean $(MODELS),$(or $(MAKECMDGOALS),all)),)
+# What is needed, and what to do when it is not there. `make help`, `make clean`, `make plots` and fetching need none of it.
+ifneq ($(filter-out help clean plots $(MODELS),$(or $(MAKECMDGOALS),all)),)
   ifeq ($(shell command -v pkg-config),)
     $(error ✗ pkg-config not found: apt-get install pkg-config)
   endif
@@ -98,7 +98,7 @@ $(PROGRAMS): %: $(B)/% FORCE
 
 # --- tests ----------------------------------------------------------------------------------------------------------
 
-.PHONY: all cxx test asan ubsan tsan tsan_cuda fuzz bench tiny tiny-out tiny-check demo help clean $(MODELS) FORCE
+.PHONY: all cxx test asan ubsan tsan tsan_cuda fuzz bench tiny tiny-out tiny-check demo plots help clean $(MODELS) FORCE
 FORCE:
 
 test: $(addprefix run-,$(CHECKS))
@@ -170,6 +170,10 @@ demo: $(addprefix $(B)/,$(PROGRAMS))
 tiny-check: tiny-out
 	for m in $(TINY); do cmp $(B)/tiny/out/$$m/model.safetensors test/tiny/$$m/model.safetensors || exit 1; done
 
+# What a run logged, as pictures: RUN=out, or several with spaces between them (test/plots.sh).
+plots:
+	@sh test/plots.sh $(RUN)
+
 # --- models of others -----------------------------------------------------------------------------------------------
 
 $(MODELS):
@@ -185,6 +189,7 @@ help:
 	@echo "make fuzz       fuzz every file reader for FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)"
 	@echo "make bench      how fast each kernel is, next to this machine's peak"
 	@echo "make demo       every program on the built-in world, and a table of what it learned"
+	@echo "make plots      draw the log of a run: RUN=out, or RUN=\"out1 out2\" for several in one picture (gnuplot)"
 	@echo "make gpt2       fetch openai-community/gpt2 into models/gpt2; also distilgpt2, gpt2-medium, dialogpt (DialoGPT-medium)"
 	@echo "make tiny       make the built-in models again, from their world (five minutes)"
 	@echo "make clean      remove what was built"
