@@ -381,13 +381,13 @@ END_TEST
 START_TEST(a_dialogpt_holds_a_conversation_in_its_form) {
     ck_assert_int_eq(shell("rm -rf %s/dialogpt && cp -r test/tiny/chat %s/dialogpt && cd %s/dialogpt && rm template.txt && "
                            "sed -i 's/\"n_ctx\"/\"task_specific_params\": {\"conversational\": {\"max_length\": 1000}}, \"n_ctx\"/' config.json", work, work, work), 0);
-    const char *settings = "--max_new_tokens 12 --seed 3 --temperature 0.5 --top_k 20";
+    const char *settings = "--max_new_tokens 12 --seed 1 --temperature 0.7";
     char *line[4];
-    ck_assert_int_eq(talk("chat", "ppo", "Hello, Anna.\nHow is Nora?\n", "--model %s/dialogpt --chat %s", work, settings), 0);
+    ck_assert_int_eq(talk("chat", "ppo", "What pet does Anna have?\nHow is Nora?\n", "--model %s/dialogpt --chat %s", work, settings), 0);
     char *said = output("chat");
     ck_assert_int_eq(lines_of(said, line, 4), 2);
     ck_assert(!strstr(line[0], "\xEF\xBF\xBD"));   // else its text would not say what its tokens are
-    ck_assert_int_eq(talk("rendered", "ppo", "", "--model %s/dialogpt --template '{instruction}' --prompt \"$(printf 'Hello, Anna.<|endoftext|>%%s<|endoftext|>How is Nora?<|endoftext|>' '%s')\" %s",
+    ck_assert_int_eq(talk("rendered", "ppo", "", "--model %s/dialogpt --template '{instruction}' --prompt \"$(printf 'What pet does Anna have?<|endoftext|>%%s<|endoftext|>How is Nora?<|endoftext|>' '%s')\" %s",
                           work, line[0], settings), 0);
     char *answer = output("rendered");
     ck_assert_msg(!strncmp(answer, line[1], strlen(line[1])), "%s, not %s", answer, line[1]);
