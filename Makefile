@@ -139,7 +139,7 @@ TINY_DATA = sft sft-eval sft-korean-eval summaries summaries-eval domain domain-
 
 tiny: tiny-out
 	for m in $(TINY); do mkdir -p test/tiny/$$m && cp $(B)/tiny/out/$$m/model.safetensors test/tiny/$$m/; done
-	for m in chat reward; do cp $(B)/tiny/out/$$m/config.json $(B)/tiny/out/$$m/vocab.json $(B)/tiny/out/$$m/merges.txt test/tiny/$$m/; done
+	for m in chat reward; do cd $(B)/tiny/out/$$m && cp config.json vocab.json merges.txt template.txt $(CURDIR)/test/tiny/$$m/ && cd $(CURDIR); done
 	for f in $(TINY_DATA); do cp $(B)/tiny/world/$$f.jsonl test/tiny/; done
 	cd test/tiny && sha256sum $(patsubst %,%/model.safetensors,$(TINY))
 

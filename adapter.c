@@ -24,13 +24,14 @@
 #include "common/hf.h"     // hf_config, hf_load, AdapterHub's directories
 #include "common/run.h"    // flags, schedule, log, checkpoints
 #include "common/tap.h"    // the way into the network, and kernels.h
+#include "common/talk.h"   // --prompt and --chat
 #include "common/task.h"   // records as examples, held-out figures
 #include "common/util.h"   // die, xmalloc
 
 /* ---- flags ----------------------------------------------------------------------------------------------------- */
 
 static const char about[] = "fine-tuning of a frozen GPT-2 through bottleneck adapters, on a task or on plain text.\n"
-                            "With --adapter and --prompt it uses what it has trained. Without arguments: a small built-in example.";
+                            "With --adapter and --prompt or --chat it uses what it has trained. Without arguments: a small built-in example.";
 
 static Task task;
 
@@ -58,11 +59,11 @@ static const Flag flags[] = {
     {"adapter", FLAG_STRING, &args.adapter, .free_on_resume = true,
      .help = "a directory of AdapterHub's to go on from; flags that describe an adapter are then not needed, and must not contradict it"},
     {"allow_untrained", FLAG_BOOL, &args.allow_untrained, .free_on_resume = true, .help = "use an adapter that changes nothing: every up is zero"},
-    TASK_PROMPT_FLAGS(task),
     {"dropout", FLAG_STRING, &args.dropout, .bare = "config",
      .help = "probability on embeddings, attention and residuals; without a value: those of config.json"},
     {"gradient_checkpointing", FLAG_BOOL, &args.gradient_checkpointing,
      .help = "keep one activation a layer and compute the others again: less memory, more time"},
+    TALK_FLAGS(task.talk, ""),
     {0},
 };
 
@@ -331,23 +332,23 @@ static void adapter_load(GPT2 *m, const char *dir) {
     if (dir == args.adapter && !args.allow_untrained && is_untrained(m))
         die_usage("%s/%s: every up projection is zero, so that it changes nothing: was it saved before it was trained? --allow_untrained uses it all the same",
                   dir, weights_name);
-    printf("%s: an adapter of AdapterHub's, \"%s\"\n", dir, adapter.form.name);
+    fprintf(talk_asked(&task.talk) ? stderr : stdout, "%s: an adapter of AdapterHub's, \"%s\"\n", dir, adapter.form.name);
 }
 
-/* --adapter without data: answers --prompt. */
+/* --adapter without data: answers. */
 static int use(Run *run, const GPT2Config *config) {
     Error e;
-    GPT2Limits limits = task_prompt(&task, run->model, config);
+    GPT2Limits limits = talk_prepare(&task.talk, args.adapter, run->model, task.template, config);
     adapter_limits(&limits);
     GPT2 *model = hf_load(run->model, !adapter.form.norms, &e);
     if (!model) die_usage("%s", e.text);
     gpt2_reserve(model, &limits);
     adapter_reserve(&limits, config, false);
     adapter_load(model, args.adapter);
-    task_reply(&task, model, (uint64_t)run->seed);
+    talk_hold(&task.talk, model, (uint64_t)run->seed);
     gpt2_free(model);
     adapter_free();
-    task_free(&task);
+    talk_free(&task.talk);
     run_free(run);
     return 0;
 }
@@ -376,14 +377,15 @@ int main(int argc, char **argv) {
     Error e;
     Run run = defaults(false);
     args.adapter_dim = 0, args.placement = args.activation = NULL;   // unless they are given
-    bool example = run_parse(&run, "adapter", flags, argc, argv, &e) == 0 && !run.model && !run.data && !args.adapter;
+    bool example = run_parse(&run, "adapter", flags, argc, argv, &e) == 0 && !run.model && !run.data && !args.adapter && !talk_asked(&task.talk);
     const Args asked = args;
     run_free(&run);
     run = defaults(example);
     run_start(&run, "adapter", about, flags, argc, argv);
-    const bool using = run.model && args.adapter && !run.data && task.prompt;
+    const bool using = run.model && args.adapter && !run.data && talk_asked(&task.talk);
+    if (!using && talk_asked(&task.talk)) die_usage("--prompt and --chat are answered by --model DIR with --adapter DIR; ./sft answers from a model alone");
     if (!using && (!run.model || !run.data))
-        die_usage("--model DIR and --data FILE are both needed (or neither, for the built-in example); or --model, --adapter and --prompt");
+        die_usage("--model DIR and --data FILE are both needed (or neither, for the built-in example); or --model, --adapter, and --prompt or --chat");
 
     // The model's shape, the records as tokens, and what it all takes
     GPT2Config config;

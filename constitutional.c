@@ -22,6 +22,7 @@
 #include "common/hf.h"     // hf_config, hf_load
 #include "common/run.h"    // flags, schedule, log, checkpoints
 #include "common/speech.h" // what a model says to a prompt, and which option it would sooner say
+#include "common/talk.h"   // --prompt and --chat
 #include "common/text.h"   // tokenizer, prompts, constitutions, dialogues
 #include "common/util.h"   // die, xmalloc
 
@@ -36,6 +37,8 @@ static struct {
     int max_iterations, keep_rounds, max_new_tokens, max_length, generation_batch_size, eval_samples;
     bool regenerate, strict, gradient_checkpointing;
 } args;
+
+static Talk talk;
 
 static const Flag flags[] = {
     {"", FLAG_TITLE, NULL, .help = "Critique and revision"},
@@ -78,6 +81,8 @@ static const Flag flags[] = {
      .help = "an answer that says one of these breaks the principles, and is counted; separated by |"},
     {"evaluate", FLAG_STRING, &args.evaluate, .free_on_resume = true,
      .help = "multiple choice, JSONL of prompt, corrects, incorrects: how often a right one is preferred"},
+    TALK_PROMPT_FLAGS(talk, "prompts evaluate feedback pairs labels"),
+    TALK_TOP_FLAGS(talk),
     {0},
 };
 
@@ -91,6 +96,7 @@ static Run defaults(bool example) {
     run.warmup_steps = 0;
     run.weight_decay = 0;
     memset(&args, 0, sizeof args);
+    talk = talk_defaults();
     args.principles = "random";
     args.revisions = "last";
     args.stop_phrases = "no problem|no issue|nothing to change|nothing to improve|no revision is needed|문제없음|문제 없음|적절함";
@@ -642,13 +648,16 @@ int main(int argc, char **argv) {
     // Flags. Neither a model nor anything to do with it means the built-in example; flags that are given count either way.
     Error e;
     Run run = defaults(false);
-    bool example = run_parse(&run, "constitutional", flags, argc, argv, &e) == 0 && !run.model && !args.prompts && !args.evaluate && !args.pairs;
+    bool example = run_parse(&run, "constitutional", flags, argc, argv, &e) == 0 && !run.model && !args.prompts && !args.evaluate && !args.pairs &&
+                   !talk_asked(&talk);
     run_free(&run);
     run = defaults(example);
     run_start(&run, "constitutional", about, flags, argc, argv);
+    talk.temperature = args.temperature, talk.max_new_tokens = args.max_new_tokens;
+    if (talk_asked(&talk)) return talk_to_model(&talk, &run, args.template);
     if (!run.model || !(args.prompts || args.evaluate || (args.feedback && args.pairs)))
         die_usage("--model DIR is needed, with --prompts FILE, --evaluate FILE, or --feedback FILE and --pairs FILE "
-                  "(or nothing, for the built-in example)");
+                  "(or nothing, for the built-in example); or with --prompt or --chat");
     if ((args.pairs || args.labels) && !args.feedback)
         die_usage("--pairs and --labels are for --feedback FILE, which says where the labelled pairs go");
 
@@ -665,6 +674,7 @@ int main(int argc, char **argv) {
         die_usage("--max_new_tokens %d leaves no room for a prompt: a dialogue has %d tokens, by --max_length and the model's positions",
                   args.max_new_tokens, args.max_length);
     run_echo(&run);
+    run_template(&run, args.template);
     World w = {0};
     Questions questions = {0};
     load_world(&w, &run, &questions);

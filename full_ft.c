@@ -17,6 +17,7 @@
 #include "common/gpt2.h"   // the model: gpt2_forward, gpt2_logprob, gpt2_backward, gpt2_step
 #include "common/hf.h"     // hf_config, hf_load
 #include "common/run.h"    // flags, schedule, log, checkpoints
+#include "common/talk.h"   // --prompt and --chat
 #include "common/task.h"   // records as examples, held-out figures
 #include "common/util.h"   // die, xmalloc
 
@@ -40,6 +41,7 @@ static const Flag flags[] = {
      .help = "probability on embeddings, attention and residuals; without a value: those of config.json"},
     {"gradient_checkpointing", FLAG_BOOL, &args.gradient_checkpointing,
      .help = "keep one activation a layer and compute the others again: less memory, more time"},
+    TALK_FLAGS(task.talk, "init"),
     {0},
 };
 
@@ -72,7 +74,7 @@ static Run defaults(bool example) {
         run.eval_steps = 200;
         run.logging_steps = 50;
         task.eval_samples = 64;
-        task.max_new_tokens = 96;
+        task.talk.max_new_tokens = 96;
     }
     return run;
 }
@@ -117,11 +119,13 @@ int main(int argc, char **argv) {
     // Flags. Neither a model nor data means the built-in example; flags that are given count either way.
     Error e;
     Run run = defaults(false);
-    bool example = run_parse(&run, "full_ft", flags, argc, argv, &e) == 0 && !run.model && !run.data;
+    bool example = run_parse(&run, "full_ft", flags, argc, argv, &e) == 0 && !run.model && !run.data && !talk_asked(&task.talk);
     run_free(&run);
     run = defaults(example);
     run_start(&run, "full_ft", about, flags, argc, argv);
-    if (!run.model || !run.data) die_usage("--model DIR and --data FILE are both needed (or neither, for the built-in example)");
+    if (talk_asked(&task.talk)) return talk_to_model(&task.talk, &run, task.template);
+    if (!run.model || !run.data)
+        die_usage("--model DIR and --data FILE are both needed (or neither, for the built-in example); or --model with --prompt or --chat");
 
     // The model's shape, the records as tokens, and what it all takes
     GPT2Config config;

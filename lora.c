@@ -20,13 +20,14 @@
 #include "common/hf.h"     // hf_config, hf_load, PEFT's directories
 #include "common/run.h"    // flags, schedule, log, checkpoints
 #include "common/tap.h"    // the way into the network, and kernels.h
+#include "common/talk.h"   // --prompt and --chat
 #include "common/task.h"   // records as examples, held-out figures
 #include "common/util.h"   // die, xmalloc
 
 /* ---- flags ----------------------------------------------------------------------------------------------------- */
 
 static const char about[] = "fine-tuning of a frozen GPT-2 through low-rank matrices (LoRA), on a task or on plain text.\n"
-                            "With --adapter and --prompt or --merge it uses what it has trained. Without arguments: a small built-in example.";
+                            "With --adapter and --prompt, --chat or --merge it uses what it has trained. Without arguments: a small built-in example.";
 
 static Task task;
 
@@ -54,11 +55,11 @@ static const Flag flags[] = {
     {"merge", FLAG_STRING, &args.merge, .free_on_resume = true, .help = "write the model with the update added to its weights to this directory"},
     {"verify", FLAG_BOOL, &args.verify, .free_on_resume = true, .help = "and compare its logits with those of the model beside the update"},
     {"allow_untrained", FLAG_BOOL, &args.allow_untrained, .free_on_resume = true, .help = "use an adapter that changes nothing: every B is zero"},
-    TASK_PROMPT_FLAGS(task),
     {"dropout", FLAG_STRING, &args.dropout, .bare = "config",
      .help = "probability on embeddings, attention and residuals; without a value: those of config.json"},
     {"gradient_checkpointing", FLAG_BOOL, &args.gradient_checkpointing,
      .help = "keep one activation a layer and compute the others again: less memory, more time"},
+    TALK_FLAGS(task.talk, ""),
     {0},
 };
 
@@ -413,12 +414,13 @@ static void check_merge(const Run *run) {
     free(path.s);
 }
 
-/* --merge, and --verify. Always into the weights of the file: rounding the sum to four bits would lose the update. */
-static void merge(const GPT2 *m, const char *base) {
+/* --merge, and --verify. Always into the weights of the file: rounding the sum to four bits would lose the update. form: the template that was
+   trained in, or NULL. */
+static void merge(const GPT2 *m, const char *base, const char *form) {
     Error e;
     GPT2 *merged = hf_load(base, false, &e);
     if (!merged) die_usage("%s", e.text);
-    if (lora_merge(merged, m, &e) || hf_save(merged, args.merge, base, &e)) die("%s", e.text);
+    if (lora_merge(merged, m, &e) || hf_save(merged, args.merge, base, &e) || (form && hf_save_template(args.merge, form, &e))) die("%s", e.text);
     printf("the merged model is in %s: give it to --model, or in Python to AutoModelForCausalLM.from_pretrained(\"%s\")\n", args.merge, args.merge);
     if (args.load_in_4bit) printf("the update was added to the float32 weights of %s, not to the four-bit ones it was trained on\n", base);
     if (args.verify) {
@@ -436,11 +438,11 @@ static void merge(const GPT2 *m, const char *base) {
     gpt2_free(merged);
 }
 
-/* --adapter without data: answers --prompt, writes --merge. */
+/* --adapter without data: writes --merge, answers. */
 static int use(Run *run, const GPT2Config *config) {
     Error e;
     GPT2Limits limits = {.tokens = 1, .sequences = 1};
-    if (task.prompt) limits = task_prompt(&task, run->model, config);
+    if (talk_asked(&task.talk)) limits = talk_prepare(&task.talk, args.adapter, run->model, task.template, config);
     if (limits.tokens < VERIFIED) limits.tokens = VERIFIED;
     lora_limits(&limits);
     GPT2 *model = hf_load(run->model, true, &e);
@@ -451,11 +453,14 @@ static int use(Run *run, const GPT2Config *config) {
     if (is_untrained(model) && !args.allow_untrained)
         die_usage("%s/%s: every B is zero, so that it changes nothing: was it saved before it was trained? --allow_untrained uses it all the same",
                   args.adapter, weights_name);
-    if (args.merge) merge(model, run->model);
-    if (task.prompt) task_reply(&task, model, (uint64_t)run->seed);
+    char *form;
+    if (hf_template(args.adapter, &form, &e)) die_usage("%s", e.text);
+    if (args.merge) merge(model, run->model, form);
+    if (talk_asked(&task.talk)) talk_hold(&task.talk, model, (uint64_t)run->seed);
     gpt2_free(model);
     lora_free();
-    task_free(&task);
+    free(form);
+    talk_free(&task.talk);
     run_free(run);
     return 0;
 }
@@ -483,13 +488,14 @@ int main(int argc, char **argv) {
     // Flags. Neither a model nor data means the built-in example; flags that are given count either way.
     Error e;
     Run run = defaults(false);
-    bool example = run_parse(&run, "lora", flags, argc, argv, &e) == 0 && !run.model && !run.data && !args.adapter;
+    bool example = run_parse(&run, "lora", flags, argc, argv, &e) == 0 && !run.model && !run.data && !args.adapter && !talk_asked(&task.talk);
     run_free(&run);
     run = defaults(example);
     run_start(&run, "lora", about, flags, argc, argv);
-    const bool using = run.model && args.adapter && !run.data && (task.prompt || args.merge);
+    const bool using = run.model && args.adapter && !run.data && (talk_asked(&task.talk) || args.merge);
+    if (!using && talk_asked(&task.talk)) die_usage("--prompt and --chat are answered by --model DIR with --adapter DIR; ./sft answers from a model alone");
     if (!using && (!run.model || !run.data))
-        die_usage("--model DIR and --data FILE are both needed (or neither, for the built-in example); or --model, --adapter, and --prompt or --merge");
+        die_usage("--model DIR and --data FILE are both needed (or neither, for the built-in example); or --model, --adapter, and --prompt, --chat or --merge");
 
     // The model's shape, the records as tokens, and what it all takes
     GPT2Config config;
@@ -599,7 +605,7 @@ int main(int argc, char **argv) {
         task_report(&task, &was, &is, before, after);
         generation_free(&is);
     }
-    if (args.merge && !run_interrupted()) merge(model, run.model);
+    if (args.merge && !run_interrupted()) merge(model, run.model, task.form);
     printf("peak memory %.0f MB, planned %.0f MB\n", (double)run_peak_memory() / 1e6, (double)memory.total / 1e6);
     int status = run_finish(&run, model);
     generation_free(&was);

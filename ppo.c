@@ -34,6 +34,7 @@
 #include "common/hf.h"     // hf_config, hf_load_head
 #include "common/rollouts.h" // prompts, answers, the numbers of their tokens, the judge
 #include "common/run.h"    // flags, schedule, log, checkpoints
+#include "common/talk.h"   // --prompt and --chat
 #include "common/text.h"   // tokenizer, records
 #include "common/util.h"   // die, xmalloc, random_permutation
 
@@ -45,11 +46,13 @@ static struct {
     const char *preset, *template, *reward_model, *reward_cmd, *critic_model, *ptx_data, *dump_rollouts, *replay;
     const char *kl_estimator, *advantage, *whiten_advantages, *whitening_variance, *adam_eps_convention;
     int total_episodes, batch_size, num_generations, num_mini_batches, num_ppo_epochs, max_prompt_length, response_length, rollout_slots;
-    int top_k, critic_warmup_steps, ptx_batch_size, eval_samples;
-    float top_p, temperature, missing_eos_penalty, penalty_reward_value, score_clip, kl_coef, target, horizon, gamma, lam, cliprange;
+    int critic_warmup_steps, ptx_batch_size, eval_samples;
+    float temperature, missing_eos_penalty, penalty_reward_value, score_clip, kl_coef, target, horizon, gamma, lam, cliprange;
     float cliprange_value, vf_coef, entropy_coef, log_ratio_clamp, ratio_threshold, target_kl, critic_learning_rate, ptx_coef, reward_timeout;
     bool strict, non_eos_penalty, adap_kl_ctrl, whiten_rewards, shared_value_head, exact_kl;
 } args;
+
+static Talk talk;
 
 static const Flag flags[] = {
     {"", FLAG_TITLE, NULL, .help = "Models, prompts, rollouts"},
@@ -68,9 +71,7 @@ static const Flag flags[] = {
     {"batch_size", FLAG_INT, &args.batch_size, .low = 1, .high = 1 << 20, .help = "answers of one iteration, which is a step of this run"},
     {"num_generations", FLAG_INT, &args.num_generations, .low = 1, .high = 1 << 16, .help = "answers to each prompt"},
     {"rollout_slots", FLAG_INT, &args.rollout_slots, .low = 1, .high = 4096, .free_on_resume = true, .help = "answers written at the same time"},
-    {"temperature", FLAG_FLOAT, &args.temperature, .low = 0.01, .high = 100, .help = "(1) of rollouts and of every log-probability"},
-    {"top_k", FLAG_INT, &args.top_k, .help = "only 0: a rollout is a sample of the policy itself"},
-    {"top_p", FLAG_FLOAT, &args.top_p, .help = "only 1, likewise"},
+    {"temperature", FLAG_FLOAT, &args.temperature, .high = 100, .help = "(1) of rollouts and of every log-probability"},
     {"eval_samples", FLAG_INT, &args.eval_samples, .high = 1e6, .help = "held-out prompts answered before, during and after training"},
     {"dump_rollouts", FLAG_STRING, &args.dump_rollouts, .free_on_resume = true,
      .help = "file for one JSON line an answer, with the numbers of every token"},
@@ -117,6 +118,9 @@ static const Flag flags[] = {
     {"ptx_data", FLAG_STRING, &args.ptx_data, .help = "(20) JSONL records or text to go on learning from, as for sft"},
     {"ptx_coef", FLAG_FLOAT, &args.ptx_coef, .high = 1e6, .help = "(20) c_ptx"},
     {"ptx_batch_size", FLAG_INT, &args.ptx_batch_size, .low = 1, .high = 1 << 16, .help = "(20) records mixed into each minibatch"},
+    TALK_PROMPT_FLAGS(talk, "reward_model reward_cmd critic_model ptx_data dump_rollouts replay"),
+    TALK_LENGTH_FLAG(talk),
+    TALK_TOP_FLAGS(talk),
     {0},
 };
 
@@ -126,6 +130,7 @@ static bool is(const char *choice, const char *name) { return !strcmp(choice, na
 static Run defaults(bool example, const char *preset) {
     Run run = run_defaults();
     memset(&args, 0, sizeof args);
+    talk = talk_defaults();
     run.without = "gradient_accumulation_steps dataloader_drop_last";
     run.per_device_train_batch_size = 8;
     run.num_train_epochs = 1;
@@ -138,7 +143,7 @@ static Run defaults(bool example, const char *preset) {
     run.save_steps = 50;
     args.preset = preset;
     args.batch_size = 64, args.num_generations = 1, args.num_mini_batches = 1, args.num_ppo_epochs = 4;
-    args.max_prompt_length = 512, args.response_length = 53, args.rollout_slots = 32, args.temperature = 0.7f, args.top_p = 1;
+    args.max_prompt_length = 512, args.response_length = 53, args.rollout_slots = 32, args.temperature = 0.7f;
     args.eval_samples = 64, args.reward_timeout = 60, args.exact_kl = true;
     args.penalty_reward_value = -1, args.kl_coef = 0.05f, args.target = 6, args.horizon = 10000, args.kl_estimator = "k1";
     args.gamma = 1, args.lam = 0.95f, args.advantage = "gae", args.whiten_advantages = "batch", args.whitening_variance = "unbiased";
@@ -619,7 +624,8 @@ static void keep_answers(const Trainer *p, const Rollouts *r, Str *shown) {
 static void check_flags(const Run *run) {
     if (!run->model || !run->data) die_usage("--model DIR and --data FILE are both needed (or neither, for the built-in example)");
     if (!args.reward_model == !args.reward_cmd) die_usage("one of --reward_model DIR and --reward_cmd 'program' is needed");
-    if (args.top_k != 0 || args.top_p != 1)
+    if (args.temperature < 0.01f) die_usage("--temperature %g: a rollout is a sample; 0.01 is the least", (double)args.temperature);
+    if (talk.top_k != 0 || talk.top_p != 1)
         die_usage("--top_k and --top_p: a rollout must be a sample of the policy whose log-probabilities the loss uses, else KL turns negative; "
                   "leave them away");
     if (args.batch_size % args.num_generations)
@@ -637,12 +643,14 @@ int main(int argc, char **argv) {
     // Flags. Neither a model nor data means the built-in example; flags that are given count either way, also beside a preset.
     Error e;
     Run run = defaults(false, "none");
-    bool parsed = run_parse(&run, "ppo", flags, argc, argv, &e) == 0, example = parsed && !run.model && !run.data;
+    bool parsed = run_parse(&run, "ppo", flags, argc, argv, &e) == 0, example = parsed && !run.model && !run.data && !talk_asked(&talk);
     const char *preset = parsed ? args.preset : "none", *judges[] = {args.reward_model, args.reward_cmd};
     run_free(&run);
     run = defaults(example, preset);
     if (example && parsed && judges[1]) args.reward_model = judges[0];
     run_start(&run, "ppo", about, flags, argc, argv);
+    talk.temperature = args.temperature;
+    if (talk_asked(&talk)) return talk_to_model(&talk, &run, args.template);
     check_flags(&run);
     const bool values = is(args.advantage, "gae"), shared = args.shared_value_head = values && args.shared_value_head;
 
@@ -668,6 +676,7 @@ int main(int argc, char **argv) {
     run_fingerprint(&run, "data", run.data);
     run_fingerprint(&run, "eval", run.eval);
     run_fingerprint(&run, "ptx_data", args.ptx_data);
+    run_template(&run, args.template);
     const int P = args.batch_size / args.num_generations, B = run.per_device_train_batch_size;
     const int eval_n = min_int(p->held_out.n, args.eval_samples);
     run.gradient_accumulation_steps = 1;

@@ -21,6 +21,7 @@
 #include "common/gpt2.h"   // the model: gpt2_forward, gpt2_value, gpt2_backward, gpt2_step
 #include "common/hf.h"     // hf_config, hf_load_head
 #include "common/run.h"    // flags, schedule, log, checkpoints
+#include "common/talk.h"   // the template a model was trained in, lines of answers
 #include "common/text.h"   // pairs of answers, as tokens
 #include "common/util.h"   // die, xmalloc
 
@@ -29,10 +30,10 @@
 static const char about[] = "a reward model from pairs of answers, chosen and rejected. Without arguments: a small built-in example.";
 
 static struct {
-    const char *template, *dropout, *normalize, *score, *score_output;
+    const char *template, *dropout, *normalize, *score, *score_output, *prompt, *response;
     int max_length, validation_split_percentage;
     float center_rewards_coefficient;
-    bool strict, gradient_checkpointing;
+    bool strict, gradient_checkpointing, chat;
 } args;
 
 static const Flag flags[] = {
@@ -54,6 +55,10 @@ static const Flag flags[] = {
     {"score", FLAG_STRING, &args.score, .free_on_resume = true,
      .help = "only score the answers of this JSONL file (prompt and response, prompt and completion, text, ...) with --model"},
     {"score_output", FLAG_STRING, &args.score_output, .free_on_resume = true, .help = "file for those scores, JSONL; without it they are printed"},
+    {"prompt", FLAG_STRING, &args.prompt, .free_on_resume = true, .apart = "data eval output resume dry_run score normalize",
+     .help = "print the score of one answer to this, in the template that --model was trained in: of"},
+    {"response", FLAG_STRING, &args.response, .free_on_resume = true, .apart = "chat", .help = "this answer"},
+    {"chat", FLAG_BOOL, &args.chat, .free_on_resume = true, .help = "or of each line of the input, until an empty one or /exit"},
     {0},
 };
 
@@ -412,24 +417,30 @@ static void score_texts(PairBatch *b, GPT2 *model, const Texts *x, const GPT2Lim
     }
 }
 
+/* The model in dir, which must be a reward model, with room for limits. */
+static GPT2 *load_judge(const char *dir, const GPT2Limits *limits) {
+    Error e;
+    bool found;
+    GPT2 *model = hf_load_head(dir, SCORE_HEAD, true, &found, &e);
+    if (!model) die_usage("%s", e.text);
+    if (!found) die_usage("%s has neither score.weight nor v_head.summary.weight: it is no reward model, and reward.c can make it one", dir);
+    gpt2_reserve(model, limits);
+    return model;
+}
+
 /* --score: a model, a file of answers, and a line {"line": 1, "score": 0.25} for each. */
 static int score_file(Run *run) {
     Error e;
     GPT2Config config;
-    bool found;
     if (!run->model) die_usage("--score needs a --model");
     if (hf_config(run->model, &config, &e)) die_usage("%s", e.text);
     if (args.max_length > config.n_positions) args.max_length = config.n_positions;
-    config.head = SCORE_HEAD;
     Tokenizer *t = tokenizer_load(run->model, &e);
     if (!t) die_usage("%s", e.text);
     Texts x = read_texts(args.score, t);
     const int P = run->per_device_train_batch_size;
     GPT2Limits limits = {.tokens = P * x.longest, .sequences = P};
-    GPT2 *model = hf_load_head(run->model, SCORE_HEAD, true, &found, &e);
-    if (!model) die_usage("%s", e.text);
-    if (!found) die_usage("%s has neither score.weight nor v_head.summary.weight: it is no reward model, and reward.c can make it one", run->model);
-    gpt2_reserve(model, &limits);
+    GPT2 *model = load_judge(run->model, &limits);
     PairBatch batch;
     batch_reserve(&batch, P, limits.tokens);
     float *score = (float *)xmalloc(sizeof(float) * (size_t)x.n);
@@ -445,6 +456,51 @@ static int score_file(Run *run) {
     gpt2_free(model);
     texts_free(&x);
     tokenizer_free(t);
+    run_free(run);
+    return 0;
+}
+
+/* --prompt, with --response or --chat: the score of that answer, or of each line of the input, on a line by itself. */
+static int score_answers(Run *run) {
+    Error e;
+    GPT2Config config;
+    const char *dir = run->model ? run->model : run_example_file("tiny/reward");
+    if (!*args.prompt) die_usage("--prompt is empty; an answer is judged by what it answers");
+    if (!args.response == !args.chat)
+        die_usage("--prompt is what an answer is judged by: give one by --response, or one a line with --chat. A reward model has no words of its own; "
+                  "a model that answers is for ./sft --prompt");
+    if (hf_config(dir, &config, &e)) die_usage("%s", e.text);
+    talk_interrupts();
+    Tokenizer *t = tokenizer_load(dir, &e);
+    if (!t) die_usage("%s", e.text);
+    char *form = talk_template(args.template, NULL, dir), *prompt = form ? template_prompt(form, args.prompt, NULL, &e) : xstrdup(args.prompt);
+    if (!form) fprintf(stderr, "note: nothing in %s says in which template it was trained; --prompt is taken as it is. --template says otherwise\n", dir);
+    GPT2Limits limits = {.tokens = config.n_positions, .sequences = 1};
+    GPT2 *model = load_judge(dir, &limits);
+    PairBatch batch;
+    batch_reserve(&batch, 1, limits.tokens);
+    for (char *answer; (answer = args.chat ? talk_line() : xstrdup(args.response)); free(answer)) {
+        Ints tokens = {0};
+        char *response = form ? template_response(form, answer, &e) : xstrdup(answer);
+        tokenizer_encode(t, prompt, strlen(prompt), true, &tokens), tokenizer_encode(t, response, strlen(response), true, &tokens);
+        const int n = judged_tokens(tokens.v, (int)tokens.n, tokenizer_eos(t));
+        const Texts x = {.n = 1, .start = (size_t[]){0, (size_t)n}, .tokens = tokens.v};
+        float score;
+        if (!n) die_usage("--prompt and --response are empty: there is no token to judge");
+        if (n > limits.tokens && !args.chat) die_usage("--prompt with --response is %d tokens, and the model has %d positions", n, limits.tokens);
+        if (n > limits.tokens) fprintf(stderr, "note: with --prompt that is %d tokens, and the model has %d positions; it has no score\n", n, limits.tokens);
+        else score_texts(&batch, model, &x, &limits, &score), printf("%.9g\n", (double)score), fflush(stdout);
+        free(tokens.v), free(response);
+        if (args.response) {
+            free(answer);
+            break;
+        }
+    }
+    if (fflush(stdout) || ferror(stdout)) die("cannot write the score: %s", strerror(errno));
+    batch_free(&batch);
+    gpt2_free(model);
+    tokenizer_free(t);
+    free(form), free(prompt);
     run_free(run);
     return 0;
 }
@@ -512,12 +568,15 @@ int main(int argc, char **argv) {
     // Flags. Neither a model nor data means the built-in example; flags that are given count either way.
     Error e;
     Run run = defaults(false);
-    bool example = run_parse(&run, "reward", flags, argc, argv, &e) == 0 && !run.model && !run.data && !args.score;
+    bool example = run_parse(&run, "reward", flags, argc, argv, &e) == 0 && !run.model && !run.data && !args.score && !args.prompt;
     run_free(&run);
     run = defaults(example);
     run_start(&run, "reward", about, flags, argc, argv);
     if (args.score) return score_file(&run);
-    if (!run.model || !run.data) die_usage("--model DIR and --data FILE are both needed (or neither, for the built-in example)");
+    if (args.prompt) return score_answers(&run);
+    if (args.response || args.chat) die_usage("--response and --chat are answers to a --prompt: a reward model has no words of its own, it judges");
+    if (!run.model || !run.data)
+        die_usage("--model DIR and --data FILE are both needed (or neither, for the built-in example); or --model with --score, or --prompt and --response");
 
     // The model's shape, the pairs as tokens, and what it all takes
     GPT2Config config;
@@ -548,6 +607,7 @@ int main(int argc, char **argv) {
     run_fingerprint(&run, "data", run.data);
     run_fingerprint(&run, "eval", run.eval);
     run_fingerprint(&run, "normalize", reference.n ? args.normalize : NULL);
+    run_template(&run, args.template);
     run_plan_steps(&run, train.n);
     printf("%d pairs to train on, %d held out; %d steps of %d x %d pairs\n", train.n, held_out.n, run.total_steps, run.gradient_accumulation_steps,
            run.per_device_train_batch_size);

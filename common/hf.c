@@ -22,6 +22,7 @@ enum {
     MAX_JSON_VALUES = 1000000,    // in a header: at most 115 MB once parsed, and room for 100,000 tensors
     MAX_CONFIG = 4 << 20,         // bytes of config.json
     MAX_INDEX = 16 << 20,         // bytes of model.safetensors.index.json
+    MAX_TEMPLATE = 64 << 10,      // bytes of template.txt
     SHOWN = 120,                  // characters of a name out of a file that a message repeats
 };
 
@@ -601,6 +602,37 @@ int hf_config(const char *dir, GPT2Config *config, Error *e) {
     return status;
 }
 
+/* ---- the form of a prompt --------------------------------------------------------------------------------------- */
+
+static const char TEMPLATE_FILE[] = "template.txt";
+
+/* Is dir/config.json DialoGPT's, or that of a model which was made from it? A directory without one is not. */
+static bool is_dialogpt(const char *dir) {
+    char *path = path_of(dir, "config.json");
+    json_t *config = read_json(path, MAX_CONFIG, NULL);
+    const bool is = json_is_object(json_object_get(json_object_get(config, "task_specific_params"), "conversational"));
+    json_decref(config);
+    free(path);
+    return is;
+}
+
+int hf_template(const char *dir, char **template, Error *e) {
+    char *path = path_of(dir, TEMPLATE_FILE);
+    Str text = {0};
+    int status = 0;
+    if (!access(path, F_OK)) {
+        status = read_file(path, MAX_TEMPLATE, &text, e);
+        if (!status && memchr(text.s, 0, text.n)) status = fail(e, "%s: a byte of 0, where a line of text is expected", path);
+        if (text.n && text.s[text.n - 1] == '\n') text.s[--text.n] = 0;
+    } else if (is_dialogpt(dir)) {
+        str_printf(&text, "{instruction}<|endoftext|>");
+    }
+    if (status) free(text.s), text.s = NULL;
+    *template = text.s;
+    free(path);
+    return status;
+}
+
 /* ---- weights: one file or several ------------------------------------------------------------------------------ */
 
 typedef struct {
@@ -977,6 +1009,13 @@ static int write_text(const char *path, const char *text, Error *e) {
     return newfile_close(&file, true, e);
 }
 
+int hf_save_template(const char *dir, const char *template, Error *e) {
+    char *path = path_of(dir, TEMPLATE_FILE);
+    int status = write_text(path, template, e);
+    free(path);
+    return status;
+}
+
 /* from/config.json, patched, or a new one -> its text, or NULL with e filled. */
 static char *make_config(const GPT2Config *c, const char *from, Error *e) {
     json_t *config;
@@ -1026,7 +1065,7 @@ done:
 /* Everything beside the weights that from_pretrained wants to find. */
 static int copy_companions(const char *from, const char *dir, Error *e) {
     static const char *const names[] = {"vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
-                                        "special_tokens_map.json", "added_tokens.json", "generation_config.json"};
+                                        "special_tokens_map.json", "added_tokens.json", "generation_config.json", TEMPLATE_FILE};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (copy_file(from, dir, names[i], e)) return -1;
     DIR *entries = opendir(from);

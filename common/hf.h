@@ -69,6 +69,12 @@ GPT2 *hf_load_head(const char *dir, GPT2Head head, bool frozen, bool *found, Err
    with LM_AND_VALUE_HEAD a GPT2LMHeadModel with v_head.* beside it, as TRL's AutoModelForCausalLMWithValueHead reads. Of tensors
    added by GPT2Limits.more nothing is written. 0, or -1 with e filled. */
 int   hf_save(const GPT2 *m, const char *dir, const char *from, Error *e);
+/* The template in which the prompts of a directory's model or adapter are put, in *template (to be freed; NULL: nothing says so): that of
+   dir/template.txt, which is one line as --template takes it; or, when there is none, for a config.json of DialoGPT's (task_specific_params.conversational) its
+   form, "{instruction}<|endoftext|>" (Zhang et al. 2020, section 3.1). 0, or -1 with e filled. */
+int   hf_template(const char *dir, char **template, Error *e);
+/* Writes dir/template.txt. hf_save copies that of `from`. 0, or -1 with e filled. */
+int   hf_save_template(const char *dir, const char *template, Error *e);
 /* AdamW's moments of every trained tensor, as PREFIXm.NAME and PREFIXv.NAME, in a file with whatever else the caller
    declares, in the same order. Reading refuses a file whose trained tensors are others, and then has changed nothing. */
 void  hf_declare_moments(STWriter *w, const GPT2 *m, const char *prefix);

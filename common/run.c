@@ -9,6 +9,8 @@
 
 #include "run.h"
 
+#include "text.h"
+
 #include "kernels.h"             // defines: device_init (the machine is checked before anything else is done)
 
 #include <ctype.h>
@@ -68,6 +70,7 @@ struct RunState {
     int also_n;
     RunSaver *save;              // in place of hf_save, or NULL
     const char *loading;
+    char *template;              // of the model that is made, or NULL: that of model_dir, which goes with its tokenizer
     int saved_step;              // of the last checkpoint written or read
 };
 
@@ -88,7 +91,7 @@ void run_free(Run *run) {
     for (int i = 0; i < s->fingerprint_n; i++) free(s->fingerprint[i].text);
     for (int i = 0; i < s->also_n; i++) free(s->also[i].from);
     free(s->also);
-    free(s->flags), free(s->model_dir), free(s->checkpoint), free(s->order), free(s->kept), free(s->fingerprint), free(s);
+    free(s->flags), free(s->model_dir), free(s->checkpoint), free(s->order), free(s->kept), free(s->fingerprint), free(s->template), free(s);
     run->state = NULL;
 }
 
@@ -445,9 +448,13 @@ int run_parse(Run *run, const char *program, const Flag *own, int argc, char **a
         if (!value) value = f->type == FLAG_BOOL ? "true" : f->bare;
         if (!value) return fail(e, "--%s is given no value; it takes %s", f->name, takes_text(f, takes));
         if (set_flag(f, value, e)) return -1;
+        s->flags[f - s->flags].given = f->type == FLAG_BOOL ? *(bool *)f->value : *value != 0;
         ratio_given |= f->value == &run->warmup_ratio;
         steps_given |= f->value == &run->warmup_steps;
     }
+    for (const Flag *a = s->flags; a->name; a++)
+        for (const Flag *b = s->flags; a->given && a->apart && b->name; b++)
+            if (b->given && listed(a->apart, b->name)) return fail(e, "--%s and --%s are both given; give one of them", a->name, b->name);
     if (ratio_given && steps_given && run->warmup_ratio > 0 && run->warmup_steps > 0)
         return fail(e, "--warmup_steps %d and --warmup_ratio %g are both given; give one of them", run->warmup_steps,
                     (double)run->warmup_ratio);
@@ -930,6 +937,12 @@ void run_also(Run *run, const char *name, GPT2 *m, const char *from) {
     s->also[s->also_n++] = (Also){name, m, xstrdup(from)};
 }
 
+void run_template(Run *run, const char *template) {
+    struct RunState *s = state_of(run);
+    free(s->template);
+    s->template = template ? template_line(template) : NULL;
+}
+
 void run_saver(Run *run, RunSaver *save, const char *loading) {
     struct RunState *s = state_of(run);
     s->save = save;
@@ -940,7 +953,7 @@ void run_saver(Run *run, RunSaver *save, const char *loading) {
 static int save_models(const Run *run, const GPT2 *m, const char *dir, bool others, Error *e) {
     const struct RunState *s = run->state;
     if (s->save ? s->save(m, dir, run->model, e) : hf_save(m, dir, s->model_dir, e)) return -1;
-    int status = 0;
+    int status = s->template ? hf_save_template(dir, s->template, e) : 0;
     for (int i = 0; i < s->also_n && others && !status; i++) {
         char *place = join(dir, s->also[i].name);
         status = hf_save(s->also[i].m, place, s->also[i].from, e);

@@ -51,6 +51,8 @@ typedef struct {
     double low, high;            // numbers outside [low, high] are refused; both 0 = any; high INFINITY = no ceiling
     bool free_on_resume;         // may differ when a run is resumed (it cannot change the bits)
     const char *bare;            // FLAG_STRING: what --name means when no value follows it; NULL = a value is needed
+    const char *apart;           // "data eval": flags beside which this one makes no sense; both given are refused
+    bool given;                  // run_parse's: the command line sets it, to something
 } Flag;
 
 typedef struct {
@@ -152,6 +154,9 @@ void run_save(const Run *run, const GPT2 *m, const char *name);
 bool run_should_save(const Run *run);
 /* Remembers the content of a data file in the state, by size and hash. path NULL: that there is none. */
 void run_fingerprint(Run *run, const char *name, const char *path);
+/* The template that prompts of the model are put into, which goes into every directory that is written, as
+   hf_template reads it; NULL: it stays that of the model this run started from. */
+void run_template(Run *run, const char *template);
 /* A number of the stage's own (best loss so far, ...) that belongs to the state; value is read at each checkpoint and
    set by a resume. */
 void run_keep(Run *run, const char *name, double *value);

@@ -7,8 +7,7 @@
 /* ---- examples -------------------------------------------------------------------------------------------------- */
 
 Task task_defaults(void) {
-    return (Task){.template = TEMPLATE_DEFAULT, .max_length = 512, .validation_split_percentage = 5, .eval_samples = 8, .max_new_tokens = 64,
-                  .temperature = 0.7f, .top_p = 1};
+    return (Task){.template = TEMPLATE_DEFAULT, .max_length = 512, .validation_split_percentage = 5, .eval_samples = 8, .talk = talk_defaults()};
 }
 
 /* Reads dir's tokenizer, which must fit the model. */
@@ -20,7 +19,8 @@ static void read_tokenizer(Task *t, const char *dir, const GPT2Config *config) {
                   config->vocab_size);
 }
 
-static Dataset *read_data(const Task *t, const char *path) {
+/* Reads a file of records. template: what they are put into, to be freed, unless NULL. */
+static Dataset *read_data(const Task *t, const char *path, char **template) {
     Error e;
     Records records;
     if (records_read(path, t->template, t->strict, &records, &e)) die_usage("%s", e.text);
@@ -36,6 +36,7 @@ static Dataset *read_data(const Task *t, const char *path) {
                d->prompts_cut, d->responses_cut);
     if (d->dropped) printf("%s: dropped %ld records with no token to score\n", path, d->dropped);
     if (!d->n) die_usage("%s: no example has a token to score", path);
+    if (template) *template = records.template, records.template = NULL;
     records_free(&records);
     return d;
 }
@@ -46,14 +47,15 @@ void task_load(Task *t, Run *run, const GPT2Config *config) {
         t->max_length = config->n_positions + 1;
     }
     read_tokenizer(t, run->model, config);
-    Dataset *data = read_data(t, run->data);
+    Dataset *data = read_data(t, run->data, &t->form);
+    run_template(run, t->form);
     int share = run->eval ? 0 : (int)((long)data->n * t->validation_split_percentage / 100);
     int *order = (int *)xmalloc(sizeof(int) * (size_t)data->n);
     random_permutation(order, data->n, (uint64_t)run->seed, RANDOM_SPLIT, 0);
     t->held_out = (Examples){data, share, order};
     t->train = (Examples){data, data->n - share, order + share};
     if (run->eval) {
-        t->held_out.data = read_data(t, run->eval);
+        t->held_out.data = read_data(t, run->eval, NULL);
         t->held_out.n = t->held_out.data->n;
         t->held_out.which = (int *)xmalloc(sizeof(int) * (size_t)t->held_out.n);
         for (int i = 0; i < t->held_out.n; i++) t->held_out.which[i] = i;
@@ -98,7 +100,7 @@ GPT2Limits task_limits(const Task *t, const Run *run) {
     limits.slots = min_int(t->answers, 16);
     limits.tokens = max_int(limits.tokens, limits.slots);
     for (int i = 0; i < t->answers; i++)
-        limits.positions = max_int(limits.positions, prompt_length(t->held_out.data, t->held_out.which[i]) + t->max_new_tokens);
+        limits.positions = max_int(limits.positions, prompt_length(t->held_out.data, t->held_out.which[i]) + t->talk.max_new_tokens);
     return limits;
 }
 
@@ -118,9 +120,9 @@ void task_free(Task *t) {
     }
     if (t->train.data) dataset_free(t->train.data);
     free(t->train.data);
-    free(t->asked.v);
     tokenizer_free(t->tokenizer);
     ragged_free(&t->batch);
+    free(t->form);
     free(t->y.logp), free(t->y.entropy), free(t->y.dlogp), free(t->y.best);
 }
 
@@ -159,68 +161,11 @@ Generation task_answer(const Task *t, GPT2 *model) {
         start[i + 1] = (int)tokens.n;
     }
     Batch prompts = {t->answers, (int)tokens.n, start, tokens.v, NULL, NULL};
-    Sampler greedy = {.temperature = 0, .top_p = 1, .max_new_tokens = t->max_new_tokens, .stop_token = tokenizer_eos(t->tokenizer)};
+    Sampler greedy = {.temperature = 0, .top_p = 1, .max_new_tokens = t->talk.max_new_tokens, .stop_token = tokenizer_eos(t->tokenizer)};
     gpt2_generate(model, &prompts, &greedy, &g, NULL, NULL);
     free(start);
     free(tokens.v);
     return g;
-}
-
-/* ---- a prompt from the command line ---------------------------------------------------------------------------- */
-
-GPT2Limits task_prompt(Task *t, const char *dir, const GPT2Config *config) {
-    Error e;
-    read_tokenizer(t, dir, config);
-    char *text = template_prompt(t->template, t->prompt, NULL, &e);
-    if (!text) die_usage("--template: %s", e.text);
-    tokenizer_encode(t->tokenizer, text, strlen(text), true, &t->asked);
-    free(text);
-    const int n = (int)t->asked.n, most = config->n_positions;
-    if (n < 1 || n > most) die_usage("--prompt is %d tokens with its template, and the model has %d positions; ask for less", n, most);
-    return (GPT2Limits){.tokens = min_int(n, 256), .sequences = 1, .slots = 1,   // a longer prompt is read in several rounds
-                        .positions = n + min_int(t->max_new_tokens, most - n)};
-}
-
-typedef struct {
-    const Tokenizer *tokenizer;
-    Str pending;                 // bytes that may be the beginning of a character
-} Stream;
-
-/* How many of the n bytes can be shown: all but a last character of which bytes are still to come. */
-static size_t whole_characters(const char *s, size_t n) {
-    for (size_t back = 1; back <= 3 && back <= n; back++) {
-        const unsigned char c = (unsigned char)s[n - back];
-        if (c >> 6 == 2) continue;   // a character's second, third or fourth byte
-        size_t length = c < 0xC0 ? 1 : c < 0xE0 ? 2 : c < 0xF0 ? 3 : 4;
-        return length > back ? n - back : n;
-    }
-    return n;
-}
-
-static void show_token(void *context, int sequence, int token) {
-    Stream *stream = context;
-    (void)sequence;
-    if (token == tokenizer_eos(stream->tokenizer)) return;
-    tokenizer_decode(stream->tokenizer, &token, 1, &stream->pending);
-    size_t n = stream->pending.n ? whole_characters(stream->pending.s, stream->pending.n) : 0;
-    if (!n) return;
-    fwrite(stream->pending.s, 1, n, stdout);
-    fflush(stdout);
-    memmove(stream->pending.s, stream->pending.s + n, stream->pending.n -= n);
-}
-
-void task_reply(Task *t, GPT2 *model, uint64_t seed) {
-    const int start[2] = {0, (int)t->asked.n};
-    const Batch prompt = {.S = 1, .N = start[1], .start = start, .tokens = t->asked.v};
-    const Sampler sampler = {.temperature = t->temperature, .top_k = t->top_k, .top_p = t->top_p, .max_new_tokens = t->max_new_tokens,
-                             .stop_token = tokenizer_eos(t->tokenizer), .seed = seed};
-    Stream stream = {.tokenizer = t->tokenizer};
-    Generation answer;
-    gpt2_generate(model, &prompt, &sampler, &answer, show_token, &stream);
-    fwrite(stream.pending.s ? stream.pending.s : "", 1, stream.pending.n, stdout);
-    putchar('\n');
-    generation_free(&answer);
-    free(stream.pending.s);
 }
 
 /* ---- figures of answers ---------------------------------------------------------------------------------------- */

@@ -9,6 +9,7 @@
 
 #include "gpt2.h"
 #include "run.h"
+#include "talk.h"
 #include "text.h"
 
 /* Some examples of a dataset: all of them, or one side of a split. */
@@ -31,21 +32,19 @@ typedef struct {
 typedef struct {
     /* flags */
     const char *template;
-    int max_length, validation_split_percentage, eval_samples, max_new_tokens;
+    int max_length, validation_split_percentage, eval_samples;
     bool train_on_prompt, strict;
-    const char *prompt;          // to be answered instead of training, in stages that have TASK_PROMPT_FLAGS
-    float temperature, top_p;
-    int top_k;
+    Talk talk;                   // its max_new_tokens is that of answers to held-out prompts, too
     /* the rest is task_load's and task_reserve's */
     Tokenizer *tokenizer;
+    char *form;                  // what the prompts of run->data are put into, as one line; NULL: plain text
     Examples train, held_out;
     int answers;                 // held-out prompts to answer: eval_samples, or as many as there are
     RaggedBatch batch;
     PerToken y;
-    Ints asked;                  // the prompt as tokens
 } Task;
 
-/* The rows of a stage's table of flags that belong to task, a Task in static storage. */
+/* The rows of a stage's table of flags that belong to task, a Task in static storage; beside TALK_FLAGS(task.talk, ...). */
 #define TASK_FLAGS(task)                                                                                                     \
     {"template", FLAG_STRING, &(task).template, .help = "text before a response: {instruction}, [[... {input} ...]], \\n"},       \
     {"max_length", FLAG_INT, &(task).max_length, .low = 2, .high = 1 << 20,                                                  \
@@ -55,30 +54,13 @@ typedef struct {
     {"validation_split_percentage", FLAG_INT, &(task).validation_split_percentage, .high = 50,                               \
      .help = "share of --data held out when there is no --eval, percent"},                                                   \
     {"eval_samples", FLAG_INT, &(task).eval_samples, .high = 1e6, .free_on_resume = true,                                    \
-     .help = "held-out prompts answered before and after training; three are shown"},                                        \
-    {"max_new_tokens", FLAG_INT, &(task).max_new_tokens, .low = 1, .high = 1 << 20, .free_on_resume = true,                  \
-     .help = "longest of those answers, tokens"}
-
-/* The same for a stage that also answers a prompt from the command line. */
-#define TASK_PROMPT_FLAGS(task)                                                                                              \
-    {"prompt", FLAG_STRING, &(task).prompt, .free_on_resume = true, .help = "an instruction to answer instead of training"}, \
-    {"temperature", FLAG_FLOAT, &(task).temperature, .high = 100, .free_on_resume = true,                                    \
-     .help = "of the answer to --prompt; 0: always the likeliest token"},                                                    \
-    {"top_k", FLAG_INT, &(task).top_k, .high = 1e9, .free_on_resume = true,                                                  \
-     .help = "draw that answer's tokens from the so many likeliest; 0: from all"},                                           \
-    {"top_p", FLAG_FLOAT, &(task).top_p, .low = 1e-6, .high = 1, .free_on_resume = true,                                     \
-     .help = "draw them from the likeliest that together have this probability"}
+     .help = "held-out prompts answered before and after training; three are shown"}
 
 /* The settings every stage starts from. */
 Task task_defaults(void);
 /* Reads the tokenizer of run->model and the records of run->data and run->eval (or splits run->data, shuffled by the seed), says
    what was found, and plans run's steps. Whatever is wrong ends the program with 2. */
 void task_load(Task *t, Run *run, const GPT2Config *config);
-/* Instead of task_load, to answer a prompt: reads the tokenizer of dir, puts t->prompt into the template, and returns the ceilings a
-   model needs to answer it. Whatever is wrong ends the program with 2. */
-GPT2Limits task_prompt(Task *t, const char *dir, const GPT2Config *config);
-/* Writes the answer to t->prompt on stdout as its tokens come, never half a character, and a newline. */
-void task_reply(Task *t, GPT2 *model, uint64_t seed);
 /* Prints examples as the model gets them, what is scored between « and ». */
 void task_show(const Task *t, int examples);
 /* Ceilings for the model: the largest batches these examples can make, and the answers to the held-out prompts. */

@@ -735,6 +735,32 @@ char *template_prompt(const char *template, const char *instruction, const char 
     return out.s;
 }
 
+char *template_response(const char *template, const char *response, Error *e) {
+    Template t = {0};
+    Str out = {0};
+    if (template_parse(template ? template : DEFAULT_TEMPLATE, &t, e) == 0) {
+        str_add(&out, response, strlen(response));
+        str_add(&out, t.tail.s, t.tail.n);
+    }
+    template_free(&t);
+    return out.s;
+}
+
+char *template_line(const char *template) {
+    Str out = {0};
+    str_add(&out, "", 0);
+    for (const char *p = template ? template : DEFAULT_TEMPLATE; *p;) {
+        const char *from = p;
+        const char c = unescape(&p);
+        if (p - from == 2) str_add(&out, from, 2);   // spelled already
+        else if (c == '\n') str_add(&out, "\\n", 2);
+        else if (c == '\t') str_add(&out, "\\t", 2);
+        else if (c == '\\' && (*p == '\n' || *p == '\t')) str_add(&out, "\\\\", 2);   // lest it be taken for the spelling of what follows
+        else str_add(&out, &c, 1);
+    }
+    return out.s;
+}
+
 /* ------------------------------------------------------------------------------------------------------------------
  * Records: one JSON object each
  */
@@ -782,7 +808,7 @@ typedef enum { LEARNED, JUDGED, PAIRED } Purpose;
 
 typedef struct {
     Template template;
-    bool given;                  // by the user, not the default
+    const char *given;           // the template the user gave; NULL: the default
     Purpose purpose;             // what records are read for: records_read, answers_read, pairs_read
 } Style;
 
@@ -898,11 +924,17 @@ static int unknown_fields(const json_t *object, const char *expected, Fault *f) 
     return -1;
 }
 
+/* The fields of a record with one prompt and one response, or NULL when it is none. */
+static const Fields *fields_of(const json_t *object) {
+    for (size_t i = 0; i < sizeof known_fields / sizeof *known_fields; i++)
+        if (json_object_get(object, known_fields[i].prompt) && json_object_get(object, known_fields[i].response)) return &known_fields[i];
+    return NULL;
+}
+
 /* Recognises a record by its fields and renders it. kind names what it was. */
 static int read_record(const json_t *object, const Style *style, Record *r, char kind[32], Fault *f) {
-    for (size_t i = 0; i < sizeof known_fields / sizeof *known_fields; i++) {
-        const Fields *k = &known_fields[i];
-        if (!json_object_get(object, k->prompt) || !json_object_get(object, k->response)) continue;
+    const Fields *k = fields_of(object);
+    if (k) {
         bool input = k->input && json_object_get(object, k->input);
         snprintf(kind, 32, "%s%s%s/%s", k->prompt, input ? "/" : "", input ? k->input : "", k->response);
         return read_pair(object, k, style, r, f);
@@ -922,6 +954,20 @@ static int read_record(const json_t *object, const Style *style, Record *r, char
     str_add(&copy, text.s, text.n);
     add_span(r, &copy, true);
     return 0;
+}
+
+static const char AS_IT_IS[] = "{instruction}";   // the template of a prompt that is complete
+
+/* What the prompt of a record was put into, as one line; NULL when it is plain text. */
+static char *template_of(const json_t *object, const Style *style, const char *kind) {
+    const Fields *k = fields_of(object);
+    if (!k && !strcmp(kind, "text")) return NULL;
+    if (style->given || !k || !k->before) return template_line(style->given);
+    Str own = {0};
+    str_printf(&own, "%s%s%s", k->before, AS_IT_IS, k->after);
+    char *line = template_line(own.s);
+    free(own.s);
+    return line;
 }
 
 /* ---- pairs ---- */
@@ -1162,7 +1208,7 @@ static int read_lines(Reading *r, FILE *file, bool strict, Error *e) {
 
 /* Every line of r->path goes through r->add. */
 static int read_objects(Reading *r, const char *template, bool strict, Error *e) {
-    r->style.given = template != TEMPLATE_DEFAULT;
+    r->style.given = template;
     int status = template_parse(template ? template : DEFAULT_TEMPLATE, &r->style.template, e);
     FILE *file = NULL;
     if (status == 0 && !(file = fopen(r->path, "rb"))) status = fail(e, "cannot open %s: %s", r->path, strerror(errno));
@@ -1188,6 +1234,10 @@ static int add_record(void *context, const json_t *object, int line, const Style
         return status;
     }
     if (out->n == 0) memcpy(out->kind, kind, sizeof out->kind);
+    if (style->purpose == LEARNED && (!out->template || !strcmp(out->template, AS_IT_IS))) {
+        char *template = template_of(object, style, kind);
+        if (template) free(out->template), out->template = template;
+    }
     out->v = grow(out->v, out->n, sizeof *out->v);
     out->v[out->n++] = r;
     return 0;
@@ -1216,7 +1266,7 @@ int pairs_read(const char *path, const char *template, bool strict, Records *out
 
 void records_free(Records *r) {
     for (int i = 0; i < r->n; i++) record_free(&r->v[i]);
-    free(r->v);
+    free(r->v), free(r->template);
     *r = (Records){0};
 }
 

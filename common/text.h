@@ -56,6 +56,8 @@ typedef struct {
     Error first_skipped;         // why the first of them is not: "file:line:column: reason"
     int apart;                   // pairs left out because chosen and rejected answer different prompts
     char kind[32];               // what the first record was recognised as, e.g. "instruction/response"
+    char *template;              // what the first prompt that was put into something was put into, as one line (template_line); "{instruction}": all
+                                 // are taken as they are; NULL: there is only plain text, or the records are not to learn from
 } Records;
 
 #define TEMPLATE_DEFAULT NULL
@@ -100,6 +102,10 @@ void records_free(Records *r);
 /* Renders one instruction (and input, or NULL) as a prompt, as records_read does. The caller frees it. NULL with e filled
    when the template is wrong. */
 char *template_prompt(const char *template, const char *instruction, const char *input, Error *e);
+/* The same for a response: with what the template puts after one. */
+char *template_response(const char *template, const char *response, Error *e);
+/* The template (or the default) in one line that means the same: line feeds and tabs spelled out. To be freed. */
+char *template_line(const char *template);
 
 /* ---- prompts --------------------------------------------------------------------------------------------------- */
 

@@ -244,7 +244,7 @@ static void teardown(void) { nftw(directory, remove_entry, 16, FTW_DEPTH | FTW_P
 static Run parsed;
 static int own_length, own_count;
 static bool own_switch;
-static const char *own_kind, *own_text;
+static const char *own_kind, *own_text, *own_question;
 static float own_any;
 
 static const Flag own_flags[] = {
@@ -254,6 +254,7 @@ static const Flag own_flags[] = {
     {"text", FLAG_STRING, &own_text, .help = "goes into the state"},
     {"any", FLAG_FLOAT, &own_any, .help = "any number"},
     {"count", FLAG_INT, &own_count, .help = "any whole number"},
+    {"question", FLAG_STRING, &own_question, .help = "not beside some others", .apart = "data dry_run train_on_prompt model_x"},
     {0},
 };
 
@@ -261,7 +262,7 @@ static int parse(int argc, char **argv, Error *e) {
     run_free(&parsed);
     parsed = run_defaults();
     parsed.without = "eval_steps adam_epsilon";   // flags that are not there keep their defaults
-    own_length = 512, own_switch = false, own_kind = "red", own_text = NULL, own_any = 0;
+    own_length = 512, own_switch = false, own_kind = "red", own_text = own_question = NULL, own_any = 0;
     return run_parse(&parsed, "prog", own_flags, argc, argv, e);
 }
 
@@ -399,6 +400,9 @@ START_TEST(test_refuses) {
         {"--", {"\"--\" belongs to no flag"}},
         {"--=3", {"no flag --=3"}},
         {"--warmup_steps 5 --warmup_ratio 0.1", {"--warmup_steps 5", "--warmup_ratio 0.1", "one of them"}},
+        {"--question why --data x", {"--question and --data are both given", "one of them"}},
+        {"--data x --question why", {"--question and --data are both given", "one of them"}},
+        {"--question why --seed 3 --train_on_prompt", {"--question and --train_on_prompt are both given"}},
         {"--text a\xff", {"--text", "UTF-8"}},
         {"--text \xed\xa0\x80", {"--text", "UTF-8"}},      // a surrogate
         {"--text \xc0\x80", {"--text", "UTF-8"}},          // an overlong form
@@ -414,6 +418,7 @@ START_TEST(test_refuses) {
     }
     accept("--text \xea\xb0\x80\xf0\x9f\x98\x80");   // Hangul and an emoji
     accept("--model a\xff");                          // a path is bytes
+    accept("--question why --data _ --no_train_on_prompt --dry_run=false --model x");   // nothing is what they set, but for the model
     Error e;
     ck_assert_int_eq(parse_words("--zzzzqqqq 1", &e), -1);
     ck_assert_ptr_null(strstr(e.text, "did you mean"));   // nothing is near: no advice rather than bad advice

@@ -1,5 +1,5 @@
 /*
- * check_task.c - what the supervised stages share: ROUGE-L against cases worked by hand, and text that is shown as it comes.
+ * check_task.c - what the supervised stages share: ROUGE-L against cases worked by hand.
  */
 #include "../common/task.c"   // for a look inside
 
@@ -29,22 +29,9 @@ START_TEST(words_are_runs_of_letters_and_digits) {
 }
 END_TEST
 
-START_TEST(half_a_character_waits) {
-    // a; e acute in 2 bytes; the euro sign in 3; a face in 4: at each length, how much may be shown
-    const char text[] = "a\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80z";
-    const size_t shown[] = {0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10, 11};
-    for (size_t n = 0; n < sizeof text; n++) ck_assert_uint_eq(whole_characters(text, n), shown[n]);
-    // bytes that are no character wait for nothing
-    ck_assert_uint_eq(whole_characters("\x80", 1), 1);
-    ck_assert_uint_eq(whole_characters("\x80\x80\x80\x80", 4), 4);
-    ck_assert_uint_eq(whole_characters("a\xbf", 2), 2);
-}
-END_TEST
-
 int main(void) {
     Suite *s = suite_create("task");
     TCase *c = tcase_create("rouge");
-    tcase_add_test(c, half_a_character_waits);
     tcase_add_test(c, rouge_is_the_f_measure_of_the_longest_common_subsequence);
     tcase_add_test(c, words_are_runs_of_letters_and_digits);
     suite_add_tcase(s, c);

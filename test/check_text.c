@@ -583,6 +583,36 @@ START_TEST(templates) {
 }
 END_TEST
 
+/* The template in one line, and means the same. */
+static void check_line(const char *template, const char *expected) {
+    Error e;
+    char *line = template_line(template), *again = template_line(line);
+    ck_assert_str_eq(line, expected);
+    ck_assert_str_eq(again, expected);
+    for (int input = 0; input < 2; input++) {
+        char *a = template_prompt(template, "why", input ? "so" : NULL, &e), *b = template_prompt(line, "why", input ? "so" : NULL, &e);
+        ck_assert_str_eq(a, b);
+        free(a), free(b);
+    }
+    char *a = template_response(template, "because", &e), *b = template_response(line, "because", &e);
+    ck_assert_str_eq(a, b);
+    free(a), free(b), free(line), free(again);
+}
+
+START_TEST(a_template_in_one_line) {
+    check_line(NULL, "### Instruction:\\n{instruction}\\n\\n[[### Input:\\n{input}\\n\\n]]### Response:\\n");
+    check_line("Q: {instruction}\n\tA:", "Q: {instruction}\\n\\tA:");
+    check_line("Q: {instruction}\\n\\t\\\\A:", "Q: {instruction}\\n\\t\\\\A:");   // spelled out already
+    check_line("{instruction} a\\\nb \\x \\\\\nc", "{instruction} a\\\\\\nb \\x \\\\\\nc");   // a backslash before a line feed is no spelling
+    check_line("{instruction}\n{response}\n---\n", "{instruction}\\n{response}\\n---\\n");
+    Error e;
+    char *response = template_response("{instruction}:{response}|\\n", "yes", &e);
+    ck_assert_str_eq(response, "yes|\n");
+    free(response);
+    ck_assert_ptr_null(template_response("nothing", "yes", &e));
+}
+END_TEST
+
 START_TEST(wrong_templates) {
     static const struct {
         const char *template, *word;
@@ -617,6 +647,36 @@ static Records must_read(const char *text, const char *template) {
     ck_assert_msg(read_bytes(text, strlen(text), template, true, &r, &e) == 0, "%s", e.text);
     return r;
 }
+
+START_TEST(records_say_what_their_prompts_were_put_into) {
+    static const struct {
+        const char *json, *template, *expected;
+    } cases[] = {
+        {"{\"instruction\": \"a\", \"output\": \"b\"}", NULL, "### Instruction:\\n{instruction}\\n\\n[[### Input:\\n{input}\\n\\n]]### Response:\\n"},
+        {"{\"question\": \"a\", \"answer\": \"b\"}", "Q {instruction}\n", "Q {instruction}\\n"},
+        {"{\"prompt\": \"a\", \"completion\": \"b\"}", NULL, "{instruction}"},
+        {"{\"prompt\": \"a\", \"completion\": \"b\"}", "Q {instruction}", "Q {instruction}"},
+        {"{\"text\": \"a\", \"summary\": \"b\"}", NULL, "Summarize the following text.\\n\\n{instruction}\\n\\nSummary:\\n"},
+        {"{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}", "U {instruction} A", "U {instruction} A"},
+        {"{\"text\": \"a\"}", "Q {instruction}", NULL},
+        // of several kinds, the first that is put into something
+        {"{\"text\": \"a\"}\n{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"text\": \"a\", \"summary\": \"b\"}\n{\"question\": \"a\", \"answer\": \"b\"}", NULL,
+         "Summarize the following text.\\n\\n{instruction}\\n\\nSummary:\\n"},
+    };
+    for (int i = 0; i < COUNT(cases); i++) {
+        Records r = must_read(cases[i].json, cases[i].template);
+        if (cases[i].expected) ck_assert_str_eq(r.template ? r.template : "(none)", cases[i].expected);
+        else ck_assert_ptr_null(r.template);
+        if (cases[i].expected && r.n == 1) {   // and so it is: what --prompt makes of the prompt is what the record became
+            Error e;
+            char *prompt = template_prompt(r.template, "a", NULL, &e);
+            ck_assert_str_eq(prompt, r.v[0].spans[0].text);
+            free(prompt);
+        }
+        records_free(&r);
+    }
+}
+END_TEST
 
 /* One record: the expected spans follow, each as text, with "+" before what is scored and "-" before what is not; then
    NULL. */
@@ -1409,7 +1469,8 @@ int main(void) {
                                       merging_as_defined, long_pieces, added_tokens, same_ids_as_the_library};
     const TTest *const loading[] = {bytes_alone, tokenizer_json_is_the_same, wrong_tokenizer_json, wrong_vocabulary,
                                     wrong_merges, files_cut_short};
-    const TTest *const records[] = {templates, wrong_templates, kinds, conversations, bad_lines, line_ends, nul_bytes,
+    const TTest *const records[] = {templates, a_template_in_one_line, records_say_what_their_prompts_were_put_into, wrong_templates,
+                                    kinds, conversations, bad_lines, line_ends, nul_bytes,
                                     nothing_to_read, messages_are_printable, records_cut_short, deep_nesting, huge_lines};
     const TTest *const prompt[] = {prompts, bad_prompts};
     const TTest *const json[] = {json_strings, numbers_in_json};
