@@ -202,7 +202,7 @@ static void lora_print(const GPT2Config *c) {
         matrices += L * (size_t)in * (size_t)out;
         packed += L * nf4_bytes(in, out, args.double_quant);
     }
-    task_print_parameters(own, base + own);
+    run_print_parameters(own, base + own);
     const size_t embeddings = ((size_t)c->vocab_size + (size_t)c->n_positions) * C;
     printf("weights: embeddings %.1f MB (float32), matrices of the blocks %.1f MB", 4e-6 * (double)embeddings,
            args.load_in_4bit ? 1e-6 * (double)packed : 4e-6 * (double)matrices);

@@ -870,6 +870,23 @@ void run_progress(Run *run, double loss, long tokens) {
     if (s->terminal && now - s->redrawn > 0.1) show_progress(run, loss, now);
 }
 
+const char *with_commas(size_t n, char text[32]) {
+    char figures[24];
+    int length = snprintf(figures, sizeof figures, "%zu", n), at = 0;
+    for (int i = 0; i < length; i++) {
+        if (i && (length - i) % 3 == 0) text[at++] = ',';
+        text[at++] = figures[i];
+    }
+    text[at] = 0;
+    return text;
+}
+
+void run_print_parameters(size_t trained, size_t all) {
+    char a[32], b[32];
+    printf("trainable params: %s || all params: %s || trainable%%: %.4f\n", with_commas(trained, a), with_commas(all, b),
+           100 * (double)trained / (double)all);
+}
+
 void run_print_memory(const GPT2Memory *m) {
     const struct {
         const char *name;

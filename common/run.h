@@ -131,6 +131,10 @@ bool run_should_evaluate(const Run *run);
    tokens: trained on since the last call. Rates leave out the first step, which pays for memory touched for the first
    time. */
 void run_progress(Run *run, double loss, long tokens);
+/* How many numbers train and how many there are, as PEFT says it: "trainable params: 1,024 || all params: ...". */
+void run_print_parameters(size_t trained, size_t all);
+/* 1234567 as "1,234,567". */
+const char *with_commas(size_t n, char text[32]);
 void run_print_memory(const GPT2Memory *m);
 /* The largest resident size of this process so far, bytes. */
 size_t run_peak_memory(void);
