@@ -22,10 +22,11 @@
 enum { LN1_W, LN1_B, QKV_W, QKV_B, PROJ_W, PROJ_B, LN2_W, LN2_B, FC_W, FC_B, OUT_W, OUT_B, PER_LAYER };
 enum { WTE, WPE, FIRST_LAYER };
 
-/* Where a tensor's parts lie on the device; g, m1, m2 are NULL when it does not train. */
+/* Where a tensor's parts lie on the device; g, m1, m2 are NULL when it does not train. master is what w is the rounding of, where real is too
+   short for the steps of training to add up in (kernels.h, adamw); else NULL. */
 typedef struct {
     real *w;
-    float *g, *m1, *m2;
+    float *master, *g, *m1, *m2;
     bool own;                    // w was allocated for this tensor alone (a mapped model's exception)
     NF4 *nf4;                    // what stands here instead of w, or NULL
 } Parts;
@@ -46,7 +47,10 @@ struct GPT2 {
     GPT2Tensor *tensor;
     Parts *parts;
     real *weights, *more;                      // one block each for weights, added weights, gradients, moments, and the rest
-    float *gradients, *moments;
+    float *masters, *gradients, *moments;      // masters: until gpt2_reserve, which puts those that are needed beside the moments
+    const float **trained;                     // (trained_count) the gradients, and how many numbers each has
+    size_t *trained_n;
+    int trained_count;
     char *scratch;
     void (*release)(void *context);
     void *release_context;
@@ -157,6 +161,9 @@ static size_t weight_bytes(const GPT2Tensor *t, GPT2Keep keep) {
     return matrix && keep ? (nf4_bytes(t->shape[0], t->shape[1], keep == KEEP_NF4_DOUBLE) + 63) / 64 * 64 : parameters(t, 1) * sizeof(real);
 }
 
+/* Short weights that train have masters; they count as moments, being a part of the optimiser's state. */
+enum { SHORT = sizeof(real) < sizeof(float) };
+
 static inline Parts *of_layer(const GPT2 *m, int l) { return m->parts + FIRST_LAYER + PER_LAYER * l; }
 
 /* ---- memory ---------------------------------------------------------------------------------------------------- */
@@ -242,7 +249,7 @@ GPT2Memory gpt2_memory(const GPT2Config *config, const GPT2Limits *limits) {
     plan_tensors(table, m.own, config, limits);
     m.tensors = m.own + limits->more_n;
     for (int i = 0; i < m.tensors; i++) memory.weights += weight_bytes(table + i, i < m.own ? limits->keep : KEEP_FLOAT);
-    memory.gradients = trained_parameters(table, m.tensors) * sizeof(float), memory.moments = 2 * memory.gradients;
+    memory.gradients = trained_parameters(table, m.tensors) * sizeof(float), memory.moments = (2 + SHORT) * memory.gradients;
     Arena count = {0};
     place(&m, &count, &memory);
     memory.total = memory.weights + memory.gradients + memory.moments + count.used;
@@ -273,6 +280,10 @@ GPT2 *gpt2_create(const GPT2Config *config, bool mapped) {
         m->parts[i].w = m->weights + n;
         n += parameters(m->tensor + i, 1);
     }
+    if (!SHORT) return m;
+    // every digit of the file, until gpt2_reserve learns that the model does not train
+    if (n * sizeof(float) > device_memory_free() || !(m->masters = device_alloc(n * sizeof(float)))) no_memory("the model", n * sizeof(float));
+    for (int i = 0; i < m->tensors; i++) m->parts[i].master = m->masters + (m->parts[i].w - m->weights);
     return m;
 }
 
@@ -293,6 +304,11 @@ static void quantize(GPT2 *m) {
             else device_unmap(p->w, t->n);
             p->w = NULL, p->own = false;
         }
+}
+
+static void free_masters(GPT2 *m) {
+    if (m->masters) device_free(m->masters, parameters(m->tensor, m->own) * sizeof(float));
+    m->masters = NULL;
 }
 
 void gpt2_reserve(GPT2 *m, const GPT2Limits *limits) {
@@ -324,15 +340,26 @@ void gpt2_reserve(GPT2 *m, const GPT2Limits *limits) {
         m->gradients = device_alloc(m->memory.gradients);
         m->moments = device_alloc(m->memory.moments);
         if (!m->gradients || !m->moments) no_memory("this run", more);
+        m->trained = (const float **)xcalloc((size_t)m->tensors, sizeof *m->trained);
+        m->trained_n = (size_t *)xcalloc((size_t)m->tensors, sizeof *m->trained_n);
         size_t n = 0, all = m->memory.gradients / sizeof(float);
         for (int i = 0; i < m->tensors; i++) {
             if (!m->tensor[i].trains) continue;
             m->parts[i].g = m->gradients + n;
             m->parts[i].m1 = m->moments + n;
             m->parts[i].m2 = m->moments + all + n;
+            if (SHORT) {
+                float *master = m->moments + 2 * all + n;
+                if (i < m->own) device_copy(master, m->parts[i].master, m->tensor[i].n * sizeof(float));
+                m->parts[i].master = master;
+            }
+            m->trained[m->trained_count] = m->parts[i].g, m->trained_n[m->trained_count++] = m->tensor[i].n;
             n += parameters(m->tensor + i, 1);
         }
     }
+    for (int i = 0; i < m->own; i++)
+        if (!m->tensor[i].trains) m->parts[i].master = NULL;
+    free_masters(m);
     size_t N = (size_t)limits->tokens, S = (size_t)limits->sequences;
     m->host_int = (int *)xmalloc(sizeof(int) * (N > S ? N + 1 : S + 1));
     m->host_float = (float *)xmalloc(sizeof(float) * (N + 1));
@@ -347,12 +374,13 @@ void gpt2_free(GPT2 *m) {
         free(m->parts[i].nf4);
     }
     if (m->weights) device_free(m->weights, parameters(m->tensor, m->own) * sizeof(real));
+    free_masters(m);
     if (m->more) device_free(m->more, parameters(m->tensor + m->own, m->tensors - m->own) * sizeof(real));
     if (m->gradients) device_free(m->gradients, m->memory.gradients);
     if (m->moments) device_free(m->moments, m->memory.moments);
     if (m->scratch) device_free(m->scratch, m->memory.activations + m->memory.logits + m->memory.cache + m->memory.workspace);
     if (m->release) m->release(m->release_context);
-    free(m->tensor), free(m->parts), free(m->layer);
+    free(m->tensor), free(m->parts), free(m->layer), free(m->trained), free(m->trained_n);
     free(m->host_int), free(m->host_float), free(m->host_row);
     free(m);
 }
@@ -366,6 +394,7 @@ GPT2Trains gpt2_trains(const GPT2 *m) { return m->limits.trains; }
 void gpt2_read(const GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, float *host) {
     const Parts *p = &m->parts[i];
     if (part == GPT2_WEIGHT && p->nf4) nf4_read(host, p->nf4, offset, n);
+    else if (part == GPT2_WEIGHT && p->master) device_read(host, p->master + offset, n * sizeof(float));
     else if (part == GPT2_WEIGHT) real_read(host, p->w + offset, n);
     else device_read(host, (part == GPT2_GRADIENT ? p->g : part == GPT2_MOMENT1 ? p->m1 : p->m2) + offset, n * sizeof(float));
 }
@@ -373,6 +402,7 @@ void gpt2_read(const GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, flo
 void gpt2_write(GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, const float *host) {
     Parts *p = &m->parts[i];
     if (p->nf4) die("gpt2_write: %s is quantised", m->tensor[i].name);
+    if (part == GPT2_WEIGHT && p->master) device_write(p->master + offset, host, n * sizeof(float));
     if (part == GPT2_WEIGHT) real_write(p->w + offset, host, n);
     else device_write((part == GPT2_GRADIENT ? p->g : part == GPT2_MOMENT1 ? p->m1 : p->m2) + offset, host, n * sizeof(float));
 }
@@ -503,7 +533,7 @@ static void layer_forward(GPT2 *m, int l) {
     Layer *y = &m->layer[l];
     linear(y->qkv, m->norm, p + QKV_W, N, C, 3 * C);
     tap_forward(m, l, TAP_C_ATTN, N, C, 3 * C, m->norm, y->qkv, NULL);
-    attention_forward(y->att, y->lse, y->qkv, m->start, m->batch.parent ? m->parent : NULL, m->batch.S, c->n_head, C / c->n_head,
+    attention_forward(y->att, y->lse, y->qkv, m->start, m->batch.parent ? m->parent : NULL, N, m->batch.S, c->n_head, C / c->n_head,
                       site(m, m->noise.attn_pdrop, RANDOM_DROPOUT_ATTN, l));
     linear(m->branch, y->att, p + PROJ_W, N, C, C);
     tap_forward(m, l, TAP_ATTN_C_PROJ, N, C, C, y->att, m->branch, NULL);
@@ -781,7 +811,7 @@ static void layer_backward(GPT2 *m, int l) {
     linear_backward_weight(p[PROJ_W].g, p[PROJ_B].g, y->att, d, N, C, C);
     linear_input(m->d_norm, d, p + PROJ_W, N, C, C);
     tap_backward(m, l, TAP_ATTN_C_PROJ, C, C, y->att, d, m->d_norm);
-    attention_backward(m->wide, m->d_norm, y->qkv, y->att, y->lse, m->start, m->batch.parent ? m->parent : NULL, S, c->n_head, C / c->n_head,
+    attention_backward(m->wide, m->d_norm, y->qkv, y->att, y->lse, m->start, m->batch.parent ? m->parent : NULL, N, S, c->n_head, C / c->n_head,
                        site(m, m->noise.attn_pdrop, RANDOM_DROPOUT_ATTN, l));
     // qkv = c_attn(ln_1(r))
     if (p[QKV_W].g || m->tap.at[TAP_C_ATTN])
@@ -813,10 +843,7 @@ void gpt2_clear(GPT2 *m) {
 }
 
 float gpt2_step(GPT2 *m, const AdamW *o, int t) {
-    double sum = 0;
-    for (int i = 0; i < m->tensors; i++)
-        if (m->parts[i].g) sum += sum_of_squares(m->parts[i].g, m->tensor[i].n);
-    float norm = (float)sqrt(sum);
+    float norm = (float)sqrt(sum_of_squares(m->trained, m->trained_n, m->trained_count));
     if (!isfinite(norm)) {
         gpt2_clear(m);
         return norm;
@@ -826,7 +853,7 @@ float gpt2_step(GPT2 *m, const AdamW *o, int t) {
     for (int i = 0; i < m->tensors; i++) {
         const Parts *p = &m->parts[i];
         if (p->g)
-            adamw(p->w, p->g, p->m1, p->m2, m->tensor[i].n, scale, o->learning_rate, o->beta1, o->beta2, o->epsilon,
+            adamw(p->w, p->master, p->g, p->m1, p->m2, m->tensor[i].n, scale, o->learning_rate, o->beta1, o->beta2, o->epsilon,
                   m->tensor[i].ndim == 2 ? o->weight_decay : 0, t);
     }
     return norm;

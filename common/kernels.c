@@ -1127,7 +1127,8 @@ static inline Rows rows_of(const int *start, const int *parent, int s) {
 /* The batch row of the token at position t. */
 static inline size_t row_at(Rows r, int t) { return (size_t)(t < r.P ? r.before + t : r.own + t - r.P); }
 
-void attention_forward(real *out, float *lse, const real *qkv, const int *start, const int *parent, int S, int NH, int hs, Noise noise) {
+void attention_forward(real *out, float *lse, const real *qkv, const int *start, const int *parent, int N, int S, int NH, int hs, Noise noise) {
+    (void)N;
     const int hsp = padded_head(hs);
     const size_t C = (size_t)NH * (size_t)hs;
 #pragma omp parallel for schedule(dynamic, 1)
@@ -1251,7 +1252,8 @@ static void put_head_gradients(real *dqkv, HeadArrays a, Rows r, int h, int NH, 
 /* Work is shared by (sequence without a parent, head): one thread goes through it and through those that go on from it, in their order,
    and so adds up the gradients of the keys and values they share. */
 void attention_backward(real *dqkv, const real *dout, const real *qkv, const real *out, const float *lse, const int *start, const int *parent,
-                        int S, int NH, int hs, Noise noise) {
+                        int N, int S, int NH, int hs, Noise noise) {
+    (void)N;
     const int hsp = padded_head(hs);
 #pragma omp parallel for schedule(dynamic, 1)
     for (int item = 0; item < S * NH; item++) {
@@ -1577,7 +1579,7 @@ void sample(int *token, float *logp, const real *logits, int R, int V, int ldv, 
  * The optimiser
  */
 
-double sum_of_squares(const float *x, size_t n) {
+static double sum_of_squares_of(const float *x, size_t n) {
     enum { PARTS = 1024 };                    // fixed, so that the order of the sum does not depend on the threads
     double part[PARTS];
     size_t step = (n / PARTS + 8) / 8 * 8;
@@ -1600,8 +1602,15 @@ double sum_of_squares(const float *x, size_t n) {
     return sum;
 }
 
-void adamw(real *w, float *g, float *m, float *v, size_t n, float scale, float lr, float beta1, float beta2, float epsilon,
+double sum_of_squares(const float *const *x, const size_t *n, int count) {
+    double sum = 0;
+    for (int i = 0; i < count; i++) sum += sum_of_squares_of(x[i], n[i]);
+    return sum;
+}
+
+void adamw(real *w, float *master, float *g, float *m, float *v, size_t n, float scale, float lr, float beta1, float beta2, float epsilon,
            float decay, int t) {
+    (void)master;   // w is a float
     // m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t); the powers in double, once
     const float m_correct = (float)(1 / (1 - pow((double)beta1, t))), v_correct = (float)(1 / (1 - pow((double)beta2, t)));
     const __m256 b1 = _mm256_set1_ps(beta1), c1 = _mm256_set1_ps(1 - beta1), b2 = _mm256_set1_ps(beta2), c2 = _mm256_set1_ps(1 - beta2);

@@ -27,7 +27,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef REAL_BF16                 // a GPU's, unless asked otherwise; the host only passes it on
+typedef uint16_t real;
+#else
 typedef float real;
+#endif
 
 /* ------------------------------------------------------------------------------------------------------------------
  * The device
@@ -159,15 +163,15 @@ void add_uniform_noise(real *x, const float *magnitude, int N, int C, Noise nois
 
 /* ------------------------------------------------------------------------------------------------------------------
  * Causal self-attention over ragged sequences, blockwise (Dao et al. 2022): out = dropout(softmax(q k^T / sqrt(hs))) v
- * qkv (N,3C) holds q | k | v; sequence s is rows start[s] .. start[s+1]. A sequence with parent[s] >= 0 goes on from that earlier one,
+ * qkv (N,3C) holds q | k | v; sequence s is rows start[s] .. start[s+1]; start, parent (device). A sequence with parent[s] >= 0 goes on from that earlier one,
  * which has no parent itself: its rows also attend to all of the parent's. parent NULL: none does. Keeps lse (N,NH), the log of the sum of
  * exponentials, instead of the T x T probabilities. In dropout, c of element (query, key, head) is key * NH + head.
  */
 
-void attention_forward (real *out, float *lse, const real *qkv, const int *start, const int *parent, int S, int NH, int hs, Noise noise);
+void attention_forward (real *out, float *lse, const real *qkv, const int *start, const int *parent, int N, int S, int NH, int hs, Noise noise);
 /* dqkv (N,3C) = gradient; out and lse from the forward pass */
 void attention_backward(real *dqkv, const real *dout, const real *qkv, const real *out, const float *lse,
-                        const int *start, const int *parent, int S, int NH, int hs, Noise noise);
+                        const int *start, const int *parent, int N, int S, int NH, int hs, Noise noise);
 
 /* The same attention for decoding. A cache holds `slots` sequences of up to `positions` tokens (a multiple of 64). */
 size_t cache_bytes(int slots, int positions, int NH, int hs);        // keys and values of one layer
@@ -222,11 +226,13 @@ void sample(int *token, float *logp, const real *logits, int R, int V, int ldv, 
  * The optimiser
  */
 
-/* sum of squares, in double, in an order that depends only on n */
-double sum_of_squares(const float *x, size_t n);
+/* The squares of all elements of `count` arrays, x[i] (device) (n[i]), added up in double, in an order that depends only on n */
+double sum_of_squares(const float *const *x, const size_t *n, int count);
 /* AdamW (Loshchilov & Hutter 2019) on n elements, t = 1 for the first step, gradient g * scale:
-   m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  w -= lr (m / (1-b1^t) / (sqrt(v / (1-b2^t)) + eps) + decay w);  g = 0 */
-void adamw(real *w, float *g, float *m, float *v, size_t n, float scale, float lr, float beta1, float beta2,
+   m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  w -= lr (m / (1-b1^t) / (sqrt(v / (1-b2^t)) + eps) + decay w);  g = 0
+   Where real has fewer bits than a float a step may be too small to show in it. Then the number that the steps add up in is master (n), and w is that
+   number rounded; where real is float, master is NULL. */
+void adamw(real *w, float *master, float *g, float *m, float *v, size_t n, float scale, float lr, float beta1, float beta2,
            float epsilon, float decay, int t);
 
 #endif

@@ -289,10 +289,10 @@ static void bench_attention(void) {
         real *qkv = random_array(3 * NC), *dqkv = random_array(3 * NC), *out = random_array(NC), *dout = random_array(NC);
         float *lse = random_array(NC / C * NH);
         SHAPE("%dx%d", S, length);
-        ROW("attention forward", FMA, attention_flop(S, length)) attention_forward(out, lse, qkv, start, NULL, S, NH, C / NH, (Noise){0});
-        attention_forward(out, lse, qkv, start, NULL, S, NH, C / NH, (Noise){0});   // backward needs it even where that row was not wanted
+        ROW("attention forward", FMA, attention_flop(S, length)) attention_forward(out, lse, qkv, start, NULL, S * length, S, NH, C / NH, (Noise){0});
+        attention_forward(out, lse, qkv, start, NULL, S * length, S, NH, C / NH, (Noise){0});   // backward needs it even where that row was not wanted
         ROW("attention backward", FMA, 2.5 * attention_flop(S, length))
-            attention_backward(dqkv, dout, qkv, out, lse, start, NULL, S, NH, C / NH, (Noise){0});
+            attention_backward(dqkv, dout, qkv, out, lse, start, NULL, S * length, S, NH, C / NH, (Noise){0});
         arrays_free();
     }
 }
@@ -313,9 +313,9 @@ static void bench_memory_bound(void) {
     ROW("gelu forward", UPDATE, 8.0 * NF) gelu_forward(x, y, NF);
     ROW("gelu backward", UPDATE, 16.0 * NF) gelu_backward(x, y, NF);
     SHAPE("%d", ALL);       // reads x;  reads and writes w, g, m, v
-    ROW("sum_of_squares", READ, 4.0 * ALL) sink = (float)sum_of_squares(x, ALL);
+    ROW("sum_of_squares", READ, 4.0 * ALL) sink = (float)sum_of_squares(&(const float *){x}, &(size_t){ALL}, 1);
     for (size_t i = 0; i < ALL; i++) w[i] *= w[i];   // second moments are not negative
-    ROW("adamw", UPDATE, 32.0 * ALL) adamw(x, y, z, w, ALL, 1, 1e-5f, 0.9f, 0.95f, 1e-8f, 0.1f, 10), stop(), fill(y, ALL);   // g was zeroed
+    ROW("adamw", UPDATE, 32.0 * ALL) adamw(x, NULL, y, z, w, ALL, 1, 1e-5f, 0.9f, 0.95f, 1e-8f, 0.1f, 10), stop(), fill(y, ALL);   // g was zeroed
     arrays_free();
 }
 

@@ -1308,8 +1308,8 @@ static Attention attention_inputs(const int *lengths, int S, int NH, int hs, dou
 
 static void attention_run(Attention *a) {
     a->out = room(a->out_n), a->lse = room(a->lse_n), a->dqkv = room(a->qkv_n);
-    attention_forward(a->out, a->lse, a->qkv, a->start, NULL, a->S, a->NH, a->hs, a->noise);
-    attention_backward(a->dqkv, a->dout, a->qkv, a->out, a->lse, a->start, NULL, a->S, a->NH, a->hs, a->noise);
+    attention_forward(a->out, a->lse, a->qkv, a->start, NULL, a->start[a->S], a->S, a->NH, a->hs, a->noise);
+    attention_backward(a->dqkv, a->dout, a->qkv, a->out, a->lse, a->start, NULL, a->start[a->S], a->S, a->NH, a->hs, a->noise);
 }
 
 /* The queries', keys' and values' gradients differ in size, so each is compared within its own. */
@@ -1419,8 +1419,8 @@ static void check_shared_beginnings(int NH, int hs, float p) {
         if (blocks[i].words == (uint32_t *)position) memcpy(blocks[i].frozen, position, blocks[i].n * sizeof(uint32_t));
     omp_set_num_threads(1);
     a.out = room(a.out_n), a.lse = room(a.lse_n), a.dqkv = room(a.qkv_n);
-    attention_forward(a.out, a.lse, a.qkv, a.start, parent, S, NH, hs, a.noise);
-    attention_backward(a.dqkv, a.dout, a.qkv, a.out, a.lse, a.start, parent, S, NH, hs, a.noise);
+    attention_forward(a.out, a.lse, a.qkv, a.start, parent, a.start[S], S, NH, hs, a.noise);
+    attention_backward(a.dqkv, a.dout, a.qkv, a.out, a.lse, a.start, parent, a.start[S], S, NH, hs, a.noise);
     double *want = zeros(a.qkv_n);
     for (int s = 0; s < S; s++) {
         AT("NH=%d hs=%d p=%g, sequence %d", NH, hs, (double)p, s);
@@ -1439,7 +1439,7 @@ static void check_shared_beginnings(int NH, int hs, float p) {
         }
         w.noise.sequence = sequence, w.noise.position = at;
         w.out = room(w.out_n), w.lse = room(w.lse_n);
-        attention_forward(w.out, w.lse, w.qkv, w.start, NULL, 1, NH, hs, w.noise);
+        attention_forward(w.out, w.lse, w.qkv, w.start, NULL, w.start[1], 1, NH, hs, w.noise);
         ck_bits(a.out + own * C, w.out + (size_t)P * C, (size_t)lengths[s] * C);
         ck_bits(a.lse + own * (size_t)NH, w.lse + (size_t)P * (size_t)NH, (size_t)lengths[s] * (size_t)NH);
         double *dqkv = zeros(w.qkv_n);
@@ -1450,8 +1450,8 @@ static void check_shared_beginnings(int NH, int hs, float p) {
     ck_attention_gradient(&a, want, 64 * EPSILON + 16 * (4 + sqrt(hs)) * EPSILON);
     FOR_THREADS(t) {
         float *out = room(a.out_n), *lse = room(a.lse_n), *dqkv = room(a.qkv_n);
-        attention_forward(out, lse, a.qkv, a.start, parent, S, NH, hs, a.noise);
-        attention_backward(dqkv, a.dout, a.qkv, out, lse, a.start, parent, S, NH, hs, a.noise);
+        attention_forward(out, lse, a.qkv, a.start, parent, a.start[S], S, NH, hs, a.noise);
+        attention_backward(dqkv, a.dout, a.qkv, out, lse, a.start, parent, a.start[S], S, NH, hs, a.noise);
         ck_bits(out, a.out, a.out_n);
         ck_bits(dqkv, a.dqkv, a.qkv_n);
     }
@@ -1581,7 +1581,7 @@ START_TEST(attention_with_a_cache_has_the_same_bits) {
             Attention a = {.S = CACHED_S, .NH = NH, .hs = hs, .N = 130 + 65 + 192 + 7, .C = NH * hs, .qkv = qkv,
                            .start = {0, 130, 195, 387, 394}};
             a.out = room((size_t)(a.N * a.C)), a.lse = room((size_t)(a.N * NH));
-            attention_forward(a.out, a.lse, a.qkv, a.start, NULL, a.S, NH, hs, (Noise){.p = 0});
+            attention_forward(a.out, a.lse, a.qkv, a.start, NULL, a.start[a.S], a.S, NH, hs, (Noise){.p = 0});
             check_cached(&a, cache, ways[k].chunk, ways[k].feeding);
         }
         release();
@@ -2247,20 +2247,20 @@ START_TEST(squares_are_summed_in_double) {
         // the square of a float is exact in double, and n additions in double round to far less than 1e-12
         double want = ref_sum_of_squares(widen(x, n), n);
         omp_set_num_threads(1);
-        double first = sum_of_squares(x, n);
+        double first = sum_of_squares(&(const float *){x}, &(size_t){n}, 1);
         ck_must(fabs(first - want) <= 1e-12 * want, "%s: %.17g, not %.17g", where, first, want);
         FOR_THREADS(t) {
-            double again = sum_of_squares(x, n);
+            double again = sum_of_squares(&(const float *){x}, &(size_t){n}, 1);
             ck_must(!memcmp(&again, &first, sizeof first), "%s: %a with %d threads, %a with 1", where, again, t, first);
             float *elsewhere = copy(x, n);
-            again = sum_of_squares(elsewhere, n);
+            again = sum_of_squares(&(const float *){elsewhere}, &(size_t){n}, 1);
             ck_must(!memcmp(&again, &first, sizeof first), "%s: the sum depends on the address", where);
         }
         release();
     }
     float *x = filled(40, 1);
     x[39] = NAN;
-    ck_true(isnan(sum_of_squares(x, 40)));
+    ck_true(isnan(sum_of_squares(&(const float *){x}, &(size_t){40}, 1)));
     release();
 }
 END_TEST
@@ -2281,7 +2281,7 @@ static void check_adamw(float scale, float decay, int step) {
               (double)decay, step);
     float *w_1 = copy(w, n), *g_1 = copy(g, n), *m_1 = copy(m, n), *v_1 = copy(v, n);
     omp_set_num_threads(1);
-    adamw(w_1, g_1, m_1, v_1, n, scale, lr, beta1, beta2, epsilon, decay, step);
+    adamw(w_1, NULL, g_1, m_1, v_1, n, scale, lr, beta1, beta2, epsilon, decay, step);
     ck_close(m_1, m_ref, n, 8 * EPSILON);   // a handful of roundings each
     ck_close(v_1, v_ref, n, 8 * EPSILON);
     ck_close(w_1, w_ref, n, 16 * EPSILON);
@@ -2293,7 +2293,7 @@ static void check_adamw(float scale, float decay, int step) {
             size_t from = n - lengths[k];
             float *w_t = copy(w + from, n - from), *g_t = copy(g + from, n - from), *m_t = copy(m + from, n - from),
                   *v_t = copy(v + from, n - from);
-            adamw(w_t, g_t, m_t, v_t, n - from, scale, lr, beta1, beta2, epsilon, decay, step);
+            adamw(w_t, NULL, g_t, m_t, v_t, n - from, scale, lr, beta1, beta2, epsilon, decay, step);
             ck_bits(w_t, w_1 + from, n - from);
             ck_bits(m_t, m_1 + from, n - from);
             ck_bits(v_t, v_1 + from, n - from);
@@ -2315,7 +2315,7 @@ START_TEST(adamw_shows_nan) {
     enum { N = 19 };
     float *w = reals(N, 1), *g = reals(N, 1), *m = filled(N, 0), *v = filled(N, 0);
     g[18] = g[3] = NAN;
-    adamw(w, g, m, v, N, 1, 0.1f, 0.9f, 0.999f, 1e-8f, 0.1f, 1);
+    adamw(w, NULL, g, m, v, N, 1, 0.1f, 0.9f, 0.999f, 1e-8f, 0.1f, 1);
     for (int i = 0; i < N; i++) ck_assert_int_eq(isnan(w[i]) != 0, i == 18 || i == 3);
     release();
 }
@@ -2362,8 +2362,8 @@ START_TEST(empty_batches) {
     projection_backward_input(none, none, weight, true, 0, 3, 5);
     projection_backward_weight(weight, weight, none, none, 0, 3, 5);
     dropout(none, 0, 3, noise);
-    attention_forward(none, none, none, zero, NULL, 0, 1, 3, noise);
-    attention_backward(none, none, none, none, none, zero, NULL, 0, 1, 3, noise);
+    attention_forward(none, none, none, zero, NULL, 0, 0, 1, 3, noise);
+    attention_backward(none, none, none, none, none, zero, NULL, 0, 0, 1, 3, noise);
     gather_rows(none, weight, zero, 0, 3);
     scatter_rows(weight, none, zero, 0, 3);
     head_forward(none, none, weight, 0, 3, 5, 5);
