@@ -12,7 +12,6 @@
 #include "hf.h"
 #include "torch.h"
 
-#include <dirent.h>
 #include <jansson.h>
 #include <sys/mman.h>
 

@@ -12,10 +12,8 @@
 #include "kernels.h"             // defines: device_init (the machine is checked before anything else is done)
 
 #include <ctype.h>
-#include <dirent.h>
 #include <ftw.h>
 #include <limits.h>
-#include <signal.h>
 
 #define STATE_FILE "state.safetensors"
 #define STATE_VERSION "1"
@@ -699,15 +697,9 @@ static long checkpoint_number(const char *name) {
     return strncmp(name, "checkpoint-", 11) ? -1 : digits(name + 11, strlen(name + 11));
 }
 
-/* The process that was writing a name that ends in .tmp-PID, or -1. */
-static long writer_of(const char *name) {
-    const char *p = strrchr(name, '.');
-    return !p || strncmp(p, ".tmp-", 5) ? -1 : digits(p + 5, strlen(p + 5));
-}
-
 static int is_checkpoint(const struct dirent *d) { return checkpoint_number(d->d_name) >= 0; }
 
-static int is_unfinished(const struct dirent *d) { return writer_of(d->d_name) >= 0; }
+static int is_unfinished(const struct dirent *d) { return newfile_writer(d->d_name) >= 0; }
 
 /* Anything in an output that a new run would lose: all but a log and what no writer finished. */
 static int is_content(const struct dirent *d) {
@@ -739,7 +731,7 @@ static void remove_unfinished(const char *output) {
     int n = list_directory(output, is_unfinished, &list);
     for (int i = 0; i < n; i++) {
         const char *name = list[i]->d_name;
-        const long writer = writer_of(name);
+        const long writer = newfile_writer(name);
         struct stat found;
         char *path = join(output, name);
         if ((writer == getpid() || (kill((pid_t)writer, 0) && errno == ESRCH)) && !lstat(path, &found)) {
