@@ -712,11 +712,13 @@ static int by_number(const struct dirent **a, const struct dirent **b) {
     return (x > y) - (x < y);
 }
 
-/* A scandir whose directory may be absent. Released with free_list. */
+/* A scandir whose directory may be absent; one that cannot be read is not taken for an empty one. Released with free_list. */
 static int list_directory(const char *dir, int (*wanted)(const struct dirent *), struct dirent ***list) {
     int n = scandir(dir, list, wanted, by_number);
-    if (n < 0) *list = NULL;
-    return n < 0 ? 0 : n;
+    if (n >= 0) return n;
+    if (errno != ENOENT && errno != ENOTDIR) die("cannot list %s: %s; nothing in it has been changed", dir, strerror(errno));
+    *list = NULL;
+    return 0;
 }
 
 static void free_list(struct dirent **list, int n) {
