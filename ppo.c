@@ -735,7 +735,9 @@ int main(int argc, char **argv) {
     run_keep(&run, "policy_updates", &p->policy_updates);
     run_keep(&run, "critic_updates", &p->critic_updates);
     run_resume(&run, p->policy);
-    if (args.dump_rollouts && !run.step) {
+    if (args.dump_rollouts && run.step) {
+        run_cut_lines(&run, args.dump_rollouts);
+    } else if (args.dump_rollouts) {
         FILE *f = fopen(args.dump_rollouts, "w");
         if (!f || fclose(f)) die_usage("cannot write %s (--dump_rollouts): %s", args.dump_rollouts, strerror(errno));
     }

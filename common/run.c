@@ -1163,11 +1163,11 @@ static void restore_kept(const Run *run, const SafeTensors *st) {
     }
 }
 
-/* Takes away the lines of steps after the checkpoint's, and a last line that was cut off. */
-static void cut_log(const Run *run) {
-    char *path = join(run->output, "log.jsonl"), *line = NULL;
+void run_cut_lines(const Run *run, const char *path) {
+    char *line = NULL;
     size_t room = 0;
     FILE *old = fopen(path, "rb");
+    if (!old && errno != ENOENT) die("cannot open %s: %s", path, strerror(errno));
     if (old) {
         NewFile new;
         Error e;
@@ -1177,11 +1177,11 @@ static void cut_log(const Run *run) {
             if (line[n - 1] == '\n' && sscanf(line, "{\"step\": %d", &step) == 1 && step <= run->step)
                 fwrite(line, 1, (size_t)n, new.f);
         }
+        if (!feof(old)) newfile_close(&new, false, &e), die("cannot read %s: %s", path, strerror(errno));
         fclose(old);
         if (newfile_close(&new, true, &e)) die("%s", e.text);
     }
     free(line);
-    free(path);
 }
 
 void run_resume(Run *run, GPT2 *m) {
@@ -1206,7 +1206,11 @@ void run_resume(Run *run, GPT2 *m) {
     restore_kept(run, st);
     st_close(st);
     run->step = s->saved_step = (int)step;
-    if (s->goes_on && writes(run)) cut_log(run);
+    if (s->goes_on && writes(run)) {
+        char *log = join(run->output, "log.jsonl");
+        run_cut_lines(run, log);
+        free(log);
+    }
     printf("going on from %s at step %d of %d\n", s->checkpoint, run->step, run->total_steps);
     fflush(stdout);
     free(path);

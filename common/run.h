@@ -177,6 +177,8 @@ void run_saver(Run *run, RunSaver *save, const char *loading);
    restores moments, step and kept numbers, and cuts the log back to that step. A run whose flags or data differ is
    refused (exit 2) with both values. Without --resume: nothing. */
 void run_resume(Run *run, GPT2 *m);
+/* Takes away a file's lines of steps after run->step, which will come again, and a last line that was cut off. A line begins {"step": N. */
+void run_cut_lines(const Run *run, const char *path);
 /* Writes the finished model into OUTPUT and closes the log; of an interrupted run, says how to go on. Returns the
    program's exit status: 0, or 128 + the signal's number. */
 int  run_finish(Run *run, const GPT2 *m);
