@@ -699,7 +699,9 @@ static long checkpoint_number(const char *name) {
 
 static int is_checkpoint(const struct dirent *d) { return checkpoint_number(d->d_name) >= 0; }
 
-static int is_unfinished(const struct dirent *d) { return newfile_writer(d->d_name) >= 0; }
+static int is_unfinished(const struct dirent *d) { return newfile_writer(d->d_name, ".tmp-") >= 0; }
+
+static int is_replaced(const struct dirent *d) { return !strncmp(d->d_name, "checkpoint-", 11) && newfile_writer(d->d_name, ".old-") >= 0; }
 
 /* Anything in an output that a new run would lose: all but a log and what no writer finished. */
 static int is_content(const struct dirent *d) {
@@ -726,17 +728,36 @@ static void free_list(struct dirent **list, int n) {
     free(list);
 }
 
-/* Removes what runs that are no longer alive left unfinished: checkpoint-N.tmp-PID/ and FILE.tmp-PID. This process has begun
-   nothing yet, so its own number is an earlier one's (in a container every run may be process 1). */
+/* This process has begun nothing yet, so its own number is an earlier one's (in a container every run may be process 1). */
+static bool is_gone(long writer) { return writer == getpid() || (kill((pid_t)writer, 0) && errno == ESRCH); }
+
+/* Clears up after runs that were killed between the two renames of put_in_place, or before what was replaced was removed:
+   checkpoint-N.old-PID/ is checkpoint-N again, unless there is a newer one. */
+static void finish_replacing(const Run *run) {
+    struct dirent **list;
+    int n = list_directory(run->output, is_replaced, &list);
+    for (int i = 0; i < n; i++) {
+        char *old = join(run->output, list[i]->d_name), *place = xstrdup(old);
+        *strrchr(place, '.') = 0;
+        const bool ours = exists_in(old, STATE_FILE) && !same_directory(old, run_model_dir(run));
+        if (ours && is_gone(newfile_writer(old, ".old-")) && (access(place, F_OK) ? rename(old, place) : remove_tree(old)))
+            fprintf(stderr, "note: cannot clear up %s: %s\n", old, strerror(errno));
+        free(old);
+        free(place);
+    }
+    free_list(list, n);
+}
+
+/* Removes what runs that are no longer alive left unfinished: checkpoint-N.tmp-PID/ and FILE.tmp-PID. */
 static void remove_unfinished(const char *output) {
     struct dirent **list;
     int n = list_directory(output, is_unfinished, &list);
     for (int i = 0; i < n; i++) {
         const char *name = list[i]->d_name;
-        const long writer = newfile_writer(name);
+        const long writer = newfile_writer(name, ".tmp-");
         struct stat found;
         char *path = join(output, name);
-        if ((writer == getpid() || (kill((pid_t)writer, 0) && errno == ESRCH)) && !lstat(path, &found)) {
+        if (is_gone(writer) && !lstat(path, &found)) {
             if (S_ISREG(found.st_mode)) unlink(path);
             if (S_ISDIR(found.st_mode) && !strncmp(name, "checkpoint-", 11)) remove_tree(path);
         }
@@ -1258,6 +1279,7 @@ static int prepare_output(Run *run, Error *e) {
         if (n) return -1;
     }
     remove_unfinished(run->output);
+    finish_replacing(run);
     char *path = join(run->output, "log.jsonl");
     NewFile probe;
     int status = newfile_open(&probe, path, e);

@@ -145,11 +145,11 @@ typedef struct {
     char *path, *aside;   // aside = path + ".tmp-<pid>"; NULL: path is a pipe, a terminal or /dev/null, and is written itself
 } NewFile;
 
-/* The process that was writing a name that ends in .tmp-PID, or -1. */
-static inline long newfile_writer(const char *name) {
+/* The process that was writing a name that ends in mark and its number (".tmp-123"), or -1. */
+static inline long newfile_writer(const char *name, const char *mark) {
     const char *p = strrchr(name, '.');
-    const size_t n = p && !strncmp(p, ".tmp-", 5) ? strspn(p + 5, "0123456789") : 0;
-    return n >= 1 && n <= 9 && !p[5 + n] ? strtol(p + 5, NULL, 10) : -1;
+    const size_t length = strlen(mark), n = p && !strncmp(p, mark, length) ? strspn(p + length, "0123456789") : 0;
+    return n >= 1 && n <= 9 && !p[length + n] ? strtol(p + length, NULL, 10) : -1;
 }
 
 /* Removes what writers of path that are no longer alive left beside it. */
@@ -159,7 +159,7 @@ static inline void newfile_tidy(const char *path) {
     const size_t n = strlen(name);
     DIR *list = opendir(dirname(in));
     for (struct dirent *entry; list && (entry = readdir(list));) {
-        const long writer = newfile_writer(entry->d_name);
+        const long writer = newfile_writer(entry->d_name, ".tmp-");
         if (writer > 0 && !strncmp(entry->d_name, name, n) && !strncmp(entry->d_name + n, ".tmp-", 5) && kill((pid_t)writer, 0) && errno == ESRCH)
             unlinkat(dirfd(list), entry->d_name, 0);
     }
