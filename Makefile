@@ -98,7 +98,7 @@ $(PROGRAMS): %: $(B)/% FORCE
 
 # --- tests ----------------------------------------------------------------------------------------------------------
 
-.PHONY: all cxx test asan ubsan tsan tsan_cuda fuzz bench tiny tiny-out tiny-check demo plots help clean $(MODELS) FORCE
+.PHONY: all cxx test torture asan ubsan tsan tsan_cuda fuzz bench tiny tiny-out tiny-check demo plots help clean $(MODELS) FORCE
 FORCE:
 
 test: $(addprefix run-,$(CHECKS))
@@ -106,6 +106,17 @@ test: $(addprefix run-,$(CHECKS))
 
 run-%: $(B)/% $(addprefix $(B)/,$(PROGRAMS)) FORCE
 	BUILD=$(B) $<
+
+# What happens to programs, made to happen: killed, a full disk, no memory; and valgrind (test/check_torture.c, of which `make test` runs a
+# short form). TORTURE_KILLS random moments for each program, drawn from TORTURE_SEED. `make torture-disk` is a part; -j2 runs two at a time.
+TORTURE = kill operations disk older read-only memory valgrind
+torture: $(addprefix torture-,$(TORTURE))
+	@echo "✓ nothing was lost ($(FLAVOUR))"
+torture-%: $(B)/check_torture $(B)/faults.so $(addprefix $(B)/,$(PROGRAMS)) FORCE
+	BUILD=$(B) $< whole $*
+run-check_torture: $(B)/faults.so
+$(B)/faults.so: test/faults.c | $(B)
+	$(CC) $(STD) $(WARN) -O2 -g -shared -fPIC $< -o $@ -ldl
 
 # The sanitizers run the same tests. Slow ones look at CK_TIMEOUT_MULTIPLIER.
 asan:
@@ -186,6 +197,7 @@ help:
 	@echo "make sft        build one; ./sft --help lists its flags, ./sft alone runs a small example"
 	@echo "make test       all tests; CC=clang for another compiler, CFLAGS='-O3 -g -Werror' for other flags"
 	@echo "make asan       the tests under AddressSanitizer; also ubsan, tsan (clang)"
+	@echo "make torture    kill every program 100 times, fill its disk, take its memory, valgrind (half an hour; -j2)"
 	@echo "make fuzz       fuzz every file reader for FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)"
 	@echo "make bench      how fast each kernel is, next to this machine's peak"
 	@echo "make demo       every program on the built-in world, and a table of what it learned"

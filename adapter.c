@@ -204,7 +204,7 @@ static void adapter_print(const GPT2Config *c) {
     const size_t base = gpt2_parameters(c, TRAIN_ALL), added = adapter_parameters(), own = added + (adapter.form.norms ? gpt2_parameters(c, TRAIN_NORMS) : 0);
     printf("adapters: %s, %d -> %d -> %d, %s, dropout %g, after %s of all %d layers%s\n", args.placement, c->n_embd, adapter.form.dim, c->n_embd, args.activation,
            (double)adapter.form.dropout, adapter.form.mh_adapter ? "attention and MLP" : "the MLP", c->n_layer, adapter.form.norms ? "; and the layer norms" : "");
-    task_print_parameters(own, base + added);
+    run_print_parameters(own, base + added);
 }
 
 /* ---- forward and backward -------------------------------------------------------------------------------------- */

@@ -680,6 +680,7 @@ int main(int argc, char **argv) {
     load_world(&w, &run, &questions);
     GPT2Limits limits = ceilings(&run, &w, &questions, tokenizer);
     GPT2Memory memory = gpt2_memory(&config, &limits);
+    run_print_parameters(limits.train ? gpt2_parameters(&config, TRAIN_ALL) : 0, gpt2_parameters(&config, TRAIN_ALL));
     run_print_memory(&memory);
     for (int i = 0; i < w.prompts.n && i < (run.dry_run ? 3 : 1); i++) {
         const Principle *p = draw_principle(w.prompts.v[i].text, 0, (uint32_t)i, 0, run.seed);

@@ -139,6 +139,7 @@ int main(int argc, char **argv) {
     GPT2Limits limits = task_limits(&task, &run);
     limits.gradient_checkpointing = args.gradient_checkpointing;
     GPT2Memory memory = gpt2_memory(&config, &limits);
+    run_print_parameters(limits.train ? gpt2_parameters(&config, TRAIN_ALL) : 0, gpt2_parameters(&config, TRAIN_ALL));
     run_print_memory(&memory);
     task_show(&task, run.dry_run ? 3 : 1);
     if (run.dry_run) {

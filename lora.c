@@ -52,7 +52,7 @@ static const Flag flags[] = {
     {"bnb_4bit_use_double_quant", FLAG_BOOL, &args.double_quant, .help = "and the scales of their blocks in eight"},
     {"adapter", FLAG_STRING, &args.adapter,
      .help = "a directory of PEFT's to go on from, in place of the five flags that describe one"},
-    {"merge", FLAG_STRING, &args.merge, .free_on_resume = true, .help = "write the model with the update added to its weights to this directory"},
+    {"merge", FLAG_STRING, &args.merge, .help = "write the model with the update added to its weights to this directory"},
     {"verify", FLAG_BOOL, &args.verify, .free_on_resume = true, .help = "and compare its logits with those of the model beside the update"},
     {"allow_untrained", FLAG_BOOL, &args.allow_untrained, .free_on_resume = true, .help = "use an adapter that changes nothing: every B is zero"},
     {"dropout", FLAG_STRING, &args.dropout, .bare = "config",
@@ -203,7 +203,7 @@ static void lora_print(const GPT2Config *c) {
         matrices += L * (size_t)in * (size_t)out;
         packed += L * nf4_bytes(in, out, args.double_quant);
     }
-    task_print_parameters(own, base + own);
+    run_print_parameters(own, base + own);
     const size_t embeddings = ((size_t)c->vocab_size + (size_t)c->n_positions) * C;
     printf("weights: embeddings %.1f MB (float32), matrices of the blocks %.1f MB", 4e-6 * (double)embeddings,
            args.load_in_4bit ? 1e-6 * (double)packed : 4e-6 * (double)matrices);
@@ -409,7 +409,7 @@ static void check_merge(const Run *run) {
     if (!stat(args.merge, &a) && !stat(run->model, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino)
         die_usage("--merge %s is the base model's own directory, which is never written; choose another", args.merge);
     str_printf(&path, "%s/model.safetensors", args.merge);
-    if (!access(path.s, F_OK) && !run->overwrite_output_dir)
+    if (!access(path.s, F_OK) && !run->overwrite_output_dir && !run_checkpoint_dir(run))   // a run that goes on had it empty when it began
         die_usage("--merge %s already holds a model; choose another directory, or allow it with --overwrite_output_dir", args.merge);
     free(path.s);
 }

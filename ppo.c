@@ -700,13 +700,18 @@ int main(int argc, char **argv) {
     if (args.ptx_data) load_pretraining(p, &config, &policy);
     config.head = shared ? LM_AND_VALUE_HEAD : LM_HEAD;
     GPT2Memory memory = {0};
+    size_t trained = gpt2_parameters(&config, TRAIN_ALL), all = trained;
     printf("memory, by model\n");
     add_memory(&memory, gpt2_memory(&config, &policy), "policy");
     config.head = LM_HEAD;
-    add_memory(&memory, gpt2_memory(&config, &frozen), "reference");
+    add_memory(&memory, gpt2_memory(&config, &frozen), "reference"), all += gpt2_parameters(&config, TRAIN_ALL);
     reward_config.head = critic_config.head = SCORE_HEAD;
-    if (args.reward_model) add_memory(&memory, gpt2_memory(&reward_config, &scores), "reward");
-    if (values && !shared) add_memory(&memory, gpt2_memory(&critic_config, &critic), "critic");
+    if (args.reward_model) add_memory(&memory, gpt2_memory(&reward_config, &scores), "reward"), all += gpt2_parameters(&reward_config, TRAIN_ALL);
+    if (values && !shared) {
+        add_memory(&memory, gpt2_memory(&critic_config, &critic), "critic");
+        trained += gpt2_parameters(&critic_config, TRAIN_ALL), all += gpt2_parameters(&critic_config, TRAIN_ALL);
+    }
+    run_print_parameters(policy.train ? trained : 0, all);
     run_print_memory(&memory);
     if (args.reward_model) judge_reads(p->tokenizer, args.reward_model);
     if (run.dry_run) {
@@ -739,7 +744,9 @@ int main(int argc, char **argv) {
     run_keep(&run, "policy_updates", &p->policy_updates);
     run_keep(&run, "critic_updates", &p->critic_updates);
     run_resume(&run, p->policy);
-    if (args.dump_rollouts && !run.step) {
+    if (args.dump_rollouts && run.step) {
+        run_cut_lines(&run, args.dump_rollouts);
+    } else if (args.dump_rollouts) {
         FILE *f = fopen(args.dump_rollouts, "w");
         if (!f || fclose(f)) die_usage("cannot write %s (--dump_rollouts): %s", args.dump_rollouts, strerror(errno));
     }

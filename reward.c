@@ -616,6 +616,7 @@ int main(int argc, char **argv) {
     int most[] = {largest_batch(&train, P), largest_batch(&held_out, P), reference.longest};
     for (int i = 0; i < 3; i++) limits.tokens = limits.tokens > most[i] ? limits.tokens : most[i];
     GPT2Memory memory = gpt2_memory(&config, &limits);
+    run_print_parameters(limits.train ? gpt2_parameters(&config, TRAIN_ALL) : 0, gpt2_parameters(&config, TRAIN_ALL));
     run_print_memory(&memory);
     for (int k = 0; k < (run.dry_run ? 3 : 1) && k < train.n; k++) show_pair(tokenizer, &train, k, NULL, NULL);
     print_baselines("training", &train);

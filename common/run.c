@@ -14,10 +14,8 @@
 #include "kernels.h"             // defines: device_init (the machine is checked before anything else is done)
 
 #include <ctype.h>
-#include <dirent.h>
 #include <ftw.h>
 #include <limits.h>
-#include <signal.h>
 
 #define STATE_FILE "state.safetensors"
 #define STATE_VERSION "1"
@@ -706,15 +704,11 @@ static long checkpoint_number(const char *name) {
     return strncmp(name, "checkpoint-", 11) ? -1 : digits(name + 11, strlen(name + 11));
 }
 
-/* The process that was writing a name that ends in .tmp-PID, or -1. */
-static long writer_of(const char *name) {
-    const char *p = strrchr(name, '.');
-    return !p || strncmp(p, ".tmp-", 5) ? -1 : digits(p + 5, strlen(p + 5));
-}
-
 static int is_checkpoint(const struct dirent *d) { return checkpoint_number(d->d_name) >= 0; }
 
-static int is_unfinished(const struct dirent *d) { return writer_of(d->d_name) >= 0; }
+static int is_unfinished(const struct dirent *d) { return newfile_writer(d->d_name, ".tmp-") >= 0; }
+
+static int is_replaced(const struct dirent *d) { return !strncmp(d->d_name, "checkpoint-", 11) && newfile_writer(d->d_name, ".old-") >= 0; }
 
 /* Anything in an output that a new run would lose: all but a log and what no writer finished. */
 static int is_content(const struct dirent *d) {
@@ -727,11 +721,13 @@ static int by_number(const struct dirent **a, const struct dirent **b) {
     return (x > y) - (x < y);
 }
 
-/* A scandir whose directory may be absent. Released with free_list. */
+/* A scandir whose directory may be absent; one that cannot be read is not taken for an empty one. Released with free_list. */
 static int list_directory(const char *dir, int (*wanted)(const struct dirent *), struct dirent ***list) {
     int n = scandir(dir, list, wanted, by_number);
-    if (n < 0) *list = NULL;
-    return n < 0 ? 0 : n;
+    if (n >= 0) return n;
+    if (errno != ENOENT && errno != ENOTDIR) die("cannot list %s: %s; nothing in it has been changed", dir, strerror(errno));
+    *list = NULL;
+    return 0;
 }
 
 static void free_list(struct dirent **list, int n) {
@@ -739,17 +735,36 @@ static void free_list(struct dirent **list, int n) {
     free(list);
 }
 
-/* Removes what runs that are no longer alive left unfinished: checkpoint-N.tmp-PID/ and FILE.tmp-PID. This process has begun
-   nothing yet, so its own number is an earlier one's (in a container every run may be process 1). */
+/* This process has begun nothing yet, so its own number is an earlier one's (in a container every run may be process 1). */
+static bool is_gone(long writer) { return writer == getpid() || (kill((pid_t)writer, 0) && errno == ESRCH); }
+
+/* Clears up after runs that were killed between the two renames of put_in_place, or before what was replaced was removed:
+   checkpoint-N.old-PID/ is checkpoint-N again, unless there is a newer one. */
+static void finish_replacing(const Run *run) {
+    struct dirent **list;
+    int n = list_directory(run->output, is_replaced, &list);
+    for (int i = 0; i < n; i++) {
+        char *old = join(run->output, list[i]->d_name), *place = xstrdup(old);
+        *strrchr(place, '.') = 0;
+        const bool ours = exists_in(old, STATE_FILE) && !same_directory(old, run_model_dir(run));
+        if (ours && is_gone(newfile_writer(old, ".old-")) && (access(place, F_OK) ? rename(old, place) : remove_tree(old)))
+            fprintf(stderr, "note: cannot clear up %s: %s\n", old, strerror(errno));
+        free(old);
+        free(place);
+    }
+    free_list(list, n);
+}
+
+/* Removes what runs that are no longer alive left unfinished: checkpoint-N.tmp-PID/ and FILE.tmp-PID. */
 static void remove_unfinished(const char *output) {
     struct dirent **list;
     int n = list_directory(output, is_unfinished, &list);
     for (int i = 0; i < n; i++) {
         const char *name = list[i]->d_name;
-        const long writer = writer_of(name);
+        const long writer = newfile_writer(name, ".tmp-");
         struct stat found;
         char *path = join(output, name);
-        if ((writer == getpid() || (kill((pid_t)writer, 0) && errno == ESRCH)) && !lstat(path, &found)) {
+        if (is_gone(writer) && !lstat(path, &found)) {
             if (S_ISREG(found.st_mode)) unlink(path);
             if (S_ISDIR(found.st_mode) && !strncmp(name, "checkpoint-", 11)) remove_tree(path);
         }
@@ -875,6 +890,23 @@ void run_progress(Run *run, double loss, long tokens) {
     s->step_began = 0;           // run_examples sets it; a stage that draws its examples itself is timed from step to step
     s->step_ended = now;
     if (s->terminal && now - s->redrawn > 0.1) show_progress(run, loss, now);
+}
+
+const char *with_commas(size_t n, char text[32]) {
+    char figures[24];
+    int length = snprintf(figures, sizeof figures, "%zu", n), at = 0;
+    for (int i = 0; i < length; i++) {
+        if (i && (length - i) % 3 == 0) text[at++] = ',';
+        text[at++] = figures[i];
+    }
+    text[at] = 0;
+    return text;
+}
+
+void run_print_parameters(size_t trained, size_t all) {
+    char a[32], b[32];
+    printf("trainable params: %s || all params: %s || trainable%%: %.4f\n", with_commas(trained, a), with_commas(all, b),
+           100 * (double)trained / (double)all);
 }
 
 void run_print_memory(const GPT2Memory *m) {
@@ -1165,11 +1197,11 @@ static void restore_kept(const Run *run, const SafeTensors *st) {
     }
 }
 
-/* Takes away the lines of steps after the checkpoint's, and a last line that was cut off. */
-static void cut_log(const Run *run) {
-    char *path = join(run->output, "log.jsonl"), *line = NULL;
+void run_cut_lines(const Run *run, const char *path) {
+    char *line = NULL;
     size_t room = 0;
     FILE *old = fopen(path, "rb");
+    if (!old && errno != ENOENT) die("cannot open %s: %s", path, strerror(errno));
     if (old) {
         NewFile new;
         Error e;
@@ -1179,11 +1211,11 @@ static void cut_log(const Run *run) {
             if (line[n - 1] == '\n' && sscanf(line, "{\"step\": %d", &step) == 1 && step <= run->step)
                 fwrite(line, 1, (size_t)n, new.f);
         }
+        if (!feof(old)) newfile_close(&new, false, &e), die("cannot read %s: %s", path, strerror(errno));
         fclose(old);
         if (newfile_close(&new, true, &e)) die("%s", e.text);
     }
     free(line);
-    free(path);
 }
 
 void run_resume(Run *run, GPT2 *m) {
@@ -1208,7 +1240,11 @@ void run_resume(Run *run, GPT2 *m) {
     restore_kept(run, st);
     st_close(st);
     run->step = s->saved_step = (int)step;
-    if (s->goes_on && writes(run)) cut_log(run);
+    if (s->goes_on && writes(run)) {
+        char *log = join(run->output, "log.jsonl");
+        run_cut_lines(run, log);
+        free(log);
+    }
     printf("going on from %s at step %d of %d\n", s->checkpoint, run->step, run->total_steps);
     fflush(stdout);
     free(path);
@@ -1256,6 +1292,7 @@ static int prepare_output(Run *run, Error *e) {
         if (n) return -1;
     }
     remove_unfinished(run->output);
+    finish_replacing(run);
     char *path = join(run->output, "log.jsonl");
     NewFile probe;
     int status = newfile_open(&probe, path, e);

@@ -133,6 +133,10 @@ bool run_should_evaluate(const Run *run);
    tokens: trained on since the last call. Rates leave out the first step, which pays for memory touched for the first
    time. */
 void run_progress(Run *run, double loss, long tokens);
+/* How many numbers train and how many there are, as PEFT says it: "trainable params: 1,024 || all params: ...". */
+void run_print_parameters(size_t trained, size_t all);
+/* 1234567 as "1,234,567". */
+const char *with_commas(size_t n, char text[32]);
 void run_print_memory(const GPT2Memory *m);
 /* The largest resident size of this process so far, bytes. */
 size_t run_peak_memory(void);
@@ -178,6 +182,8 @@ void run_saver(Run *run, RunSaver *save, const char *loading);
    restores moments, step and kept numbers, and cuts the log back to that step. A run whose flags or data differ is
    refused (exit 2) with both values. Without --resume: nothing. */
 void run_resume(Run *run, GPT2 *m);
+/* Takes away a file's lines of steps after run->step, which will come again, and a last line that was cut off. A line begins {"step": N. */
+void run_cut_lines(const Run *run, const char *path);
 /* Writes the finished model into OUTPUT and closes the log; of an interrupted run, says how to go on. Returns the
    program's exit status: 0, or 128 + the signal's number. */
 int  run_finish(Run *run, const GPT2 *m);

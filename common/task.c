@@ -249,22 +249,6 @@ static void print_tokens(const Task *t, const char *label, const int *tokens, in
     free(text.s);
 }
 
-const char *with_commas(size_t n, char text[32]) {
-    char digits[24];
-    int length = snprintf(digits, sizeof digits, "%zu", n), at = 0;
-    for (int i = 0; i < length; i++) {
-        if (i && (length - i) % 3 == 0) text[at++] = ',';
-        text[at++] = digits[i];
-    }
-    text[at] = 0;
-    return text;
-}
-
-void task_print_parameters(size_t trained, size_t all) {
-    char a[32], b[32];
-    printf("trainable params: %s || all params: %s || trainable%%: %.4f\n", with_commas(trained, a), with_commas(all, b), 100 * (double)trained / (double)all);
-}
-
 void task_print_totals(const char *when, Totals t) {
     if (t.tokens > 0)
         printf("held-out, %-6s  loss %.4f  perplexity %.2f  token accuracy %.1f %%\n", when, t.loss / t.tokens, exp(t.loss / t.tokens),

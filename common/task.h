@@ -87,10 +87,6 @@ Quality task_quality(const Task *t, const Generation *answers);
 double rouge_l(const char *reference, size_t n, const char *candidate, size_t m);
 /* Three examples with their answers before and after, then the held-out figures. */
 void task_report(const Task *t, const Generation *was, const Generation *is, Totals before, Totals after);
-/* How many numbers train and how many there are, as PEFT says it: "trainable params: 1,024 || all params: ...". */
-void task_print_parameters(size_t trained, size_t all);
-/* 1234567 as "1,234,567". */
-const char *with_commas(size_t n, char text[32]);
 /* One line: loss, perplexity, token accuracy. */
 void task_print_totals(const char *when, Totals totals);
 

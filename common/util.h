@@ -9,10 +9,12 @@
 #ifndef POSTTRAIN_UTIL_H
 #define POSTTRAIN_UTIL_H
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
 #include <math.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -140,16 +142,43 @@ __attribute__((format(printf, 2, 3))) static inline void str_printf(Str *a, cons
 
 typedef struct {
     FILE *f;
-    char *path, *aside;   // aside = path + ".tmp-<pid>"
+    char *path, *aside;   // aside = path + ".tmp-<pid>"; NULL: path is a pipe, a terminal or /dev/null, and is written itself
 } NewFile;
+
+/* The process that was writing a name that ends in mark and its number (".tmp-123"), or -1. */
+static inline long newfile_writer(const char *name, const char *mark) {
+    const char *p = strrchr(name, '.');
+    const size_t length = strlen(mark), n = p && !strncmp(p, mark, length) ? strspn(p + length, "0123456789") : 0;
+    return n >= 1 && n <= 9 && !p[length + n] ? strtol(p + length, NULL, 10) : -1;
+}
+
+/* Removes what writers of path that are no longer alive left beside it. */
+static inline void newfile_tidy(const char *path) {
+    char *in = xstrdup(path), *of = xstrdup(path);
+    const char *name = basename(of);
+    const size_t n = strlen(name);
+    DIR *list = opendir(dirname(in));
+    for (struct dirent *entry; list && (entry = readdir(list));) {
+        const long writer = newfile_writer(entry->d_name, ".tmp-");
+        if (writer > 0 && !strncmp(entry->d_name, name, n) && !strncmp(entry->d_name + n, ".tmp-", 5) && kill((pid_t)writer, 0) && errno == ESRCH)
+            unlinkat(dirfd(list), entry->d_name, 0);
+    }
+    if (list) closedir(list);
+    free(in);
+    free(of);
+}
 
 /* Opens path's neighbour for writing. 0, or -1 with e filled. */
 static inline int newfile_open(NewFile *n, const char *path, Error *e) {
+    struct stat there;
     Str aside = {0};
-    str_printf(&aside, "%s.tmp-%ld", path, (long)getpid());
+    if (stat(path, &there) || S_ISREG(there.st_mode) || S_ISDIR(there.st_mode)) {
+        newfile_tidy(path);
+        str_printf(&aside, "%s.tmp-%ld", path, (long)getpid());
+    }
     n->path = xstrdup(path);
     n->aside = aside.s;
-    n->f = fopen(n->aside, "wb");
+    n->f = fopen(n->aside ? n->aside : path, "wb");
     if (n->f) return 0;
     fail(e, "cannot write %s: %s; choose a directory that exists and is yours to write", path, strerror(errno));
     free(n->path);
@@ -174,10 +203,10 @@ static inline int newfile_close(NewFile *n, bool keep, Error *e) {
     int status = 0;
     bool bad = ferror(n->f) | fflush(n->f);
     int error = errno;
-    if (!bad && keep && fsync(fileno(n->f))) bad = true, error = errno;
+    if (!bad && keep && n->aside && fsync(fileno(n->f))) bad = true, error = errno;
     if (fclose(n->f) && !bad) bad = true, error = errno;
-    if (!bad && keep && rename(n->aside, n->path)) bad = true, error = errno;
-    if (bad || !keep) unlink(n->aside);
+    if (!bad && keep && n->aside && rename(n->aside, n->path)) bad = true, error = errno;
+    if ((bad || !keep) && n->aside) unlink(n->aside);
     if (bad && keep) status = fail(e, "cannot write %s: %s; what stood there before is unchanged", n->path, strerror(error));
     if (!bad && keep) sync_directory_of(n->path);
     free(n->path);

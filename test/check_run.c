@@ -987,12 +987,22 @@ START_TEST(test_unfinished_is_removed) {
     snprintf(inside, sizeof inside, "%s/model.safetensors", name[0]);
     write_text(inside, "half");
     write_text("out/log.jsonl", "{\"step\": 99}\n"); // of a run that never came to a checkpoint: it does not stop a new one
-    ck_toy(0, "--max_steps 2 --output %s", at("out"));
+    ck_toy(0, "--max_steps 2 --save_steps 1 --output %s", at("out"));
     ck_assert(!exists(name[0]) && !exists(name[1]));   // their writer is gone
     ck_assert(exists(name[2]) && exists(name[3]));     // theirs is not
     Str log = bytes_of("out/log.jsonl");
     ck_assert_ptr_null(strstr(log.s, "99"));
     free(log.s);
+    // killed while one checkpoint took another's place: before the new one stood there, and before the old one was removed
+    snprintf(name[4], 64, "out/checkpoint-2.old-%ld", dead);
+    ck_assert_int_eq(rename(at("out/checkpoint-2"), at(name[4])), 0);
+    ck_toy(2, "--max_steps 1 --output %s --resume", at("out"));   // other steps: refused, and the checkpoint stands in its place again
+    ck_assert(!exists(name[4]) && exists("out/checkpoint-2/state.safetensors"));
+    ck_assert_int_eq(mkdir(at(name[4]), 0777), 0);
+    snprintf(inside, sizeof inside, "%s/state.safetensors", name[4]);
+    write_text(inside, "older");
+    ck_toy(0, "--max_steps 2 --output %s --resume", at("out"));
+    ck_assert(!exists(name[4]) && exists("out/checkpoint-2/model.safetensors"));
     snprintf(name[4], 64, "other/stuff.tmp-%ld", dead);
     snprintf(name[5], 64, "other/checkpoint-7.tmp-%ldx", dead);
     ck_assert_int_eq(mkdir(at("other"), 0777), 0);

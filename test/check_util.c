@@ -322,6 +322,45 @@ START_TEST(test_new_file_remembers_a_lost_write) {
 }
 END_TEST
 
+/* What a writer left that is no longer alive goes; another's, and another file's, stays. */
+START_TEST(test_new_file_tidies_up) {
+    NewFile n;
+    Error e;
+    char name[4][32];
+    const pid_t dead = fork();
+    if (!dead) _exit(0);
+    waitpid(dead, NULL, 0);
+    snprintf(name[0], 32, "f.tmp-%ld", (long)dead);
+    snprintf(name[1], 32, "f.tmp-%ld", (long)getppid());
+    snprintf(name[2], 32, "ff.tmp-%ld", (long)dead);
+    snprintf(name[3], 32, "f.tmp-%ldx", (long)dead);
+    for (int i = 0; i < 4; i++) put(name[i], "half");
+    ck_assert_int_eq(newfile_open(&n, at("f"), &e), 0);
+    ck_assert_int_eq(newfile_close(&n, true, &e), 0);
+    ck_assert(access(at(name[0]), F_OK) && errno == ENOENT);
+    for (int i = 1; i < 4; i++) assert_content(name[i], "half");
+}
+END_TEST
+
+/* What is no file is written where it is: nothing takes the place of /dev/null. */
+START_TEST(test_new_file_of_a_pipe) {
+    NewFile n;
+    Error e;
+    char text[8] = "";
+    ck_assert_int_eq(mkfifo(at("pipe"), 0600), 0);
+    const int fd = open(at("pipe"), O_RDONLY | O_NONBLOCK);
+    ck_assert_int_eq(newfile_open(&n, at("pipe"), &e), 0);
+    fputs("new", n.f);
+    ck_assert_int_eq(newfile_close(&n, true, &e), 0);
+    ck_assert_int_eq(read(fd, text, sizeof text), 3);
+    ck_assert_str_eq(text, "new");
+    struct stat s;
+    ck_assert(!stat(at("pipe"), &s) && S_ISFIFO(s.st_mode));
+    ck_assert_int_eq(count_entries(), 1);
+    close(fd);
+}
+END_TEST
+
 START_TEST(test_new_file_that_cannot_be) {
     NewFile n;
     Error e = {""};
@@ -458,7 +497,7 @@ int main(void) {
                                   test_new_file_replaces_at_once,
                                   test_new_file_keeps_the_old_one,
                                   test_new_file_remembers_a_lost_write,
-                                  test_new_file_that_cannot_be,
+                                  test_new_file_tidies_up, test_new_file_of_a_pipe, test_new_file_that_cannot_be,
                                   test_read_file,
                                   test_fail_fills_and_cuts,
                                   test_exit_status,

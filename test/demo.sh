@@ -2,32 +2,57 @@
 # Every program on the built-in world, and one table of what it learned there. A claim that does not hold fails the command.
 #
 #   sh test/demo.sh BUILD      BUILD: the directory of the programs
+#
+# While a program runs, a line says which of how many it is and how far it has come; on a terminal the line is rewritten, anywhere else
+# each program gets one.
 set -eu
 cd "$(dirname "$0")/.."
 build=$1
 out=$(mktemp -d)
-trap 'rm -rf "$out"' EXIT
-failed=0
+running=
+trap 'status=$?; trap - EXIT; [ -z "$running" ] || kill "$running" 2>/dev/null || :; rm -rf "$out"; exit $status' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+failed=0 ran=0 programs=25 start=$(date +%s)
 
-# row TECHNIQUE MEASURE BEFORE AFTER AT_MOST_BEFORE AT_LEAST_AFTER SECONDS
+# row TECHNIQUE MEASURE BEFORE AFTER AT_MOST_BEFORE AT_LEAST_AFTER: of the program that ran last
 row() {
     verdict=$(awk -v b="$3" -v a="$4" -v most="$5" -v least="$6" 'BEGIN { print (b + 0 <= most && a + 0 >= least) ? "holds" : "FAILS" }')
     [ "$verdict" = holds ] || failed=1
-    printf '%s\t%s\t%s\t%s\t%s\t%s (before <= %s, after >= %s)\n' "$1" "$2" "$3" "$4" "$7" "$verdict" "$5" "$6" >>"$out/table"
+    printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s (before <= %s, after >= %s)\n' "$1" "$2" "$3" "$4" "$trained" "$seconds" "$memory" "$verdict" "$5" "$6" >>"$out/table"
 }
 
-# timed SAYING PROGRAM FLAGS: what it prints goes to $out/text, and the seconds it took are $seconds
+# The line of progress: "12/25  ./lora --seed 2  step 240/400  7 s  (in all 71 s)"
+progress() {
+    step=$(sed -n 's/^\(step [0-9]*\/[0-9]*\) .*/\1/p' "$out/text" | tail -1)
+    printf '\r\033[K%s/%s  %s  %s  %s s  (in all %s s)' "$ran" "$programs" "$1" "$step" $(($(date +%s) - begin)) $(($(date +%s) - start))
+}
+
+# timed SAYING PROGRAM FLAGS: what it prints goes to $out/text. From there, and from the clock: $trained, the numbers that it trained; $seconds;
+# $memory, the most it took, in MB
 timed() {
-    echo "→ $1"
-    shift
-    program=$1
-    shift
-    begin=$(date +%s)
-    "$build/$program" "$@" >"$out/text" || { cat "$out/text"; exit 1; }
+    saying=$1 program=$2
+    shift 2
+    ran=$((ran + 1)) begin=$(date +%s)
+    [ -t 1 ] || echo "$ran/$programs  $saying  (in all $((begin - start)) s)"
+    : >"$out/text"
+    "$build/$program" "$@" >"$out/text" & running=$!
+    while [ -t 1 ] && kill -0 "$running" 2>/dev/null; do
+        progress "$saying"
+        sleep 0.2
+    done
+    wait "$running" || { echo; cat "$out/text"; exit 1; }
+    running=
     seconds=$(($(date +%s) - begin))
+    trained=$(sed -n 's/^trainable params: \([0-9,]*\) .*/\1/p' "$out/text")
+    memory=$(sed -n 's/^peak memory \([0-9]*\) MB.*/\1/p' "$out/text")
+    if [ -z "$trained" ] || [ -z "$memory" ]; then
+        echo "$saying does not say what it trained and what memory it took" >&2
+        exit 1
+    fi
 }
 
-# run PROGRAM SEED: the held-out exact match, in percent, before and after, and the seconds it took
+# run PROGRAM SEED: the held-out exact match, in percent, before and after
 run() {
     timed "./$1 --seed $2" "$1" --seed "$2"
     line=$(grep 'exact match' "$out/text")
@@ -35,28 +60,28 @@ run() {
     after=$(echo "$line" | sed 's/.*exact match [0-9.]* % -> \([0-9.]*\) %.*/\1/')
 }
 
-printf 'technique\theld-out measure\tbefore\tafter\tseconds\tclaim\n' >"$out/table"
+printf 'technique\theld-out measure\tbefore\tafter\ttrained\tseconds\tMB\tclaim\n' >"$out/table"
 for seed in 1 2 3; do
     run sft $seed
-    row "sft, seed $seed" "exact answers to questions never asked, %" "$before" "$after" 5 85 "$seconds"
+    row "sft, seed $seed" "exact answers to questions never asked, %" "$before" "$after" 5 85
 done
 run full_ft 1
-row full_ft "exact summaries of new texts, %" "$before" "$after" 5 80 "$seconds"
+row full_ft "exact summaries of new texts, %" "$before" "$after" 5 80
 # Constitutional AI: a model that is rude in half of its answers, and its judgement of pairs whose better answer is known
 for seed in 1 2 3; do
     timed "./constitutional --seed $seed" constitutional --seed $seed
     line=$(grep '^held-out answers that say one of --breaches' "$out/text")
     before=$(echo "$line" | awk '{ print 100 - $(NF - 4) }')
     after=$(echo "$line" | awk '{ print 100 - $(NF - 1) }')
-    row "constitutional, seed $seed" "answers without a rude phrase, %" "$before" "$after" 70 88 "$seconds"
+    row "constitutional, seed $seed" "answers without a rude phrase, %" "$before" "$after" 70 88
     timed "./constitutional --feedback pairs.jsonl --seed $seed" constitutional --model test/tiny/chat --constitution test/tiny/constitution.json \
         --prompts test/tiny/prompts.jsonl --max_new_tokens 64 --seed $seed --feedback "$out/pairs.jsonl" \
         --breaches 'silly you!|get lost.|stop bugging.|how boring.|now leave.|never ask again.|you are so dumb.|what a fool.'
     after=$(sed -n 's/^agreement with --breaches.*debiased \([0-9.]*\) %.*/\1/p' "$out/text")
-    row "AI feedback, seed $seed" "labels that agree with the truth (before: always the first), %" 50 "$after" 50 65 "$seconds"
+    row "AI feedback, seed $seed" "labels that agree with the truth (before: always the first), %" 50 "$after" 50 65
 done
 
-# reward_on WHAT SEED FLAGS: the accuracy on held-out pairs, in percent, before and after, and the seconds it took
+# reward_on WHAT SEED FLAGS: the accuracy on held-out pairs, in percent, before and after
 reward_on() {
     what=$1 seed=$2
     shift 2
@@ -67,18 +92,18 @@ reward_on() {
 }
 for seed in 1 2 3; do
     reward_on "pairs about other questions" $seed --output "$out/reward-$seed"
-    row "reward, seed $seed" "the preferred answer, questions never asked, % (by length: 50)" "$before" "$after" 75 95 "$seconds"
+    row "reward, seed $seed" "the preferred answer, questions never asked, % (by length: 50)" "$before" "$after" 75 95
     reward_on "the same in phrases it never saw" $seed --model "$out/reward-$seed" --data test/tiny/preferences.jsonl \
         --eval test/tiny/preferences-unseen-eval.jsonl --max_steps 0
-    row "reward, seed $seed" "the same in phrases it never saw, % (by length: 50)" 50 "$after" 50 75 "$seconds"
+    row "reward, seed $seed" "the same in phrases it never saw, % (by length: 50)" 50 "$after" 50 75
 done
 for seed in 1 2 3; do
     run lora $seed
-    row "lora, seed $seed" "exact remedies for patients never asked about, %" "$before" "$after" 5 65 "$seconds"
+    row "lora, seed $seed" "exact remedies for patients never asked about, %" "$before" "$after" 5 65
 done
 for seed in 1 2 3; do
     run adapter $seed
-    row "adapter, seed $seed" "exact remedies for patients never asked about, %" "$before" "$after" 5 55 "$seconds"
+    row "adapter, seed $seed" "exact remedies for patients never asked about, %" "$before" "$after" 5 55
 done
 
 # rude STEP: the share of that step's answers in $out/rollouts that hold a rude phrase, in percent: words counted, no model asked
@@ -90,13 +115,14 @@ for seed in 1 2 3; do
     timed "./ppo --seed $seed" ppo --seed "$seed" --dump_rollouts "$out/rollouts"
     before=$(grep '^held-out, before' "$out/text" | tail -1) after=$(grep '^held-out, after' "$out/text")
     row "ppo, seed $seed" "reward of answers to questions never asked" "$(echo "$before" | sed 's/.*reward \([-0-9.]*\) .*/\1/')" \
-        "$(echo "$after" | sed 's/.*reward \([-0-9.]*\) .*/\1/')" 0.5 0.9 "$seconds"
+        "$(echo "$after" | sed 's/.*reward \([-0-9.]*\) .*/\1/')" 0.5 0.9
     row "ppo, seed $seed" "of them hold the right fact, % (not to be lost)" "$(echo "$before" | sed 's/.*right answer \([0-9.]*\) .*/\1/')" \
-        "$(echo "$after" | sed 's/.*right answer \([0-9.]*\) .*/\1/')" 60 35 "$seconds"
-    row "ppo, seed $seed" "what is left of 4 nats of KL" 4 "$(echo "$after" | sed 's/.*KL \([0-9.]*\) .*/\1/' | awk '{ print 4 - $1 }')" 4 0.5 "$seconds"
-    row "ppo, seed $seed" "answers in training without a rude phrase, %" "$(rude 1 | awk '{ print 100 - $1 }')" "$(rude 20 | awk '{ print 100 - $1 }')" 70 88 "$seconds"
+        "$(echo "$after" | sed 's/.*right answer \([0-9.]*\) .*/\1/')" 60 35
+    row "ppo, seed $seed" "what is left of 4 nats of KL" 4 "$(echo "$after" | sed 's/.*KL \([0-9.]*\) .*/\1/' | awk '{ print 4 - $1 }')" 4 0.5
+    row "ppo, seed $seed" "answers in training without a rude phrase, %" "$(rude 1 | awk '{ print 100 - $1 }')" "$(rude 20 | awk '{ print 100 - $1 }')" 70 88
 done
 
+[ ! -t 1 ] || printf '\r\033[K'
 echo
 column -t -s '	' "$out/table" 2>/dev/null || cat "$out/table"
 exit $failed
