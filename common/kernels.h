@@ -27,10 +27,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#ifdef REAL_BF16                 // a GPU's, unless asked otherwise; the host only passes it on
-typedef uint16_t real;
-#else
+#ifndef REAL_BF16
 typedef float real;
+#elif defined __cplusplus        // kernels.cu, which has included what defines this type
+typedef __nv_bfloat16 real;
+#else
+typedef uint16_t real;           // bf16, the upper half of a float: the host only passes it on
+#endif
+
+#ifdef __cplusplus
+extern "C" {
 #endif
 
 /* ------------------------------------------------------------------------------------------------------------------
@@ -234,5 +240,9 @@ double sum_of_squares(const float *const *x, const size_t *n, int count);
    number rounded; where real is float, master is NULL. */
 void adamw(real *w, float *master, float *g, float *m, float *v, size_t n, float scale, float lr, float beta1, float beta2,
            float epsilon, float decay, int t);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif
