@@ -7,6 +7,11 @@
 CC      ?= cc
 CFLAGS  ?= -O3 -g
 STD      = -std=gnu11
+# CUDA, emulated on a CPU for the tests, is C++: by the C++ compiler that belongs to CC.
+ifeq ($(origin CXX),default)
+  CXX    = $(if $(findstring clang,$(CC)),$(subst clang,clang++,$(CC)),$(if $(findstring gcc,$(CC)),$(subst gcc,g++,$(CC)),c++))
+endif
+STDXX    = -std=gnu++17 -Wno-unknown-pragmas
 WARN     = -Wall -Wextra
 # The contract with the CPU is AVX2 + FMA; only the kernels are compiled for it, so that everything else can say so on a CPU without.
 # Contraction is off: gcc and clang then round alike, and where a fused multiply-add is meant, the kernels say so.
@@ -18,7 +23,8 @@ LIBS     = jansson libpcre2-8
 
 STAGES   = sft reward ppo constitutional full_ft lora adapter
 PROGRAMS = $(patsubst %.c,%,$(wildcard $(STAGES:=.c)))
-CHECKS   = $(patsubst test/%.c,%,$(wildcard test/check_*.c))
+CHECKS_CU = $(patsubst test/%.cu,%,$(wildcard test/check_*.cu))
+CHECKS   = $(patsubst test/%.c,%,$(wildcard test/check_*.c)) $(CHECKS_CU)
 FUZZERS  = $(patsubst test/%.c,%,$(wildcard test/fuzz_*.c))
 
 # Objects lie apart by compiler and flavour, so that gcc, clang and the sanitizers do not undo each other's work.
@@ -46,6 +52,7 @@ ifneq ($(filter-out help clean $(MODELS),$(or $(MAKECMDGOALS),all)),)
 endif
 
 COMPILE  = $(CC) $(STD) $(WARN) $(CFLAGS) $(FP) $(SANITIZE) -fopenmp -MMD -MP
+COMPILE_CU = $(CXX) $(STDXX) $(WARN) $(CFLAGS) $(FP) $(AVX2) $(SANITIZE) -MMD -MP
 LDLIBS  := $(shell pkg-config --libs $(LIBS) 2>/dev/null) -lm
 INCLUDE := $(shell pkg-config --cflags $(LIBS) 2>/dev/null)
 
@@ -61,14 +68,20 @@ $(B)/%.o: %.c | $(B)
 $(B)/%.o: test/%.c | $(B)
 	$(COMPILE) $(INCLUDE) $(AVX2) -c $< -o $@
 
+$(B)/%.o: test/%.cu | $(B) cxx
+	$(COMPILE_CU) $(INCLUDE) -x c++ -c $< -o $@
+
 $(B)/common.a: $(COMMON)
 	rm -f $@ && ar rcs $@ $^
 
 $(addprefix $(B)/,$(STAGES)): $(B)/%: $(B)/%.o $(B)/common.a
 	$(COMPILE) $^ -o $@ $(LDLIBS)
 
-$(addprefix $(B)/,$(CHECKS)): $(B)/%: $(B)/%.o $(B)/common.a
+$(addprefix $(B)/,$(filter-out $(CHECKS_CU),$(CHECKS))): $(B)/%: $(B)/%.o $(B)/common.a
 	$(COMPILE) $^ -o $@ $(LDLIBS) $(shell pkg-config --libs check)
+
+$(addprefix $(B)/,$(CHECKS_CU)): $(B)/%: $(B)/%.o
+	$(COMPILE_CU) $^ -o $@ $(shell pkg-config --libs check)
 
 $(B)/bench $(B)/world: $(B)/%: $(B)/%.o $(B)/common.a
 	$(COMPILE) $^ -o $@ $(LDLIBS)
@@ -76,13 +89,16 @@ $(B)/bench $(B)/world: $(B)/%: $(B)/%.o $(B)/common.a
 $(B):
 	mkdir -p $@
 
+cxx:
+	@echo '#include <map>' | $(CXX) -x c++ -fsyntax-only - 2>/dev/null || { echo "✗ $(CXX) not found, or without its library: apt-get install g++"; exit 1; }
+
 # ./sft is the flavour built last.
 $(PROGRAMS): %: $(B)/% FORCE
 	@cmp -s $< $@ || cp $< $@
 
 # --- tests ----------------------------------------------------------------------------------------------------------
 
-.PHONY: all test asan ubsan tsan fuzz bench tiny tiny-out tiny-check demo help clean $(MODELS) FORCE
+.PHONY: all cxx test asan ubsan tsan tsan_cuda fuzz bench tiny tiny-out tiny-check demo help clean $(MODELS) FORCE
 FORCE:
 
 test: $(addprefix run-,$(CHECKS))
@@ -96,10 +112,13 @@ asan:
 	$(MAKE) test FLAVOUR=$(FLAVOUR)-asan CFLAGS="-O1 -g -fno-omit-frame-pointer" SANITIZE="-fsanitize=address"
 ubsan:
 	$(MAKE) test FLAVOUR=$(FLAVOUR)-ubsan CFLAGS="-O1 -g" SANITIZE="-fsanitize=undefined -fno-sanitize-recover=all"
-# ThreadSanitizer must see the barriers: clang's OpenMP tells it through the Archer tool, gcc's does not.
-tsan:
-	ARCHER_OPTIONS="verbose=0" TSAN_OPTIONS="ignore_noninstrumented_modules=1" \
-	$(MAKE) test CC=clang FLAVOUR=clang-tsan CFLAGS="-O1 -g" SANITIZE="-fsanitize=thread" CHECKS="check_kernels check_gpt2"
+# ThreadSanitizer must see the barriers: clang's OpenMP tells it through the Archer tool, gcc's does not. Kernels of CUDA have no OpenMP, and
+# must do without that option, which would hide what they do through memset() and memcpy().
+TSAN = $(MAKE) test CC=clang FLAVOUR=clang-tsan CFLAGS="-O1 -g" SANITIZE="-fsanitize=thread"
+tsan: tsan_cuda
+	+ARCHER_OPTIONS="verbose=0" TSAN_OPTIONS="ignore_noninstrumented_modules=1" $(TSAN) CHECKS="check_kernels check_gpt2"
+tsan_cuda:
+	+$(TSAN) CHECKS="check_cuda_emu"
 
 # libFuzzer on every reader of other people's files: FUZZ_SECONDS each.
 FUZZ_SECONDS ?= 20

@@ -9,7 +9,7 @@ what=${1:-}
 [ $# -gt 0 ] && shift
 case $what in
 example) packages="gcc make pkg-config libjansson-dev libpcre2-dev" ;;
-test)    packages="gcc make pkg-config libjansson-dev libpcre2-dev check" ;;
+test)    packages="gcc g++ make pkg-config libjansson-dev libpcre2-dev check" ;;
 *)       echo "usage: sh test/fresh.sh example|test [make arguments]" >&2; exit 2 ;;
 esac
 
