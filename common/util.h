@@ -182,7 +182,7 @@ static inline int newfile_close(NewFile *n, bool keep, Error *e) {
     if (!bad && keep) sync_directory_of(n->path);
     free(n->path);
     free(n->aside);
-    *n = (NewFile){0};
+    memset(n, 0, sizeof *n);
     return status;
 }
 
