@@ -142,7 +142,7 @@ real *device_map(const void *host, size_t n) {   // a GPU has its own memory: th
 void device_unmap(const real *device, size_t n) { (void)device, (void)n; }
 
 /* In pieces, so that a model of any size is converted through little memory. */
-enum { PIECE = 1 << 20 };
+static const size_t PIECE = 1 << 20;
 
 void real_write(real *device, const float *host, size_t n) {
     if (FP32) {
@@ -199,10 +199,10 @@ static void *workspace(size_t bytes) {
  * eight or does not begin at one, with W = 1.
  */
 
-static __device__ __forceinline__ float get(const float *p) { return *p; }
-static __device__ __forceinline__ float get(const __nv_bfloat16 *p) { return __bfloat162float(*p); }
-static __device__ __forceinline__ void put(float *p, float x) { *p = x; }
-static __device__ __forceinline__ void put(__nv_bfloat16 *p, float x) { *p = __float2bfloat16(x); }
+__device__ __forceinline__ float get(const float *p) { return *p; }
+__device__ __forceinline__ float get(const __nv_bfloat16 *p) { return __bfloat162float(*p); }
+__device__ __forceinline__ void put(float *p, float x) { *p = x; }
+__device__ __forceinline__ void put(__nv_bfloat16 *p, float x) { *p = __float2bfloat16(x); }
 
 template <int W> static __device__ __forceinline__ void get(float x[W], const float *p) {
     if constexpr (W == 1) x[0] = *p;
@@ -365,10 +365,10 @@ static const cublasLtMatmulAlgo_t *way_of(Kind kind, cublasLtMatmulDesc_t d) {
     for (int i = 0; i < count; i++)
         if (!memcmp(&ways[i].kind, &kind, sizeof kind)) return &ways[i].algorithm;
     if (count == WAYS) die("kernels.cu: more than %d kinds of products; raise WAYS", WAYS);
-    const uint64_t M = kind.M ? (uint64_t)kind.M : ASKED, N = (uint64_t)kind.N, K = kind.K ? (uint64_t)kind.K : ASKED;
+    const uint64_t M = (uint64_t)(kind.M ? kind.M : ASKED), N = (uint64_t)kind.N, K = (uint64_t)(kind.K ? kind.K : ASKED);
     const cudaDataType_t stored = FP32 ? CUDA_R_32F : CUDA_R_16BF, type = kind.type == 4 ? CUDA_R_32F : CUDA_R_16BF;
     // as in product(): column-major, so the second factor comes first. Strides are those of dense matrices, rounded up to what is aligned alike
-    const size_t round = (size_t)kind.alignment[0] / sizeof(real), out_round = (size_t)kind.alignment[2] / (size_t)kind.type;
+    const size_t round = (size_t)kind.alignment[0] / sizeof(real), out_round = (size_t)(kind.alignment[2] / kind.type);
     auto up = [](size_t n, size_t to) { return to > 1 ? (n + to - 1) / to * to : n; };
     cublasLtMatrixLayout_t b = kind.tb ? layout(stored, K, N, up(K, round)) : layout(stored, N, K, up(N, round));
     cublasLtMatrixLayout_t a = kind.ta ? layout(stored, M, K, up(M, round)) : layout(stored, K, M, up(K, round));

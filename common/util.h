@@ -145,7 +145,7 @@ typedef struct {
 
 /* Opens path's neighbour for writing. 0, or -1 with e filled. */
 static inline int newfile_open(NewFile *n, const char *path, Error *e) {
-    Str aside = {0};
+    Str aside = {NULL, 0, 0};
     str_printf(&aside, "%s.tmp-%ld", path, (long)getpid());
     n->path = xstrdup(path);
     n->aside = aside.s;
