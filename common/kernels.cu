@@ -661,8 +661,11 @@ struct Decode {   // out (OC,IC) = weight^T as it lies, or, transposed, elements
     size_t offset;
     template <int W> __device__ void at(size_t i) const {
         const size_t IC = (size_t)q.IC, OC = (size_t)q.OC, k = offset + i;
-        if (floats) floats[i] = nf4_number(q, tables, k % OC * IC + k / OC);
-        else
+        if (floats) {
+            real as_stored;   // as it counts in a product
+            put(&as_stored, nf4_number(q, tables, k % OC * IC + k / OC));
+            floats[i] = get(&as_stored);
+        } else
             for (int j = 0; j < W; j++) put(out + i + j, nf4_number(q, tables, i + (size_t)j));
     }
 };

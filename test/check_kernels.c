@@ -31,8 +31,8 @@ enum { DEVICE = 1 };
 enum { DEVICE = 0 };
 #endif
 enum { SHORT = sizeof(real) < sizeof(float) };
-/* What a number stored as a real may be off by, relative to itself, when `roundings` of its size came together: of bf16, which has 8 bits, 2^-9 each. */
-#define STORED(roundings) (SHORT ? (roundings) * 0x1p-9 : 0)
+/* What a number stored as a real may be off by, relative to itself, when `roundings` of its size came together: of bf16, which has 8 bits, 2^-8 each. */
+#define STORED(roundings) (SHORT ? (roundings) * 0x1p-8 : 0)
 
 /* ck_assert() writes a file each time that it passes: too slow for every element. These speak only when they fail. */
 #define ck_must(condition, ...) do { if (!(condition)) ck_abort_msg(__VA_ARGS__); } while (0)
@@ -253,6 +253,7 @@ START_TEST(device_memory_is_zeroed_aligned_and_copied) {
     real_write((real *)p, x, 12345);
     real_read(back, (real *)p, 12345);
     ck_bits(back, x, 12345);
+    device_write(p, x, bytes);
     device_write(p, x + 1, 100);
     device_read(back, p, 100);
     ck_bits(back, x + 1, 25);
@@ -770,9 +771,9 @@ static void check_projection(int N, int IC, int OC) {
             float *out = copy(before, l.out_n), *dinp = copy(dinp_before, l.inp_n);
             projection_forward(out, l.inp, l.weight, with_bias ? l.bias : NULL, on, N, IC, OC);
             projection_backward_input(dinp, l.dout, l.weight, on, N, IC, OC);
-            ck_close(out, out_ref, l.out_n, product_tolerance(IC + 1) + STORED(1));
+            ck_close(out, out_ref, l.out_n, product_tolerance(IC + 1) + STORED(1 + (on && with_bias)));
             ck_close(dinp, dinp_ref, l.inp_n, product_tolerance(OC + 1) + STORED(1));
-            ck_chain(out, out_chain, l.out_n, product_tolerance(IC + 1) + STORED(1));
+            ck_chain(out, out_chain, l.out_n, product_tolerance(IC + 1) + STORED(1 + (on && with_bias)));
             ck_chain(dinp, dinp_chain, l.inp_n, product_tolerance(OC + 1) + STORED(1));
             const size_t row = (size_t)(N / 2);   // one alone
             float *out_1 = copy(before + row * (size_t)OC, (size_t)OC), *dinp_1 = copy(dinp_before + row * (size_t)IC, (size_t)IC);
@@ -854,8 +855,10 @@ static void check_layernorm_forward(int N, int C) {
     // sum and mean round by EPSILON of numbers that are up to rstd / 2 larger than the norm; C additions grow like sqrt C
     double largest_rstd = 0;
     for (int i = 0; i < N; i++) largest_rstd = fmax(largest_rstd, rstd_ref[i]);
-    double tolerance = (8 + 4 * largest_rstd + sqrt(C)) * EPSILON + STORED(2);   // of the sum, which is normalised as it is stored
+    double tolerance = (8 + 4 * largest_rstd + sqrt(C)) * EPSILON;
     ck_close(sum, sum_ref, NC, EPSILON + STORED(1));
+    if (SHORT)   // what is normalised is the sum as it is stored
+        ref_layernorm_forward(NULL, out_ref, mean_ref, rstd_ref, widen(sum, NC), NULL, widen(weight, (size_t)C), widen(bias, (size_t)C), N, C, (double)norm_epsilon);
     ck_close(mean, mean_ref, n, tolerance);
     ck_close(rstd, rstd_ref, n, tolerance * largest_rstd);
     ck_close(out, out_ref, NC, tolerance * largest_rstd + STORED(1));
@@ -1157,7 +1160,7 @@ START_TEST(relu_and_silu) {
         for (int i = 0; i < N; i++) {
             double wide = x[i], value = activations[a].value(wide), derivative = (double)dout[i] * activations[a].derivative(wide);
             double size = activations[a].roundings * EPSILON;
-            ck_must(fabs((double)out[i] - value) <= size * fabs(wide) + STORED(1) * fabs(value), "%s(%.9g) is %.9g, not %.9g", activations[a].name, wide, (double)out[i], value);
+            ck_must(fabs((double)out[i] - value) <= size * fabs(wide) + STORED(1) * fabs(value) + (SHORT ? 0x1p-134 : 0), "%s(%.9g) is %.9g, not %.9g", activations[a].name, wide, (double)out[i], value);
             ck_must(fabs((double)dinp[i] - derivative) <= size * (1 + fmin(fabs(wide), 4)) * fabs((double)dout[i]) + STORED(1) * fabs(derivative), "%g %s'(%.9g) is %.9g, not %.9g",
                     (double)dout[i], activations[a].name, wide, (double)dinp[i], derivative);
         }
@@ -1385,6 +1388,10 @@ static void ck_attention_gradient(const Attention *a, const double *dqkv_ref, do
                 got[(size_t)n * a->C + c] = (double)a->dqkv[at];
                 want[(size_t)n * a->C + c] = dqkv_ref[at];
             }
+        if (dot(want, want, a->out_n) == 0) {   // of one key each, whose probability is 1: what is left is rounding of numbers of size 1
+            for (size_t i = 0; i < a->out_n; i++) ck_must(fabs(got[i]) <= tolerance, "%s: %c gradient %zu is %g, not 0", where, "qkv"[part], i, got[i]);
+            continue;
+        }
         ck_complaint(compare((const char *[]){"dq", "dk", "dv"}[part], got, want, a->out_n, tolerance));
     }
 }
@@ -1399,10 +1406,11 @@ static void check_attention(const int *lengths, int S, int NH, int hs, double si
     // a score is a product of hs terms of size^2 / 3 or so, divided by sqrt(hs): its error goes whole into the exponential;
     // the sums over keys add a rounding each, of parts of a total of 1
     double score_error = (4 + sqrt(hs)) * fmax(1, size * size) * EPSILON;
-    // in bf16 probabilities are rounded before they meet the values, and in backward they, the gradients of the scores and out, too
+    // in bf16 probabilities are rounded before they meet the values; in backward out was, whose product with dout is taken from every gradient by a
+    // probability, and these are what many of them cancel to
     ck_close(a.lse, lse_ref, a.lse_n, 8 * EPSILON + score_error);
-    ck_close(a.out, out_ref, a.out_n, 16 * EPSILON + 4 * score_error + STORED(2));
-    ck_attention_gradient(&a, dqkv_ref, 64 * EPSILON + 16 * score_error + STORED(4));
+    ck_close(a.out, out_ref, a.out_n, 16 * EPSILON + 4 * score_error + STORED(4));
+    ck_attention_gradient(&a, dqkv_ref, 64 * EPSILON + 16 * score_error + STORED(16) * fmax(1, size / 4));
 
     FOR_THREADS(t) {
         Attention b = a;
@@ -1511,7 +1519,7 @@ static void check_shared_beginnings(int NH, int hs, float p) {
         for (int t = 0; t < T; t++)
             for (size_t i = 0; i < 3 * C; i++) want[(t < P ? before + (size_t)t : own + (size_t)(t - P)) * 3 * C + i] += dqkv[(size_t)t * 3 * C + i];
     }
-    ck_attention_gradient(&a, want, 64 * EPSILON + 16 * (4 + sqrt(hs)) * EPSILON + STORED(4));
+    ck_attention_gradient(&a, want, 64 * EPSILON + 16 * (4 + sqrt(hs)) * EPSILON + STORED(16));
     FOR_THREADS(t) {
         float *out = room(a.out_n), *lse = room(a.lse_n), *dqkv = room(a.qkv_n);
         attention_forward(out, lse, a.qkv, a.start, parent, a.start[S], S, NH, hs, a.noise);
@@ -2139,6 +2147,9 @@ END_TEST
  * Sampling
  */
 
+/* An emulated GPU looks for what top_k and top_p keep at a thousandth of a GPU's speed. */
+static int draws(int R, int emulated) { return strstr(device_name(), "emulated") ? emulated : R; }
+
 /* R draws from one row of logits, for uniforms over the whole of [0, 1). */
 static void check_sample(const float *logits, int V, int R, float temperature, int top_k, float top_p) {
     AT("V=%d temperature=%g top_k=%d top_p=%g", V, (double)temperature, top_k, (double)top_p);
@@ -2198,7 +2209,7 @@ START_TEST(sample_is_the_inverse_of_the_cumulative_distribution) {
         for (int k = 0; k < LENGTH(settings); k++) {
             float logits[1003];
             for (int v = 0; v < vocabulary[i]; v++) logits[v] = stored(6 * draw() - 3);
-            check_sample(logits, vocabulary[i], 300, settings[k].temperature, settings[k].top_k, settings[k].top_p);
+            check_sample(logits, vocabulary[i], draws(300, 12), settings[k].temperature, settings[k].top_k, settings[k].top_p);
         }
 }
 END_TEST
@@ -2207,32 +2218,33 @@ START_TEST(sample_from_a_real_vocabulary) {
     enum { V = 50257 };
     float *logits = xmalloc(V * sizeof *logits);
     for (int v = 0; v < V; v++) logits[v] = stored(20 * draw() * draw() * draw());
-    check_sample(logits, V, 20, 1, 0, 1);
-    check_sample(logits, V, 20, 1, 40, 1);
-    check_sample(logits, V, 20, 0.9f, 1000, 0.9f);
+    const int R = draws(20, 3);
+    check_sample(logits, V, R, 1, 0, 1);
+    check_sample(logits, V, R, 1, 40, 1);
+    check_sample(logits, V, R, 0.9f, 1000, 0.9f);
     free(logits);
 }
 END_TEST
 
 START_TEST(sample_with_ties_keeps_the_lower_tokens) {
     static const float equal[12] = {0}, two_levels[9] = {1, 0, 1, 0, 1, 0, 1, 0, 1};
-    check_sample(equal, 12, 200, 1, 0, 1);
-    check_sample(equal, 12, 200, 1, 5, 1);
-    check_sample(equal, 12, 200, 1, 0, 0.55f);      // 0.55 * 12 = 6.6: seven tokens
-    check_sample(two_levels, 9, 200, 1, 3, 1);
-    check_sample(two_levels, 9, 200, 1, 7, 1);      // five ones and the first two zeros
-    check_sample(two_levels, 9, 200, 1, 0, 0.3f);
-    check_sample(two_levels, 9, 200, 1, 7, 0.85f);
+    check_sample(equal, 12, draws(200, 24), 1, 0, 1);
+    check_sample(equal, 12, draws(200, 24), 1, 5, 1);
+    check_sample(equal, 12, draws(200, 24), 1, 0, 0.55f);      // 0.55 * 12 = 6.6: seven tokens
+    check_sample(two_levels, 9, draws(200, 24), 1, 3, 1);
+    check_sample(two_levels, 9, draws(200, 24), 1, 7, 1);      // five ones and the first two zeros
+    check_sample(two_levels, 9, draws(200, 24), 1, 0, 0.3f);
+    check_sample(two_levels, 9, draws(200, 24), 1, 7, 0.85f);
 }
 END_TEST
 
 START_TEST(sample_never_draws_the_impossible) {
     float logits[37];
     for (int v = 0; v < 37; v++) logits[v] = v == 4 || v == 20 || v == 33 ? 2 : stored(-1e4f);   // exp(-1e4) is 0
-    check_sample(logits, 37, 100, 1, 0, 1);
-    check_sample(logits, 37, 100, 1, 2, 1);
-    check_sample(logits, 37, 100, 1, 30, 1);
-    check_sample(logits, 37, 100, 1, 0, 0.99f);
+    check_sample(logits, 37, draws(100, 24), 1, 0, 1);
+    check_sample(logits, 37, draws(100, 24), 1, 2, 1);
+    check_sample(logits, 37, draws(100, 24), 1, 30, 1);
+    check_sample(logits, 37, draws(100, 24), 1, 0, 0.99f);
 }
 END_TEST
 
@@ -2266,12 +2278,13 @@ START_TEST(sample_at_temperature_0_is_the_argmax) {
 END_TEST
 
 START_TEST(sample_draws_with_the_right_frequencies) {
-    enum { R = 20000, V = 7 };
-    float *logits = room(R * V), *uniform = room(R);
+    enum { V = 7 };
+    const int R = draws(20000, 600);
+    float *logits = room((size_t)R * V), *uniform = room((size_t)R);
     static const float row[V] = {0, 1, -1, 2, 0.5f, -3, 1.5f};
     for (int r = 0; r < R; r++) memcpy(logits + r * V, row, sizeof row), uniform[r] = draw();
     freeze();
-    int *token = room(R), count[V] = {0};
+    int *token = room((size_t)R), count[V] = {0};
     double p[V];
     ref_sample_distribution(p, widen(row, V), V, 1.3, 6, 0.97);
     sample(token, NULL, logits, R, V, V, 1.3f, 6, 0.97f, uniform);
