@@ -242,7 +242,8 @@ template <class... P> static bool aligned(P... p) { return ((((uintptr_t)p) % 16
 /* The largest power of two, up to 16, that divides it. */
 static int alignment_of(size_t bytes) { return bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : bytes % 4 == 0 ? 4 : bytes % 2 == 0 ? 2 : 1; }
 
-enum { ALL = (int)0xffffffff, THREADS = 256, WARPS = THREADS / 32 };
+enum { THREADS = 256, WARPS = THREADS / 32 };
+static constexpr unsigned ALL = 0xffffffffu;   // lanes of a warp
 
 static inline unsigned blocks_for(size_t n, size_t each) { return (unsigned)((n + each - 1) / each); }
 

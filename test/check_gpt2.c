@@ -88,7 +88,7 @@ static bool on_cpu(void) { return !strncmp(device_name(), "CPU", 3); }
 #define ck_close(got, want, n, tolerance) ck_complaint(compare(#got, (got), (want), (n), (tolerance)))
 #define ck_bits(got, want, n) ck_complaint(compare_bits(#got, (got), (want), (n)))
 /* Of sums that go on from a part of the batch to the next: on a CPU they are one chain (kernels.h) */
-#define ck_chain(got, want, n) do { if (on_cpu()) ck_bits(got, want, n); else ck_close(got, widen((want), (n)), n, 1e-6); } while (0)
+#define ck_chain(got, want, n) do { if (on_cpu()) ck_bits(got, want, n); else ck_close(got, widen((want), (n)), n, 1e-5); } while (0)
 #define ck_zero(got, n) ck_complaint(compare_zero(#got, (got), (n)))
 
 static char complaint[512];
