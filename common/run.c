@@ -1245,6 +1245,7 @@ void run_resume(Run *run, GPT2 *m) {
         char *log = join(run->output, "log.jsonl");
         run_cut_lines(run, log);
         free(log);
+        if (run->save_total_limit > 0) rotate_checkpoints(run, run->step, run->save_total_limit);   // a kill may have come before that
     }
     printf("going on from %s at step %d of %d\n", s->checkpoint, run->step, run->total_steps);
     fflush(stdout);

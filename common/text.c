@@ -391,7 +391,11 @@ static int compile_split(Tokenizer *t, Error *e) {
     int code;
     PCRE2_SIZE at;
     t->split = pcre2_compile((PCRE2_SPTR)SPLIT_PATTERN, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_ANCHORED, &code, &at, NULL);
-    if (!t->split) return fail(e, "PCRE2 error %d at %zu of GPT-2's pattern: was it built without Unicode?", code, at);
+    if (!t->split) {
+        PCRE2_UCHAR why[256] = "";
+        pcre2_get_error_message(code, why, sizeof why);
+        return fail(e, "PCRE2 cannot compile GPT-2's pattern: %s (at %zu)", (const char *)why, (size_t)at);
+    }
     pcre2_jit_compile(t->split, PCRE2_JIT_COMPLETE);   // where there is no JIT, pcre2_match interprets: the same pieces
     return 0;
 }

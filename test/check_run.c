@@ -935,6 +935,9 @@ START_TEST(test_rotation) {
     ck_assert_int_eq(count_entries("out", "checkpoint-"), 3);
     ck_assert(exists("out/checkpoint-8") && exists("out/checkpoint-9") &&
               exists("out/checkpoint-10")); // by number: 10 after 9
+    ck_toy(0, "--max_steps 10 --save_steps 1 --save_total_limit 2 --resume --output %s", at("out"));   // as after a kill before the removal
+    ck_assert_int_eq(count_entries("out", "checkpoint-"), 2);
+    ck_assert(!exists("out/checkpoint-8") && exists("out/checkpoint-9/state.safetensors"));
     ck_toy(0, "--max_steps 6 --save_steps 1 --save_total_limit 0 --output %s", at("all"));
     ck_assert_int_eq(count_entries("all", "checkpoint-"), 6);
     ck_toy(0, "--max_steps 6 --save_steps 2 --save_total_limit 1 --output %s", at("one"));

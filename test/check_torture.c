@@ -46,7 +46,7 @@ typedef struct {
 #define ONE_BATCH "--gradient_accumulation_steps 1 "
 #define ANSWERS "--eval_samples 2 --max_new_tokens 4 "
 
-enum { STAGES = 7, JOBS = 13 };
+enum { STAGES = 7, JOBS = 14 };
 static const Job jobs[JOBS] = {
     {"sft", "sft", TRAINING ONE_BATCH ANSWERS "--model test/tiny --data W/sft --eval W/sft-eval"},
     {"full_ft", "full_ft", TRAINING ONE_BATCH ANSWERS "--model test/tiny --data W/summaries --eval W/summaries-eval"},
@@ -62,6 +62,7 @@ static const Job jobs[JOBS] = {
     {"--feedback", "constitutional", "--model test/tiny/chat --prompts W/prompts --constitution test/tiny/constitution.json --max_new_tokens 12 "
                                      "--feedback O/pairs"},
     {"--evaluate", "constitutional", "--model test/tiny/chat --evaluate W/multiple-choice"},
+    {"--prompt", "sft", "--model test/tiny/chat --prompt 'Which animal does Nora own?' --max_new_tokens 12"},
     {"full_ft, resumed", "full_ft", TRAINING ONE_BATCH ANSWERS "--model test/tiny --data W/summaries --eval W/summaries-eval --resume"},
     {"ppo, resumed", "ppo", TRAINING "--model test/tiny/chat --reward_model test/tiny/reward --data W/prompts --eval W/prompts-eval --batch_size 8 "
                                      "--response_length 8 --num_ppo_epochs 1 --num_mini_batches 1 --dump_rollouts W/rollouts --resume"},
@@ -133,10 +134,11 @@ static const char *errors(void) {
     return text.s;
 }
 
-/* Did it end by itself, and say why? gcc's OpenMP, its C library's loader and clang's OpenMP have sentences of their own. */
+/* Did it end by itself, and say why? The OpenMP libraries have sentences of their own, and clang's ends with abort() after it. */
 static bool gave_up_in_words(int status) {
     const char *text = errors();
-    return (status == 1 || status == 2) && (strstr(text, "error: ") || strstr(text, "libgomp: ") || strstr(text, "OMP: Error"));
+    if (strstr(text, "OMP: Error #")) return status == 1 || status == 128 + SIGABRT;
+    return (status == 1 || status == 2) && (strstr(text, "error: ") || strstr(text, "libgomp: "));
 }
 
 static bool has_checkpoint(const char *output) { return shell("ls -d %s/checkpoint-* 2>/dev/null | grep -q 'checkpoint-[0-9]*$'", output) == 0; }
