@@ -103,7 +103,7 @@ const char *device_name(void) {
 }
 
 size_t device_memory_free(void) {
-    size_t left, all;
+    size_t left = 0, all = 0;
     CUDA(cudaMemGetInfo(&left, &all));
     return left;
 }

@@ -807,7 +807,6 @@ static void begin_writing(Run *run) {
     if (s->begun || !writes(run)) return;
     s->begun = true;
     if (!s->goes_on) rotate_checkpoints(run, INT_MAX, 1);
-    else if (run->save_total_limit > 0) rotate_checkpoints(run, run->step, run->save_total_limit);   // a kill may have come in between
     char *path = join(run->output, "log.jsonl");
     if (make_directories(run->output) || !(s->log = fopen(path, s->goes_on ? "ab" : "wb")))
         die("cannot write %s: %s; choose an --output that is yours to write", path, strerror(errno));
