@@ -47,8 +47,8 @@ def whiten(x):
 def rollout(query):
     """Answers (E, P+A) with their prompts, and log π_old (E, A), from the logits they were drawn from."""
     policy.generation_config.eos_token_id = None   # all answers have one length
-    out = policy.generate(query, attention_mask=torch.ones_like(query), max_new_tokens=A, do_sample=True, temperature=s["temperature"], top_k=0, top_p=1.0,
-                          pad_token_id=0, return_dict_in_generate=True, output_logits=True)
+    out = policy.generate(query, attention_mask=torch.ones_like(query), max_new_tokens=A, do_sample=True, temperature=s["temperature"], top_k=0,
+                          top_p=1.0, pad_token_id=0, return_dict_in_generate=True, output_logits=True)
     drawn = out.sequences[:, P:]
     logp = [(l / s["temperature"]).log_softmax(-1).gather(-1, drawn[:, t, None]) for t, l in enumerate(out.logits)]
     return out.sequences, torch.cat(logp, 1)
