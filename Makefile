@@ -89,7 +89,8 @@ $(B)/bench $(B)/world: $(B)/%: $(B)/%.o $(B)/common.a
 # --- a device with memory of its own: kernels.cu in the place of kernels.c --------------------------------------------------
 
 # One directory a kind: cuda and cuda_fp32 for a GPU, emu and emu_bf16 for tests on the CPU (test/cuda_emu.h).
-# $(call device,directory,flags of C,libraries)
+# $(call device,directory,flags of C,libraries). The C++ compiler links, because a sanitizer may have a part of its own for C++.
+LINK_CU = $(CXX) $(CFLAGS) $(SANITIZE) -fopenmp
 define device
 $(B)/$(1)/%.o: common/%.c | $(B)/$(1)
 	$$(COMPILE) $$(INCLUDE) $(2) -c $$< -o $$@
@@ -100,16 +101,16 @@ $(B)/$(1)/%.o: test/%.c | $(B)/$(1)
 $(B)/$(1)/common.a: $(patsubst common/%.c,$(B)/$(1)/%.o,$(wildcard common/*.c))
 	rm -f $$@ && ar rcs $$@ $$^
 $(addprefix $(B)/$(1)/,$(STAGES)): %: %.o $(B)/$(1)/common.a
-	$$(COMPILE) $$^ -o $$@ $$(LDLIBS) $(3)
+	$$(LINK_CU) $$^ -o $$@ $$(LDLIBS) $(3)
 $(addprefix $(B)/$(1)/,check_kernels check_gpt2): %: %.o $(B)/$(1)/common.a
-	$$(COMPILE) $$^ -o $$@ $$(LDLIBS) $$(shell pkg-config --libs check) $(3)
+	$$(LINK_CU) $$^ -o $$@ $$(LDLIBS) $$(shell pkg-config --libs check) $(3)
 $(B)/$(1):
 	mkdir -p $$@
 endef
 
 EMU = emu emu_bf16
-$(eval $(call device,emu,,-lstdc++))
-$(eval $(call device,emu_bf16,-DREAL_BF16,-lstdc++))
+$(eval $(call device,emu,,))
+$(eval $(call device,emu_bf16,-DREAL_BF16,))
 $(B)/emu/kernels.o $(B)/emu_bf16/kernels.o: $(B)/%/kernels.o: common/kernels.cu | $(B)/% cxx
 	$(COMPILE_CU) $(if $(filter emu_bf16,$*),-DREAL_BF16) -x c++ -c $< -o $@
 
@@ -118,7 +119,7 @@ PRECISION ?= bf16
 NVCC      ?= $(shell command -v nvcc)
 CUDA       = $(if $(filter fp32,$(PRECISION)),cuda_fp32,cuda)
 CUDA_LIB   = $(patsubst %/bin/nvcc,%/lib64,$(realpath $(NVCC)))
-CUDA_LIBS  = -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcublasLt -lcudart -lstdc++
+CUDA_LIBS  = -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcublasLt -lcudart
 $(eval $(call device,cuda,-DREAL_BF16,$$(CUDA_LIBS)))
 $(eval $(call device,cuda_fp32,,$$(CUDA_LIBS)))
 # for the GPUs that this nvcc knows of: Ampere, Hopper, Blackwell
