@@ -86,6 +86,55 @@ $(addprefix $(B)/,$(CHECKS_CU)): $(B)/%: $(B)/%.o
 $(B)/bench $(B)/world: $(B)/%: $(B)/%.o $(B)/common.a
 	$(COMPILE) $^ -o $@ $(LDLIBS)
 
+# --- a device with memory of its own: kernels.cu in the place of kernels.c --------------------------------------------------
+
+# One directory a kind: cuda and cuda_fp32 for a GPU, emu and emu_bf16 for tests on the CPU (test/cuda_emu.h).
+# $(call device,directory,flags of C,libraries). The C++ compiler links, because a sanitizer may have a part of its own for C++.
+LINK_CU = $(CXX) $(CFLAGS) $(SANITIZE) -fopenmp
+define device
+$(B)/$(1)/%.o: common/%.c | $(B)/$(1)
+	$$(COMPILE) $$(INCLUDE) $(2) -c $$< -o $$@
+$(B)/$(1)/%.o: %.c | $(B)/$(1)
+	$$(COMPILE) $$(INCLUDE) $(2) -c $$< -o $$@
+$(B)/$(1)/%.o: test/%.c | $(B)/$(1)
+	$$(COMPILE) $$(INCLUDE) $$(AVX2) $(2) -DON_DEVICE -c $$< -o $$@
+$(B)/$(1)/common.a: $(patsubst common/%.c,$(B)/$(1)/%.o,$(wildcard common/*.c))
+	rm -f $$@ && ar rcs $$@ $$^
+$(addprefix $(B)/$(1)/,$(STAGES)): %: %.o $(B)/$(1)/common.a
+	$$(LINK_CU) $$^ -o $$@ $$(LDLIBS) $(3)
+$(addprefix $(B)/$(1)/,check_kernels check_gpt2): %: %.o $(B)/$(1)/common.a
+	$$(LINK_CU) $$^ -o $$@ $$(LDLIBS) $$(shell pkg-config --libs check) $(3)
+$(B)/$(1):
+	mkdir -p $$@
+endef
+
+EMU = emu emu_bf16
+$(eval $(call device,emu,,))
+$(eval $(call device,emu_bf16,-DREAL_BF16,))
+$(B)/emu/kernels.o $(B)/emu_bf16/kernels.o: $(B)/%/kernels.o: common/kernels.cu | $(B)/% cxx
+	$(COMPILE_CU) $(if $(filter emu_bf16,$*),-DREAL_BF16) -x c++ -c $< -o $@
+
+# make ppo_cuda PRECISION=fp32 stores floats, and multiplies them as such.
+PRECISION ?= bf16
+NVCC      ?= $(shell command -v nvcc)
+CUDA       = $(if $(filter fp32,$(PRECISION)),cuda_fp32,cuda)
+CUDA_LIB   = $(patsubst %/bin/nvcc,%/lib64,$(realpath $(NVCC)))
+CUDA_LIBS  = -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcublasLt -lcudart
+$(eval $(call device,cuda,-DREAL_BF16,$$(CUDA_LIBS)))
+$(eval $(call device,cuda_fp32,,$$(CUDA_LIBS)))
+# for the GPUs that this nvcc knows of: Ampere, Hopper, Blackwell
+ARCHITECTURES = $(foreach a,80 90 120,$(if $(filter compute_$(a),$(shell $(NVCC) --list-gpu-arch)),-gencode arch=compute_$(a)$(comma)code=sm_$(a)))
+comma := ,
+$(B)/cuda/kernels.o $(B)/cuda_fp32/kernels.o: $(B)/%/kernels.o: common/kernels.cu | $(B)/% nvcc
+	$(NVCC) -std=c++17 -O3 -lineinfo $(ARCHITECTURES) --Werror all-warnings $(if $(filter cuda,$*),-DREAL_BF16) -MMD -MP -c $< -o $@
+nvcc:
+	@test -n "$(NVCC)" || { echo "✗ nvcc not found: the _cuda targets are left out; install the CUDA toolkit 12 or newer"; exit 1; }
+
+# ./ppo_cuda is ppo on a GPU.
+$(addsuffix _cuda,$(STAGES)): %_cuda: nvcc FORCE
+	+@$(MAKE) --no-print-directory $(B)/$(CUDA)/$*
+	@cmp -s $(B)/$(CUDA)/$* $@ || cp $(B)/$(CUDA)/$* $@
+
 $(B):
 	mkdir -p $@
 
@@ -98,11 +147,36 @@ $(PROGRAMS): %: $(B)/% FORCE
 
 # --- tests ----------------------------------------------------------------------------------------------------------
 
-.PHONY: all cxx test torture asan ubsan tsan tsan_cuda fuzz bench tiny tiny-out tiny-check demo plots help clean $(MODELS) FORCE
+.PHONY: all cxx nvcc test test_emu test_cuda torture asan ubsan tsan tsan_cuda fuzz bench tiny tiny-out tiny-check demo plots help clean $(MODELS) FORCE
 FORCE:
 
-test: $(addprefix run-,$(CHECKS))
-	@echo "✓ all $(words $(CHECKS)) test programs passed ($(FLAVOUR))"
+# Of the emulated GPU one order of threads for each kind of numbers here; test_emu is all of them. CHECKS=... leaves it out.
+EMULATED ?= $(if $(filter command,$(origin CHECKS)),,emu-check_kernels-forward emu_bf16-check_kernels-reverse emu-check_gpt2-reverse emu-curve)
+test: $(addprefix run-,$(CHECKS)) $(EMULATED)
+	@echo "✓ all $(words $(CHECKS) $(EMULATED)) test programs passed ($(FLAVOUR))"
+
+# The kernels of a GPU, emulated. An order of threads forgives what another does not (test/cuda_emu.h).
+ORDERS   = forward reverse random:1 random:2 random:3
+test_emu: emu-curve
+	+for order in $(ORDERS); do $(MAKE) emu-check_kernels-$$order emu_bf16-check_kernels-$$order emu-check_gpt2-$$order || exit 1; done
+run_emulated = CUDA_EMU_ORDER=$(lastword $(subst -, ,$@)) BUILD=$(B) $<
+emu-check_kernels-%: $(B)/emu/check_kernels FORCE
+	$(run_emulated)
+emu_bf16-check_kernels-%: $(B)/emu_bf16/check_kernels FORCE
+	$(run_emulated)
+emu-check_gpt2-%: $(B)/emu/check_gpt2 FORCE
+	$(run_emulated)
+# The losses of a few steps, those of the CPU to 1e-4
+emu-curve: $(B)/sft $(B)/emu/sft FORCE
+	sh test/curve.sh $(B)/sft $(B)/emu/sft $(B)/emu 3
+
+# The same on a GPU
+test_cuda: nvcc
+	+@$(MAKE) --no-print-directory $(B)/sft $(foreach kind,cuda cuda_fp32,$(addprefix $(B)/$(kind)/,check_kernels check_gpt2 sft))
+	$(B)/cuda/check_kernels
+	$(B)/cuda_fp32/check_kernels
+	$(B)/cuda_fp32/check_gpt2
+	sh test/curve.sh $(B)/sft $(B)/cuda_fp32/sft $(B)/cuda_fp32 50
 
 run-%: $(B)/% $(addprefix $(B)/,$(PROGRAMS)) FORCE
 	BUILD=$(B) $<
@@ -196,6 +270,8 @@ help:
 	@echo "make            build every program: $(PROGRAMS)"
 	@echo "make sft        build one; ./sft --help lists its flags, ./sft alone runs a small example"
 	@echo "make test       all tests; CC=clang for another compiler, CFLAGS='-O3 -g -Werror' for other flags"
+	@echo "make test_emu   the tests of the GPU's kernels without a GPU, with threads in every order; test_cuda on a GPU"
+	@echo "make ppo_cuda   a stage for an NVIDIA GPU (PRECISION=fp32: floats instead of bf16); needs the CUDA toolkit"
 	@echo "make asan       the tests under AddressSanitizer; also ubsan, tsan (clang)"
 	@echo "make torture    kill every program 100 times, fill its disk, take its memory, valgrind (half an hour; -j2)"
 	@echo "make fuzz       fuzz every file reader for FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)"
@@ -207,7 +283,7 @@ help:
 	@echo "make clean      remove what was built"
 
 clean:
-	rm -rf .build $(STAGES)
+	rm -rf .build $(STAGES) $(addsuffix _cuda,$(STAGES))
 
 .SECONDARY:
--include $(wildcard $(B)/*.d)
+-include $(wildcard $(B)/*.d $(B)/*/*.d)

@@ -13,12 +13,14 @@
  * Rules that hold for every function:
  *   - Gradients of parameters accumulate (+=): the owner zeroes them. Gradients of activations are overwritten (=),
  *     except where a line says +=, which is wherever two paths of the network meet.
- *   - Every output element is accumulated by one thread in one fixed order. So the bits do not depend on the number of
- *     threads, and what belongs to one sequence does not depend on which other sequences are in the batch.
+ *   - Every output element is accumulated in one fixed order, by one thread or by one group of threads. So the same run gives the same bits, and what
+ *     belongs to one sequence does not depend on which other sequences are in the batch: a row of a product has the same bits alone, and a
+ *     decoded token those of the same token in a training batch.
+ * And two that are the CPU's alone; another backend holds to them within rounding:
  *   - A product is, for each output element, the chain  acc = fma(a[k], b[k], acc)  for k = 0, 1, 2, ... from the
- *     starting value the comment names, whatever the blocking. That is why a decoded token has the same bits as the
- *     same token in a training batch, and why accumulating two half batches gives a weight gradient the same bits as
- *     the whole batch.
+ *     starting value the comment names, whatever the blocking. That is why accumulating two half batches gives a weight gradient the same bits as
+ *     the whole batch. ("The chain starts from" elsewhere: that value is added in, wherever it comes in the order.)
+ *   - No bit depends on the number of threads.
  */
 #ifndef POSTTRAIN_KERNELS_H
 #define POSTTRAIN_KERNELS_H
@@ -27,10 +29,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#ifdef REAL_BF16                 // a GPU's, unless asked otherwise; the host only passes it on
-typedef uint16_t real;
-#else
+#ifndef REAL_BF16
 typedef float real;
+#elif defined __cplusplus        // kernels.cu, which has included what defines this type
+typedef __nv_bfloat16 real;
+#else
+typedef uint16_t real;           // bf16, the upper half of a float: the host only passes it on
+#endif
+
+#ifdef __cplusplus
+extern "C" {
 #endif
 
 /* ------------------------------------------------------------------------------------------------------------------
@@ -208,7 +216,7 @@ float largest_difference(const real *a, const real *b, int R, int V, int ldv);
  * The scalar head:  value[n] = inp[n] . weight + bias;  weight (C), bias (1) or NULL
  */
 
-/* value (device) (N); the sum over c in eight interleaved chains, added in one fixed order */
+/* value (device) (N); on a CPU the sum over c in eight interleaved chains, added in one fixed order */
 void value_forward (float *value, const real *inp, const real *weight, const real *bias, int N, int C);
 /* dinp (N,C) += dvalue[n] weight;  dweight (C), dbias (1) += over n in order, or NULL */
 void value_backward(real *dinp, float *dweight, float *dbias, const float *dvalue, const real *inp, const real *weight, int N, int C);
@@ -234,5 +242,9 @@ double sum_of_squares(const float *const *x, const size_t *n, int count);
    number rounded; where real is float, master is NULL. */
 void adamw(real *w, float *master, float *g, float *m, float *v, size_t n, float scale, float lr, float beta1, float beta2,
            float epsilon, float decay, int t);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -72,15 +72,17 @@ void task_show(const Task *t, int examples) {
     const Dataset *d = t->train.data;
     for (int k = 0; k < min_int(examples, t->train.n); k++) {
         int i = t->train.which[k];
-        Str text = {0};
-        bool scored = false;
+        Str text = {0}, token = {0};
+        bool scored = false;     // as far as the text says
         for (size_t j = d->start[i]; j < d->start[i + 1]; j++) {
-            if (d->scored[j] != scored) str_printf(&text, "%s", scored ? "»" : "«");
-            scored = d->scored[j];
-            tokenizer_decode(t->tokenizer, d->tokens + j, 1, &text);
+            token.n = 0;
+            tokenizer_decode(t->tokenizer, d->tokens + j, 1, &token);
+            bool within = token.n && (unsigned char)*token.s >> 6 == 2;   // a character that several tokens share: its mark waits for the end
+            if (d->scored[j] != scored && !within) str_printf(&text, "%s", scored ? "»" : "«"), scored = d->scored[j];
+            str_add(&text, token.s, token.n);
         }
         printf("--- line %d: %zu tokens, scored between « and »\n%s%s\n", d->line[i], d->start[i + 1] - d->start[i], text.s, scored ? "»" : "");
-        free(text.s);
+        free(text.s), free(token.s);
     }
 }
 

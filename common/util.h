@@ -171,7 +171,7 @@ static inline void newfile_tidy(const char *path) {
 /* Opens path's neighbour for writing. 0, or -1 with e filled. */
 static inline int newfile_open(NewFile *n, const char *path, Error *e) {
     struct stat there;
-    Str aside = {0};
+    Str aside = {NULL, 0, 0};
     if (stat(path, &there) || S_ISREG(there.st_mode) || S_ISDIR(there.st_mode)) {
         newfile_tidy(path);
         str_printf(&aside, "%s.tmp-%ld", path, (long)getpid());
@@ -211,7 +211,7 @@ static inline int newfile_close(NewFile *n, bool keep, Error *e) {
     if (!bad && keep) sync_directory_of(n->path);
     free(n->path);
     free(n->aside);
-    *n = (NewFile){0};
+    memset(n, 0, sizeof *n);
     return status;
 }
 
@@ -271,29 +271,37 @@ typedef struct {
     uint32_t v[4];
 } Random4;
 
+#ifdef __CUDACC__
+#define ON_BOTH __host__ __device__   // a GPU draws the same numbers
+#else
+#define ON_BOTH
+#endif
+
 /* Four independent 32-bit numbers: the Philox bijection of counter c under key. */
-static inline Random4 philox(Random4 c, uint64_t key) {
+ON_BOTH static inline Random4 philox(Random4 c, uint64_t key) {
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     for (int round = 0; round < 10; round++) {
         uint64_t p0 = (uint64_t)0xD2511F53u * c.v[0], p1 = (uint64_t)0xCD9E8D57u * c.v[2];
-        c = (Random4){{(uint32_t)(p1 >> 32) ^ c.v[1] ^ k0, (uint32_t)p1, (uint32_t)(p0 >> 32) ^ c.v[3] ^ k1, (uint32_t)p0}};
+        Random4 next = {{(uint32_t)(p1 >> 32) ^ c.v[1] ^ k0, (uint32_t)p1, (uint32_t)(p0 >> 32) ^ c.v[3] ^ k1, (uint32_t)p0}};
+        c = next;
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
     return c;
 }
 
-static inline uint64_t random_key(uint64_t seed, uint32_t purpose) {
+ON_BOTH static inline uint64_t random_key(uint64_t seed, uint32_t purpose) {
     return seed ^ ((uint64_t)purpose * 0x9E3779B97F4A7C15u);
 }
 
-static inline Random4 random4(uint64_t seed, uint32_t purpose, uint32_t step, uint32_t sequence, uint32_t position,
+ON_BOTH static inline Random4 random4(uint64_t seed, uint32_t purpose, uint32_t step, uint32_t sequence, uint32_t position,
                               uint32_t index) {
-    return philox((Random4){{index, position, sequence, step}}, random_key(seed, purpose));
+    Random4 counter = {{index, position, sequence, step}};
+    return philox(counter, random_key(seed, purpose));
 }
 
 /* [0, 1) in steps of 2^-24: exact in float. */
-static inline float random_uniform(uint32_t x) { return (float)(x >> 8) * 0x1p-24f; }
+ON_BOTH static inline float random_uniform(uint32_t x) { return (float)(x >> 8) * 0x1p-24f; }
 
 /* N(0, 1) from two words (Box and Muller 1958). */
 static inline float random_normal(uint32_t x, uint32_t y) {

@@ -142,6 +142,12 @@ START_TEST(a_dry_run_writes_nothing_and_shows_the_mask) {
     ck_assert_int_ne(shell("test -e %s/dry", work), 0);
     ck_assert_int_eq(shell("grep -q '«.*<|endoftext|>»' %s/dry.txt", work), 0);
     ck_assert_int_eq(shell("grep -q 'moments' %s/dry.txt", work), 0);
+    // Plain text is scored from its second token, which may lie within its first character: the mark stands behind that
+    ck_assert_int_eq(shell("echo '{\"text\": \"한국어\"}' > %s/korean.jsonl", work), 0);
+    char flags[256];
+    snprintf(flags, sizeof flags, "--dry_run --data %s/korean.jsonl", work);
+    ck_assert_int_eq(sft("korean", flags), 0);
+    ck_assert_int_eq(shell("grep -q '^한«국어<|endoftext|>»' %s/korean.txt", work), 0);
 }
 END_TEST
 
