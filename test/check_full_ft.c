@@ -91,18 +91,12 @@ START_TEST(the_best_model_is_the_one_with_the_lowest_held_out_loss) {
 END_TEST
 
 int main(void) {
-    Suite *s = suite_create("full_ft");
-    TCase *c = tcase_create("full_ft");
-    tcase_set_timeout(c, 600);
-    tcase_add_test(c, the_loss_is_the_mean_over_all_scored_tokens);
-    tcase_add_test(c, the_defaults_are_the_published_ones);
-    tcase_add_test(c, a_shape_is_read_or_refused);
-    tcase_add_test(c, the_best_model_is_the_one_with_the_lowest_held_out_loss);
-    suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
+    const TTest *const tests[] = {
+        the_loss_is_the_mean_over_all_scored_tokens,
+        the_defaults_are_the_published_ones,
+        a_shape_is_read_or_refused,
+        the_best_model_is_the_one_with_the_lowest_held_out_loss,
+    };
+    int failed = run_tests("full_ft", NULL, tests, sizeof tests / sizeof *tests);
     return failed != 0;
 }

@@ -664,38 +664,32 @@ int main(void) {
     omp_set_num_threads(1);
     device_init();
     defaults(false);
-    Suite *s = suite_create("lora");
-    TCase *c = tcase_create("lora");
-    tcase_set_timeout(c, 600);
-    tcase_add_test(c, the_loss_is_the_mean_over_all_scored_tokens);
-    tcase_add_test(c, names_match_as_in_peft);
-    tcase_add_test(c, counts_are_the_known_ones);
-    tcase_add_test(c, names_and_shapes_are_those_of_peft);
-    tcase_add_test(c, the_defaults_are_the_published_ones);
-    tcase_add_test(c, it_starts_from_the_model_itself);
-    tcase_add_test(c, a_is_uniform_and_b_is_zero);
-    tcase_add_test(c, gradients_follow_from_those_of_the_merged_model);
-    tcase_add_test(c, gradients_are_slopes_with_dropout);
-    tcase_add_test(c, gradient_checkpointing_and_threads_change_no_bit);
-    tcase_add_test(c, the_base_never_changes);
-    tcase_add_test(c, merged_is_unmerged);
-    tcase_add_test(c, four_bits_are_the_dequantised_model);
-    tcase_add_test(c, copied_weights_are_quantised_like_mapped_ones);
-    tcase_add_test(c, a_decoded_token_has_the_bits_of_a_scored_one);
-    tcase_add_test(c, untrained_means_that_every_b_is_zero);
-    tcase_add_test(c, it_trains_and_leaves_the_base_alone);
-    tcase_add_test(c, a_resumed_run_has_the_bits_of_an_uninterrupted_one);
-    tcase_add_test(c, threads_change_no_bit);
-    tcase_add_test(c, it_merges_and_answers);
-    tcase_add_test(c, a_wrong_adapter_is_refused);
-    tcase_add_test(c, bad_flags_end_with_2_and_leave_no_output);
-    tcase_add_test(c, a_dry_run_shows_what_trains_and_what_the_weights_take);
-    suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
+    const TTest *const tests[] = {
+        the_loss_is_the_mean_over_all_scored_tokens,
+        names_match_as_in_peft,
+        counts_are_the_known_ones,
+        names_and_shapes_are_those_of_peft,
+        the_defaults_are_the_published_ones,
+        it_starts_from_the_model_itself,
+        a_is_uniform_and_b_is_zero,
+        gradients_follow_from_those_of_the_merged_model,
+        gradients_are_slopes_with_dropout,
+        gradient_checkpointing_and_threads_change_no_bit,
+        the_base_never_changes,
+        merged_is_unmerged,
+        four_bits_are_the_dequantised_model,
+        copied_weights_are_quantised_like_mapped_ones,
+        a_decoded_token_has_the_bits_of_a_scored_one,
+        untrained_means_that_every_b_is_zero,
+        it_trains_and_leaves_the_base_alone,
+        a_resumed_run_has_the_bits_of_an_uninterrupted_one,
+        threads_change_no_bit,
+        it_merges_and_answers,
+        a_wrong_adapter_is_refused,
+        bad_flags_end_with_2_and_leave_no_output,
+        a_dry_run_shows_what_trains_and_what_the_weights_take,
+    };
+    int failed = run_tests("lora", NULL, tests, sizeof tests / sizeof *tests);
     lora_free();
     if (!failed) shell("chmod -R u+w %s && rm -rf %s", work, work);
     return failed != 0;

@@ -203,22 +203,16 @@ END_TEST
 
 int main(void) {
     if (!mkdtemp(work)) return 1;
-    Suite *s = suite_create("plots");
-    TCase *c = tcase_create("plots");
-    tcase_set_timeout(c, 600);
-    tcase_add_test(c, a_log_becomes_a_table);
-    tcase_add_test(c, the_keys_say_what_kind_of_run_it_was);
-    tcase_add_test(c, what_is_wrong_is_said_and_ends_with_2);
-    tcase_add_test(c, half_a_last_line_is_left_out);
-    tcase_add_test(c, without_gnuplot_it_says_what_to_install);
-    tcase_add_test(c, with_gnuplot_it_draws);
-    tcase_add_test(c, the_programs_own_logs_are_understood);
-    suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
+    const TTest *const tests[] = {
+        a_log_becomes_a_table,
+        the_keys_say_what_kind_of_run_it_was,
+        what_is_wrong_is_said_and_ends_with_2,
+        half_a_last_line_is_left_out,
+        without_gnuplot_it_says_what_to_install,
+        with_gnuplot_it_draws,
+        the_programs_own_logs_are_understood,
+    };
+    int failed = run_tests("plots", NULL, tests, sizeof tests / sizeof *tests);
     shell("rm -rf %s", work);
     return failed != 0;
 }

@@ -172,19 +172,13 @@ int main(void) {
     if (!mkdtemp(work) || !getcwd(root, sizeof root) || !realpath(build(), there)) return 1;
     setenv("ROOT", root, 1), setenv("BUILD", there, 1), setenv("OMP_NUM_THREADS", "2", 1);   // a message tells the number of threads
     readme = slurp("README.md");
-    Suite *s = suite_create("readme");
-    TCase *c = tcase_create("readme");
-    tcase_set_timeout(c, 600);
-    tcase_add_test(c, the_code_it_quotes_stands_there);
-    tcase_add_test(c, the_messages_it_quotes_are_printed);
-    tcase_add_test(c, the_flags_it_names_exist);
-    tcase_add_test(c, the_files_it_shows_are_there_and_small);
-    suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
+    const TTest *const tests[] = {
+        the_code_it_quotes_stands_there,
+        the_messages_it_quotes_are_printed,
+        the_flags_it_names_exist,
+        the_files_it_shows_are_there_and_small,
+    };
+    int failed = run_tests("readme", NULL, tests, sizeof tests / sizeof *tests);
     shell("rm -rf %s", work);
     free(readme);
     return failed != 0;

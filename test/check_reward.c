@@ -587,39 +587,33 @@ END_TEST
 
 int main(void) {
     if (!mkdtemp(work)) return 1;
-    Suite *s = suite_create("reward");
-    TCase *c = tcase_create("reward");
-    tcase_set_timeout(c, 600);
-    tcase_add_test(c, the_loss_is_bradley_terrys);
-    tcase_add_test(c, labels_of_ai_feedback_arrive_in_the_loss);
-    tcase_add_test(c, the_loss_bears_any_reward);
-    tcase_add_test(c, the_gradient_is_the_losss_slope);
-    tcase_add_test(c, a_reward_has_the_same_bits_in_any_company);
-    tcase_add_test(c, the_models_gradient_is_the_losss_slope_and_sharing_keeps_it);
-    tcase_add_test(c, a_pair_without_a_prompt_stands_by_itself);
-    tcase_add_test(c, figures_are_over_pairs);
-    tcase_add_test(c, the_baselines_are_of_lengths);
-    tcase_add_test(c, the_defaults_are_the_published_ones);
-    tcase_add_test(c, a_new_head_is_normal_of_one_over_the_root);
-    tcase_add_test(c, it_learns_to_tell_them_apart);
-    tcase_add_test(c, a_resumed_run_has_the_bits_of_an_uninterrupted_one);
-    tcase_add_test(c, threads_change_no_bit);
-    tcase_add_test(c, accumulation_gives_the_large_batch);
-    tcase_add_test(c, scores_are_those_of_the_library);
-    tcase_add_test(c, the_end_of_text_is_not_judged);
-    tcase_add_test(c, normalized_rewards_have_mean_0_and_deviation_1);
-    tcase_add_test(c, value_heads_are_read);
-    tcase_add_test(c, a_start_that_was_not_fine_tuned_is_said_to_be_one);
-    tcase_add_test(c, bad_pairs_are_counted_or_end_with_2);
-    tcase_add_test(c, bad_input_ends_with_2_and_leaves_no_output);
-    tcase_add_test(c, a_reward_that_is_not_finite_ends_with_1);
-    tcase_add_test(c, a_dry_run_writes_nothing);
-    suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
+    const TTest *const tests[] = {
+        the_loss_is_bradley_terrys,
+        labels_of_ai_feedback_arrive_in_the_loss,
+        the_loss_bears_any_reward,
+        the_gradient_is_the_losss_slope,
+        a_reward_has_the_same_bits_in_any_company,
+        the_models_gradient_is_the_losss_slope_and_sharing_keeps_it,
+        a_pair_without_a_prompt_stands_by_itself,
+        figures_are_over_pairs,
+        the_baselines_are_of_lengths,
+        the_defaults_are_the_published_ones,
+        a_new_head_is_normal_of_one_over_the_root,
+        it_learns_to_tell_them_apart,
+        a_resumed_run_has_the_bits_of_an_uninterrupted_one,
+        threads_change_no_bit,
+        accumulation_gives_the_large_batch,
+        scores_are_those_of_the_library,
+        the_end_of_text_is_not_judged,
+        normalized_rewards_have_mean_0_and_deviation_1,
+        value_heads_are_read,
+        a_start_that_was_not_fine_tuned_is_said_to_be_one,
+        bad_pairs_are_counted_or_end_with_2,
+        bad_input_ends_with_2_and_leaves_no_output,
+        a_reward_that_is_not_finite_ends_with_1,
+        a_dry_run_writes_nothing,
+    };
+    int failed = run_tests("reward", NULL, tests, sizeof tests / sizeof *tests);
     shell("rm -rf %s", work);
     return failed != 0;
 }

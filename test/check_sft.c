@@ -153,23 +153,17 @@ END_TEST
 
 int main(void) {
     if (!mkdtemp(work)) return 1;
-    Suite *s = suite_create("sft");
-    TCase *c = tcase_create("sft");
-    tcase_set_timeout(c, 600);
-    tcase_add_test(c, the_loss_is_the_mean_over_all_scored_tokens);
-    tcase_add_test(c, the_defaults_are_the_published_ones);
-    tcase_add_test(c, it_learns_and_stops);
-    tcase_add_test(c, a_resumed_run_has_the_bits_of_an_uninterrupted_one);
-    tcase_add_test(c, threads_change_no_bit);
-    tcase_add_test(c, accumulation_gives_the_large_batch);
-    tcase_add_test(c, bad_input_ends_with_2_and_leaves_no_output);
-    tcase_add_test(c, a_dry_run_writes_nothing_and_shows_the_mask);
-    suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
+    const TTest *const tests[] = {
+        the_loss_is_the_mean_over_all_scored_tokens,
+        the_defaults_are_the_published_ones,
+        it_learns_and_stops,
+        a_resumed_run_has_the_bits_of_an_uninterrupted_one,
+        threads_change_no_bit,
+        accumulation_gives_the_large_batch,
+        bad_input_ends_with_2_and_leaves_no_output,
+        a_dry_run_writes_nothing_and_shows_the_mask,
+    };
+    int failed = run_tests("sft", NULL, tests, sizeof tests / sizeof *tests);
     shell("rm -rf %s", work);
     return failed != 0;
 }

@@ -592,35 +592,28 @@ static void train_adapters(void) {
 int main(void) {
     if (!mkdtemp(work)) return 1;
     setenv("OMP_NUM_THREADS", "1", 1);   // the models are too small for more
-    Suite *s = suite_create("talk");
-    TCase *c = tcase_create("talk");
-    tcase_set_timeout(c, 600);
-    tcase_add_unchecked_fixture(c, train_adapters, NULL);
-    tcase_add_test(c, half_a_character_waits);
-    tcase_add_test(c, tokens_that_split_a_character_show_it_whole);
-    tcase_add_test(c, bytes_that_are_no_character_are_shown_as_the_libraries_show_them);
-    tcase_add_test(c, what_is_shown_does_not_depend_on_how_the_bytes_come);
-    tcase_add_test(c, the_template_is_the_first_that_is_named);
-    tcase_add_test(c, every_program_answers);
-    tcase_add_test(c, an_adapter_answers_like_the_model_it_is_merged_into);
-    tcase_add_test(c, a_run_writes_the_template_beside_its_model);
-    tcase_add_test(c, two_turns_are_one_prompt);
-    tcase_add_test(c, a_dialogpt_holds_a_conversation_in_its_form);
-    tcase_add_test(c, a_full_context_forgets_its_first_turns);
-    tcase_add_test(c, a_conversation_ends);
-    tcase_add_test(c, korean_is_answered_in_whole_characters);
-    tcase_add_test(c, plain_models_go_on_from_the_text);
-    tcase_add_test(c, a_full_context_ends_an_answer);
-    tcase_add_test(c, a_reward_model_judges);
-    tcase_add_test(c, what_makes_no_sense_ends_with_2);
-    tcase_add_test(c, an_answer_comes_token_by_token_and_ctrl_c_ends_it);
-    tcase_add_test(c, whole_turns_go_from_the_front);
-    suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
+    const TTest *const tests[] = {
+        half_a_character_waits,
+        tokens_that_split_a_character_show_it_whole,
+        bytes_that_are_no_character_are_shown_as_the_libraries_show_them,
+        what_is_shown_does_not_depend_on_how_the_bytes_come,
+        the_template_is_the_first_that_is_named,
+        every_program_answers,
+        an_adapter_answers_like_the_model_it_is_merged_into,
+        a_run_writes_the_template_beside_its_model,
+        two_turns_are_one_prompt,
+        a_dialogpt_holds_a_conversation_in_its_form,
+        a_full_context_forgets_its_first_turns,
+        a_conversation_ends,
+        korean_is_answered_in_whole_characters,
+        plain_models_go_on_from_the_text,
+        a_full_context_ends_an_answer,
+        a_reward_model_judges,
+        what_makes_no_sense_ends_with_2,
+        an_answer_comes_token_by_token_and_ctrl_c_ends_it,
+        whole_turns_go_from_the_front,
+    };
+    int failed = run_tests("talk", train_adapters, tests, sizeof tests / sizeof *tests);
     shell("rm -rf %s", work);
     return failed != 0;
 }
