@@ -1167,50 +1167,67 @@ typedef struct {
     GPT2Tensor tensor[64];
     int n, first, places;        // tensors; the first one's index; places to keep
     float *kept[2][8];           // [TAP_ATTN, TAP_MLP][place] (N,C)
+    float *host[3];              // (N,4C) each: what a call has fetched from the device
     int calls[2];
 } Trick;
 
 static int trick_tensor(const Trick *k, const TapCall *c) { return k->first + c->layer * TAP_SITES + (int)c->site; }
 
+/* (N,channels) of the device, for the host to read, or to change and send back. */
+static void fetch(float *into, const real *from, int N, int channels) { real_read(into, from, (size_t)N * (size_t)channels); }
+
 static void trick_forward(void *context, const TapCall *c) {
     Trick *k = context;
-    const float a = *gpt2_weight(c->m, trick_tensor(k, c));
+    const int N = c->N, OC = c->OC, IC = c->inp ? c->IC : OC;
+    float a, *outs = k->host[0], *inps = k->host[1];
     k->calls[0]++;
     ck_assert((c->inp != NULL) == (c->residual == NULL));
     ck_assert_int_lt(c->keep, k->places);
-    for (int n = 0; n < c->N; n++)
-        for (int j = 0; j < c->OC; j++) {
-            float *out = c->out + (size_t)n * (size_t)c->OC + j;
+    fetch(&a, gpt2_weight(c->m, trick_tensor(k, c)), 1, 1), fetch(outs, c->out, N, OC), fetch(inps, c->inp ? c->inp : c->residual, N, IC);
+    for (int n = 0; n < N; n++)
+        for (int j = 0; j < OC; j++) {
+            float *out = outs + n * OC + j;
+            const float inp = inps[n * IC + j % IC];
             if (c->inp) {
-                *out += a * c->inp[(size_t)n * (size_t)c->IC + (size_t)(j % c->IC)];
+                *out += a * inp;
                 continue;
             }
-            float x = *out + c->residual[(size_t)n * (size_t)c->OC + (size_t)j];
-            if (c->keep >= 0) k->kept[c->site == TAP_MLP][c->keep][n * c->OC + j] = x;
+            float x = *out + inp;
+            if (c->keep >= 0) k->kept[c->site == TAP_MLP][c->keep][n * OC + j] = x;
             *out += a * x;
         }
+    real_write(c->out, outs, (size_t)N * (size_t)OC);
 }
 
 static void trick_backward(void *context, const TapCall *c) {
     Trick *k = context;
-    const float a = *gpt2_weight(c->m, trick_tensor(k, c));
-    float *da = gpt2_gradient(c->m, trick_tensor(k, c));
+    const int N = c->N, OC = c->OC, IC = c->inp ? c->IC : OC;
+    real *below = c->inp ? c->dinp : c->dresidual;
+    float a, da, *gradient = gpt2_gradient(c->m, trick_tensor(k, c)), *douts = k->host[0], *inps = k->host[1], *dinps = k->host[2];
     k->calls[1]++;
     ck_assert_int_ge(c->keep, 0);
-    for (int n = 0; n < c->N; n++)
-        for (int j = 0; j < c->OC; j++) {
-            float *dout = c->dout + (size_t)n * (size_t)c->OC + j;
+    fetch(&a, gpt2_weight(c->m, trick_tensor(k, c)), 1, 1), fetch(douts, c->dout, N, OC);
+    device_read(&da, gradient, sizeof da);
+    if (c->inp) fetch(inps, c->inp, N, IC);
+    if (below) fetch(dinps, below, N, IC);
+    for (int n = 0; n < N; n++)
+        for (int j = 0; j < OC; j++) {
+            float *dout = douts + n * OC + j;
+            const int i = n * IC + j % IC;
             if (c->inp) {
                 // out[j] += a inp[j mod IC]
-                *da += *dout * c->inp[(size_t)n * (size_t)c->IC + (size_t)(j % c->IC)];
-                if (c->dinp) c->dinp[(size_t)n * (size_t)c->IC + (size_t)(j % c->IC)] += a * *dout;
+                da += *dout * inps[i];
+                dinps[i] += a * *dout;
             } else {
                 // f += a (f + residual)
-                *da += *dout * k->kept[c->site == TAP_MLP][c->keep][n * c->OC + j];
-                c->dresidual[(size_t)n * (size_t)c->OC + (size_t)j] += a * *dout;
+                da += *dout * k->kept[c->site == TAP_MLP][c->keep][n * OC + j];
+                dinps[i] += a * *dout;
                 *dout += a * *dout;
             }
         }
+    device_write(gradient, &da, sizeof da);
+    if (below) real_write(below, dinps, (size_t)N * (size_t)IC);
+    if (!c->inp) real_write(c->dout, douts, (size_t)N * (size_t)OC);
 }
 
 /* The technique for a model, at all places or only at those of mask. */
@@ -1224,6 +1241,7 @@ static Trick *trick(const GPT2Config *c, Tap *tap, unsigned mask, bool checkpoin
             t->ndim = 1, t->shape[0] = 1;
         }
     for (int i = 0; i < 2 * k->places; i++) k->kept[i % 2][i / 2] = floats((size_t)(N * c->n_embd));
+    for (int i = 0; i < 3; i++) k->host[i] = floats((size_t)(N * 4 * c->n_embd));
     *tap = (Tap){.forward = trick_forward, .backward = trick_backward, .context = k};
     for (int place = 0; place < TAP_SITES; place++) tap->at[place] = mask >> place & 1;
     return k;
