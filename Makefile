@@ -100,7 +100,7 @@ $(B)/$(1)/%.o: test/%.c | $(B)/$(1)
 	$$(COMPILE) $$(INCLUDE) $$(AVX2) $(2) -DON_DEVICE -c $$< -o $$@
 $(B)/$(1)/common.a: $(patsubst common/%.c,$(B)/$(1)/%.o,$(wildcard common/*.c))
 	rm -f $$@ && ar rcs $$@ $$^
-$(addprefix $(B)/$(1)/,$(STAGES)): %: %.o $(B)/$(1)/common.a
+$(addprefix $(B)/$(1)/,$(STAGES) bench): %: %.o $(B)/$(1)/common.a
 	$$(LINK_CU) $$^ -o $$@ $$(LDLIBS) $(3)
 $(addprefix $(B)/$(1)/,check_kernels check_gpt2): %: %.o $(B)/$(1)/common.a
 	$$(LINK_CU) $$^ -o $$@ $$(LDLIBS) $$(shell pkg-config --libs check) $(3)
@@ -147,17 +147,17 @@ $(PROGRAMS): %: $(B)/% FORCE
 
 # --- tests ----------------------------------------------------------------------------------------------------------
 
-.PHONY: all cxx nvcc test test_emu test_cuda torture asan ubsan tsan tsan_cuda fuzz bench tiny tiny-out tiny-check demo plots help clean $(MODELS) FORCE
+.PHONY: all cxx nvcc test test_emu test_cuda torture asan ubsan tsan tsan_cuda fuzz bench bench_cuda bench_compare tiny tiny-out tiny-check demo plots help clean $(MODELS) FORCE
 FORCE:
 
 # Of the emulated GPU one order of threads for each kind of numbers here; test_emu is all of them. CHECKS=... leaves it out.
-EMULATED ?= $(if $(filter command,$(origin CHECKS)),,emu-check_kernels-forward emu_bf16-check_kernels-reverse emu-check_gpt2-reverse emu-curve)
+EMULATED ?= $(if $(filter command,$(origin CHECKS)),,emu-check_kernels-forward emu_bf16-check_kernels-reverse emu-check_gpt2-reverse emu-curve emu-bench)
 test: $(addprefix run-,$(CHECKS)) $(EMULATED)
 	@echo "✓ all $(words $(CHECKS) $(EMULATED)) test programs passed ($(FLAVOUR))"
 
 # The kernels of a GPU, emulated. An order of threads forgives what another does not (test/cuda_emu.h).
 ORDERS   = forward reverse random:1 random:2 random:3
-test_emu: emu-curve
+test_emu: emu-curve emu-bench
 	+for order in $(ORDERS); do $(MAKE) emu-check_kernels-$$order emu_bf16-check_kernels-$$order emu-check_gpt2-$$order || exit 1; done
 run_emulated = CUDA_EMU_ORDER=$(lastword $(subst -, ,$@)) BUILD=$(B) $<
 emu-check_kernels-%: $(B)/emu/check_kernels FORCE
@@ -169,6 +169,11 @@ emu-check_gpt2-%: $(B)/emu/check_gpt2 FORCE
 # The losses of a few steps, those of the CPU to 1e-4
 emu-curve: $(B)/sft $(B)/emu/sft FORCE
 	sh test/curve.sh $(B)/sft $(B)/emu/sft $(B)/emu 3
+# Rows of bench on both, and the table of them: two that both have, two that are a GPU's
+emu-bench: $(B)/bench $(B)/emu_bf16/bench FORCE
+	for b in $(B) $(B)/emu_bf16; do $$b/bench --size tiny --quick --only layernorm >$$b/bench-tiny.txt || exit 1; done
+	awk -f test/bench_compare.awk $(B)/bench-tiny.txt $(B)/emu_bf16/bench-tiny.txt | tee $(B)/compare-tiny.txt
+	test `grep -c '^layernorm.*[0-9]$$' $(B)/compare-tiny.txt` = 2 && test `grep -c '^layernorm.* -$$' $(B)/compare-tiny.txt` = 2
 
 # The same on a GPU
 test_cuda: nvcc
@@ -219,6 +224,16 @@ fuzz-%: $(B)/%.o $(B)/common.a
 # One row a kernel, with its share of the machine's peak; then whole steps and decoding. BENCH="--only step" for some of it.
 bench: $(B)/bench $(addprefix $(B)/,$(PROGRAMS))
 	$(B)/bench $(BENCH)
+
+# The same rows on a GPU; and both, the CPU first, then in one table
+bench_cuda: nvcc
+	+@$(MAKE) --no-print-directory $(addprefix $(B)/$(CUDA)/,bench $(PROGRAMS))
+	$(B)/$(CUDA)/bench $(BENCH)
+bench_compare: nvcc $(B)/bench $(addprefix $(B)/,$(PROGRAMS))
+	+@$(MAKE) --no-print-directory $(addprefix $(B)/$(CUDA)/,bench $(PROGRAMS))
+	$(B)/bench $(BENCH) >$(B)/bench.txt
+	$(B)/$(CUDA)/bench $(BENCH) >$(B)/$(CUDA)/bench.txt
+	awk -f test/bench_compare.awk $(B)/bench.txt $(B)/$(CUDA)/bench.txt
 
 # --- the built-in world and model -----------------------------------------------------------------------------------
 

@@ -492,7 +492,7 @@ int main(int argc, char **argv) {
         task_report(&task, &was, &is, before, after);
         generation_free(&is);
     }
-    printf("peak memory %.0f MB, planned %.0f MB\n", (double)run_peak_memory() / 1e6, (double)memory.total / 1e6);
+    run_print_peak_memory(&memory);
     int status = run_finish(&run, model);
     generation_free(&was);
     gpt2_free(model);

@@ -788,7 +788,7 @@ int main(int argc, char **argv) {
         if (run_should_save(&run)) run_checkpoint(&run, model);
     }
     if (questions.n && run.total_steps > 0 && !run_interrupted()) chooser_report(&judge, &questions, "after");
-    printf("peak memory %.0f MB, planned %.0f MB\n", (double)run_peak_memory() / 1e6, (double)memory.total / 1e6);
+    run_print_peak_memory(&memory);
     int status = run_finish(&run, model);
     gpt2_free(model);
     free_world(&w, &questions, tokenizer);

@@ -822,7 +822,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < 3 && shown[3 + i].s; i++)
         printf("held-out prompt, line %d\n  before | %s\n  after  | %s\n", p->held_out.line[i], shown[i].s, shown[3 + i].s);
     if (eval_n && !run_interrupted()) print_figures("before", eval_n, &before), print_figures("after", eval_n, &after);
-    printf("peak memory %.0f MB, planned %.0f MB\n", (double)run_peak_memory() / 1e6, (double)memory.total / 1e6);
+    run_print_peak_memory(&memory);
     int status = run_finish(&run, p->policy);
     for (int i = 0; i < 6; i++) free(shown[i].s);
     trainer_free(p);

@@ -711,7 +711,7 @@ int main(int argc, char **argv) {
         printf("held-out pairs (%d)  accuracy %.1f %% -> %.1f %%\n", held_out.n, 100 * accuracy(&before), 100 * accuracy(&after));
     }
     if (!run_interrupted() && args.normalize) normalize(&batch, model, &train, &reference, &limits, P);
-    printf("peak memory %.0f MB, planned %.0f MB\n", (double)run_peak_memory() / 1e6, (double)memory.total / 1e6);
+    run_print_peak_memory(&memory);
     status = run_finish(&run, model);
 done:
     free(was), free(is), free(which), free(order);

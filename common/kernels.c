@@ -49,15 +49,24 @@ const char *device_name(void) {
     return name;
 }
 
-size_t device_memory_free(void) {
-    FILE *f = fopen("/proc/meminfo", "r");
+/* The bytes that a file of the system gives, as kB, in its line of this form; 0 where there is none. */
+static size_t bytes_of(const char *path, const char *form) {
+    FILE *f = fopen(path, "r");
     unsigned long long kb = 0;
-    char line[128];
+    char line[256];
     while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %llu kB", &kb) == 1) break;
+        if (sscanf(line, form, &kb) == 1) break;
     if (f) fclose(f);
-    return kb ? (size_t)kb * 1024 : SIZE_MAX;
+    return (size_t)kb * 1024;
 }
+
+size_t device_memory_free(void) {
+    const size_t bytes = bytes_of("/proc/meminfo", "MemAvailable: %llu kB");
+    return bytes ? bytes : SIZE_MAX;
+}
+
+/* Not getrusage's figure, which a process inherits from the one that started it. */
+size_t device_memory_peak(void) { return bytes_of("/proc/self/status", "VmHWM: %llu kB"); }
 
 /* Large arrays are mapped on 2 MB boundaries and offered to the kernel as huge pages: walking down a column of a weight
    matrix touches a new 4 KB page at every row. */

@@ -108,6 +108,10 @@ size_t device_memory_free(void) {
     return left;
 }
 
+static size_t taken, most_taken;   // by device_alloc
+
+size_t device_memory_peak(void) { return most_taken; }
+
 void *device_alloc(size_t bytes) {
     void *p = NULL;
     cudaError_t error = cudaMalloc(&p, bytes + !bytes);
@@ -117,11 +121,13 @@ void *device_alloc(size_t bytes) {
     }
     CUDA(error);
     CUDA(cudaMemsetAsync(p, 0, bytes + !bytes, stream));
+    taken += bytes;
+    most_taken = taken > most_taken ? taken : most_taken;
     return p;
 }
 
 void device_free(void *p, size_t bytes) {
-    (void)bytes;
+    taken -= bytes;
     CUDA(cudaStreamSynchronize(stream));
     CUDA(cudaFree(p));
 }

@@ -48,6 +48,7 @@ extern "C" {
 void device_init(void);                                              // checks the machine; ends the program with a remedy if it will not do
 const char *device_name(void);                                       // for a person, e.g. "CPU, 2 threads, AVX2"
 size_t device_memory_free(void);                                     // bytes that can still be taken
+size_t device_memory_peak(void);                                     // the most bytes so far: of device_alloc; on a CPU, of the whole process
 void *device_alloc(size_t bytes);                                    // zeroed, 64-byte aligned, NULL when there is not enough
 void  device_free(void *p, size_t bytes);
 void  device_zero(void *p, size_t bytes);

@@ -922,15 +922,8 @@ void run_print_memory(const GPT2Memory *m) {
     fflush(stdout);
 }
 
-/* Not getrusage's, which a process inherits from the one that started it. */
-size_t run_peak_memory(void) {
-    FILE *f = fopen("/proc/self/status", "r");
-    char line[256];
-    size_t kib = 0;
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "VmHWM: %zu kB", &kib) == 1) break;
-    if (f) fclose(f);
-    return kib << 10;
+void run_print_peak_memory(const GPT2Memory *planned) {
+    printf("peak memory %.0f MB, planned %.0f MB\n", (double)device_memory_peak() / 1e6, (double)planned->total / 1e6);
 }
 
 /* ------------------------------------------------------------------------------------------------------------------

@@ -138,8 +138,8 @@ void run_print_parameters(size_t trained, size_t all);
 /* 1234567 as "1,234,567". */
 const char *with_commas(size_t n, char text[32]);
 void run_print_memory(const GPT2Memory *m);
-/* The largest resident size of this process so far, bytes. */
-size_t run_peak_memory(void);
+/* The most that this process has taken of the device's memory (kernels.h), beside what was planned. */
+void run_print_peak_memory(const GPT2Memory *planned);
 /* SIGINT or SIGTERM has come: save and stop. A second one ends the process at once. */
 bool run_interrupted(void);
 

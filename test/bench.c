@@ -1,7 +1,9 @@
 /*
  * bench.c - how fast, as a share of what the machine can do: kernels, whole training steps, decoding, files, tokenizer.
  *
- *   bench [--threads N] [--only SUBSTRING] [--quick]          (from the repository's root; `make bench` runs all of it)
+ *   bench [--threads N] [--only SUBSTRING] [--size 124M|355M|tiny] [--quick]          (from the repository's root)
+ *
+ * `make bench` runs all of it with the kernels of a CPU, `make bench_cuda` with those of a GPU, `make bench_compare` both, for one table.
  *
  * One tab-separated row a kernel and shape, everything at GPT-2 124M's size with random weights. Milliseconds mean little by
  * themselves: neighbours are noisy, clocks drift. What to go by is the share of the peak that a probe reached in the same process,
@@ -16,6 +18,10 @@
  *   GB/s       the rate of a stream: read for rows that read, updated in place for rows that read and write (both count). The probe
  *              flushes the caches before every repetition. Not a limit: what a small row writes may stay in the caches
  *   MB/s       no peak
+ *
+ * On a GPU the first peak is linear_forward's on matrices of 8C x 8C and the other a copy within its memory, read and written. No repetition is
+ * shorter than 5 ms there: what is faster is done several times in a row, and then finds in the cache what fits into it.
+ *
  *   tokens/s   of a whole program, in turns with the others: the ratio is what to go by
  *
  * Left out: comparisons with other programs, which need those programs; BENCHMARKS.md is the place for them.
@@ -32,60 +38,101 @@
 #include <omp.h>
 #include <sys/wait.h>
 
-enum { T = 1024, V = 50257, LDV = (V + 15) / 16 * 16, L = 12, NH = 12, C = 768, F = 3072 };   // GPT-2 124M
-enum { PARAMETERS = V * C + T * C + L * (12 * C * C + 13 * C) + 2 * C };   // 124,439,808
-static const GPT2Config gpt2_124m = {T, V, L, NH, C, F, 1e-5f, 0.1f, 0.1f, 0.1f, LM_HEAD};
+static const struct { const char *name; int T, V, L, NH, C; } sizes[] = {
+    {"124M", 1024, 50257, 12, 12, 768}, {"355M", 1024, 50257, 24, 16, 1024}, {"tiny", 256, 512, 3, 4, 128}};
+static int T, V, LDV, L, NH, C, F;   // --size
+static double parameters;
+static GPT2Config config_of_size;
 
 #define LENGTH(array) ((int)(sizeof(array) / sizeof *(array)))
 static const char *only = "";   // --only
 static bool quick;              // --quick
+static const char *size = "124M";   // --size
+static bool gpu;
 
 /* ---- arrays ---------------------------------------------------------------------------------------------------- */
 
-static struct { void *p; size_t bytes; } arrays[16];
+static struct { void *p; size_t bytes; bool on_host; } arrays[24];
 static int array_count;
 
-/* Device memory until arrays_free(). */
-static void *array(size_t bytes) {
-    void *p = device_alloc(bytes);
-    if (!p || array_count == LENGTH(arrays)) die("no room for an array of %zu bytes", bytes);
-    arrays[array_count].p = p;
+static void *keep(void *p, size_t bytes, bool on_host) {
+    if (!p || array_count == LENGTH(arrays)) die("no room for an array of %zu bytes on %s", bytes, on_host ? "the host" : device_name());
+    arrays[array_count].p = p, arrays[array_count].on_host = on_host;
     arrays[array_count++].bytes = bytes;
     return p;
 }
 
+/* Memory of the device and of the host, until arrays_free(). */
+static void *array(size_t bytes) { return keep(device_alloc(bytes), bytes, false); }
+static void *host_array(size_t bytes) { return keep(calloc(1, bytes), bytes, true); }
+
 static void arrays_free(void) {
-    while (array_count > 0) array_count--, device_free(arrays[array_count].p, arrays[array_count].bytes);
+    while (array_count > 0) {
+        array_count--;
+        if (arrays[array_count].on_host) free(arrays[array_count].p);
+        else device_free(arrays[array_count].p, arrays[array_count].bytes);
+    }
 }
 
-/* x (n) = uniform in [-0.1, 0.1): of the size of activations. */
-static real *fill(float *x, size_t n) {
+/* x (n), in pieces through the host: uniform in [-0.1, 0.1), of the size of activations; or, as second moments, the squares of that. */
+static void fill(void *x, size_t n, bool reals, bool squares) {
+    enum { PIECE = 1 << 22 };
+    float *piece = xmalloc(sizeof *piece * (n < PIECE ? n : PIECE));
+    for (size_t done = 0, part; done < n; done += part) {
+        part = n - done < PIECE ? n - done : PIECE;
 #pragma omp parallel for
-    for (size_t i = 0; i < n; i++) x[i] = 0.2f * random_uniform((uint32_t)i * 2654435761u) - 0.1f;
-    return x;
+        for (size_t i = 0; i < part; i++) {
+            const float u = 0.2f * random_uniform((uint32_t)(done + i) * 2654435761u) - 0.1f;
+            piece[i] = squares ? u * u : u;
+        }
+        if (reals) real_write((real *)x + done, piece, part);
+        else device_write((float *)x + done, piece, sizeof *piece * part);
+    }
+    free(piece);
 }
 
-static real *random_array(size_t n) { return fill(array(n * sizeof(real)), n); }
+static real *random_reals(size_t n) {
+    real *x = array(n * sizeof *x);
+    return fill(x, n, true, false), x;
+}
 
-/* n ints, uniform in [0, below). */
+static float *random_floats(size_t n) {
+    float *x = array(n * sizeof *x);
+    return fill(x, n, false, false), x;
+}
+
+/* n ints, uniform in [0, below), on the host. */
 static int *random_ints(int n, int below) {
-    int *p = array((size_t)n * sizeof *p);
+    int *p = host_array((size_t)n * sizeof *p);
     for (int i = 0; i < n; i++) p[i] = (int)(random4(1, RANDOM_DATA, 0, 0, 0, (uint32_t)i).v[0] % (uint32_t)below);
     return p;
 }
 
-/* Where each of S sequences of `length` tokens starts, and the last ends. */
+/* Where each of S sequences of `length` tokens starts, and the last ends, on the host. */
 static int *starts(int S, int length) {
-    int *p = array(sizeof *p * ((size_t)S + 1));
+    int *p = host_array(sizeof *p * ((size_t)S + 1));
     for (int s = 0; s <= S; s++) p[s] = s * length;
     return p;
+}
+
+static int *on_device(const int *ints, int n) {
+    int *p = array(sizeof *p * (size_t)n);
+    return device_write(p, ints, sizeof *p * (size_t)n), p;
+}
+
+/* Waits until the device has done all that it was asked to. */
+static void wait_for_device(void) {
+    static real *any;
+    float x;
+    if (!any && !(any = device_alloc(sizeof *any))) die("no room on %s", device_name());
+    real_read(&x, any, 1);
 }
 
 /* ---- probes: a fixed amount of work, shared out in pieces so that a disturbed thread does less of it ---------------- */
 
 enum { PIECES = 256, FMA_STEPS = 50000, STREAM_PIECE = 1 << 19 };   // floats: 256 pieces of 2 MB, far more than any L3
 typedef enum { FMA, READ, UPDATE, NOTHING } Peak;
-static const struct { const char *name, *unit; double per_unit, work; } peaks[] = {
+static struct { const char *name, *unit; double per_unit, work; } peaks[] = {
     [FMA] = {"probe multiply-add", "GFLOP/s", 1e9, 2.0 * 12 * 8 * FMA_STEPS * PIECES},
     [READ] = {"probe read", "GB/s", 1e9, sizeof(float) * (double)STREAM_PIECE * PIECES},
     [UPDATE] = {"probe update", "GB/s", 1e9, 2 * sizeof(float) * (double)STREAM_PIECE * PIECES},
@@ -118,14 +165,43 @@ __attribute__((target("avx2"))) static void update_piece(float *p) {
     for (int j = 0; j < STREAM_PIECE; j += 8) _mm256_store_ps(p + j, _mm256_xor_ps(_mm256_load_ps(p + j), sign));
 }
 
+/* What takes so many seconds is done so often, so that it takes 5 ms. */
+static int times(double seconds) { return (int)fmin(1000, fmax(1, ceil(5e-3 / seconds))); }
+
+/* The seconds that a GPU needs for so many large products, or copies from one half of the stream to the other. */
+static double device_seconds(Peak peak, int often) {
+    static real *x, *y, *weight;
+    const int width = 8 * C;
+    const size_t matrix = (size_t)width * (size_t)width, half = sizeof(float) * STREAM_PIECE * PIECES / 2;
+    if (peak == FMA && !x) {
+        x = device_alloc(matrix * sizeof *x), y = device_alloc(matrix * sizeof *y), weight = device_alloc(matrix * sizeof *weight);
+        if (!x || !y || !weight) die("no room for three matrices of %d x %d on %s", width, width, device_name());
+        fill(x, matrix, true, false), fill(weight, matrix, true, false);
+    }
+    wait_for_device();
+    const double start = now_seconds();
+    for (int i = 0; i < often; i++)
+        if (peak == FMA) linear_forward(y, x, weight, NULL, width, width, width);
+        else device_copy((char *)stream + half, stream, half);
+    wait_for_device();
+    return now_seconds() - start;
+}
+
+static double device_probe(Peak peak) {
+    static int often[NOTHING];
+    if (!often[peak]) device_seconds(peak, 1), often[peak] = times(device_seconds(peak, 1));   // the first prepares it
+    return peaks[peak].work * often[peak] / device_seconds(peak, often[peak]);
+}
+
 /* FLOP or bytes a second. */
 static double probe(Peak peak) {
     const size_t bytes = sizeof(float) * STREAM_PIECE * PIECES;
     if (peak == NOTHING) return 1;
     if (peak != FMA && !stream) {
         if (!(stream = device_alloc(bytes))) die("no room for the %zu MB of the memory probes", bytes >> 20);
-        fill(stream, bytes / sizeof(float));   // lines of zeros can be cheaper than others
+        fill(stream, bytes / sizeof(float), false, false);   // lines of zeros can be cheaper than others
     }
+    if (gpu) return device_probe(peak);
     double start = now_seconds();
 #pragma omp parallel for schedule(dynamic, 1)
     for (int i = 0; i < PIECES; i++)
@@ -146,7 +222,9 @@ static struct {
     int tokens;                 // of one repetition, to print tokens/s; 0 = do not
     bool memory;                // print the most memory this process has had
     bool active;
-    int calls, repetitions;     // calls of again() so far; repetitions to time
+    bool once;                  // what is measured is done once a repetition, however fast it is
+    int calls, repetitions;     // repetitions begun so far; those to time
+    int often, left;            // in a repetition it is done so often; still to be done in this one
     double start, stop;         // of the current repetition; stop 0: when again() is called
     double seconds[MOST], peaks[MOST + 1];
 } row;
@@ -163,7 +241,7 @@ static bool wanted(const char *name) {
 
 static void begin(const char *name, Peak peak, double work) {
     memset(&row, 0, sizeof row);
-    row.name = name, row.peak = peak, row.work = work, row.active = wanted(name);
+    row.name = name, row.peak = peak, row.work = work, row.active = wanted(name), row.often = 1;
 }
 
 static int ascending(const void *a, const void *b) {
@@ -193,30 +271,38 @@ static void print_row(void) {
     double middle = median(share, n), middle_seconds = median(row.seconds, n), least = row.seconds[0];   // the first, now that they are sorted
     double best = row.work / least / best_peak;
     total.work += row.work, total.best += row.work / best, total.median += row.work / middle;
-    printf("%s\t%s\t%.2f\t%.1f\t%s\t", row.name, shape, 1e3 * least, row.work / least / peaks[row.peak].per_unit, peaks[row.peak].unit);
+    printf("%s\t%s\t%.*f\t%.1f\t%s\t", row.name, shape, least < 1e-3 ? 4 : 2, 1e3 * least, row.work / least / peaks[row.peak].per_unit, peaks[row.peak].unit);
     if (row.peak == NOTHING) printf("-\t-\t");
     else printf("%.1f\t%.1f\t", 100 * best, 100 * middle);
     if (row.tokens) printf("%.1f tokens/s, median %.1f", row.tokens / least, row.tokens / middle_seconds);
-    double kb = 0;   // not getrusage's figure, which a process inherits through exec
-    if (row.memory) look_up("/proc/self/status", "VmHWM:", "%lf", &kb), printf(", at most %.3f GB", kb * 1024 / 1e9);
+    if (row.memory) printf(", at most %.3f GB", (double)device_memory_peak() / 1e9);
     putchar('\n');
 }
 
-/* True: do it once more. Times what is done between two calls, or up to stop(). */
+/* True: do it once more. Times what is done between two calls, or up to stop(). Not timed is the first repetition and, on a GPU, the second, which
+   says how often the others do it. */
 static bool again(void) {
     if (!row.active) return false;
-    double seconds = (row.stop > 0 ? row.stop : now_seconds()) - row.start;
-    int done = row.calls++ - 2;                               // -2: nothing yet; -1: the repetition that is not timed
-    if (done == -1) row.repetitions = (int)fmin(MOST, fmax(quick ? 2 : 5, (quick ? 0.1 : 0.8) / seconds));
+    if (row.left > 0) return row.left--, true;
+    if (row.stop == 0) wait_for_device();
+    const double seconds = ((row.stop > 0 ? row.stop : now_seconds()) - row.start) / row.often;
+    const int done = row.calls++ - (gpu ? 3 : 2);             // timed so far; -1: the last one that is not has been done
+    if (done == -1) {
+        if (gpu && !row.once) row.often = times(seconds);
+        row.repetitions = (int)fmin(MOST, fmax(quick ? 2 : 5, (quick ? 0.1 : 0.8) / (seconds * row.often)));
+    }
     if (done >= 0) row.seconds[done] = seconds;
     if (done >= -1) row.peaks[done + 1] = probe(row.peak);
     if (done >= 0 && done + 1 == row.repetitions) return print_row(), row.active = false;
-    row.stop = 0;
+    row.stop = 0, row.left = row.often - 1;
     row.start = now_seconds();
     return true;
 }
 
-static void stop(void) { row.stop = now_seconds(); }
+static void stop(void) {
+    wait_for_device();
+    row.stop = now_seconds(), row.once = true;
+}
 
 /* ---- kernels --------------------------------------------------------------------------------------------------- */
 
@@ -224,26 +310,30 @@ static void stop(void) { row.stop = now_seconds(); }
 static void bench_probes(void) {
     for (Peak peak = FMA; peak <= UPDATE; peak++) {
         SHAPE("%.0f M%s", peaks[peak].work / 1e6, peak == FMA ? "FLOP" : "B");
-        ROW(peaks[peak].name, peak, peaks[peak].work) probe(peak);
+        if (gpu && peak == READ) continue;   // the copy, which is UPDATE's
+        ROW(peaks[peak].name, peak, peaks[peak].work) {
+            if (gpu) device_seconds(peak, 1);
+            else probe(peak);
+        }
     }
 }
 
 /* The three products of each linear layer: 2 N IC OC. In a step each of them runs once in each of the L layers, so that the total is all
    their work by the time each of them would take at its own share of one peak. */
 static void bench_linear(void) {
-    const int shapes[][2] = {{C, 3 * C}, {C, C}, {C, F}, {F, C}}, tokens[] = {64, 256, 1024};
-    for (int t = 0; t < LENGTH(tokens); t++) {
+    const int shapes[][2] = {{C, 3 * C}, {C, C}, {C, F}, {F, C}}, tokens[] = {64, 256, 1024, 16384};
+    for (int t = 0; t < (gpu ? 4 : 3); t++) {
         memset(&total, 0, sizeof total);
         for (int s = 0; s < LENGTH(shapes); s++) {
             const int N = tokens[t], IC = shapes[s][0], OC = shapes[s][1];
             const double flop = 2.0 * N * IC * OC;
             const size_t in = (size_t)N * (size_t)IC, out = (size_t)N * (size_t)OC, matrix = (size_t)IC * (size_t)OC;
-            real *x = random_array(in), *y = random_array(out), *weight = random_array(matrix), *bias = random_array((size_t)OC);
-            float *dx = random_array(in), *dweight = random_array(matrix);
+            real *x = random_reals(in), *y = random_reals(out), *weight = random_reals(matrix), *bias = random_reals((size_t)OC), *dx = random_reals(in);
+            float *dweight = random_floats(matrix), *dbias = random_floats((size_t)OC);
             SHAPE("%dx%dx%d", N, IC, OC);
             ROW("linear forward", FMA, flop) linear_forward(y, x, weight, bias, N, IC, OC);
             ROW("linear backward input", FMA, flop) linear_backward_input(dx, y, weight, N, IC, OC);
-            ROW("linear backward weight", FMA, flop) linear_backward_weight(dweight, bias, x, y, N, IC, OC);
+            ROW("linear backward weight", FMA, flop) linear_backward_weight(dweight, dbias, x, y, N, IC, OC);
             arrays_free();
         }
         double work = 100 * total.work;
@@ -251,15 +341,18 @@ static void bench_linear(void) {
     }
 }
 
-/* The loss head: products of 2 R C V FLOP; then over the logits, which logprob and sampling read (4 bytes each; a second reading does
-   not count) and logprob's backward pass reads and writes (8 bytes). */
-static void bench_head(void) {
-    enum { R = 1024, ROWS = 32 };
+enum { HEAD_ROWS = 1024 };
+
+/* The loss head: products of 2 R C V FLOP; then over the logits, which logprob and sampling read (once; a second reading does not count)
+   and logprob's backward pass reads and writes. */
+static void bench_head(int R) {
+    enum { ROWS = 32 };
     const struct { int rows, top_k; float top_p; } samplers[] = {{1, 0, 1}, {ROWS, 0, 1}, {ROWS, 50, 1}, {ROWS, 0, 0.9f}};
-    const double flop = 2.0 * R * C * V, bytes = 4.0 * R * V;
-    real *logits = random_array((size_t)R * LDV), *inp = random_array((size_t)R * C), *wte = random_array((size_t)V * C);
-    float *dwte = random_array((size_t)V * C), *logp = random_array(R), *lse = random_array(R), *entropy = random_array(R), uniform[ROWS];
-    int *target = random_ints(R, V), drawn[ROWS];
+    const double flop = 2.0 * R * C * V, bytes = (double)sizeof(real) * R * V;
+    const size_t n = (size_t)R;
+    real *logits = random_reals(n * (size_t)LDV), *inp = random_reals(n * (size_t)C), *wte = random_reals((size_t)V * (size_t)C);
+    float *dwte = random_floats((size_t)V * (size_t)C), *logp = random_floats(n), *lse = random_floats(n), *entropy = random_floats(n), uniform[ROWS];
+    int *target = on_device(random_ints(R, V), R), drawn[ROWS];
     for (int r = 0; r < ROWS; r++) uniform[r] = ((float)r + 0.5f) / ROWS;
     SHAPE("%dx%dx%d", R, C, V);
     ROW("head forward", FMA, flop) head_forward(logits, inp, wte, R, C, V, LDV);
@@ -269,12 +362,17 @@ static void bench_head(void) {
     ROW("logprob forward", READ, bytes) logprob_forward(logp, NULL, lse, NULL, logits, target, 1, R, V, LDV);
     ROW("logprob forward, entropy", READ, bytes) logprob_forward(logp, entropy, lse, NULL, logits, target, 1, R, V, LDV);
     ROW("logprob backward", UPDATE, 2 * bytes) logprob_backward(logits, lse, NULL, target, logp, NULL, 1, R, V, LDV);
-    for (int i = 0; i < LENGTH(samplers); i++) {
+    for (int i = 0; i < LENGTH(samplers) && R == HEAD_ROWS; i++) {
         const int rows = samplers[i].rows, top_k = samplers[i].top_k;
         SHAPE("%dx%d top_k %d top_p %g", rows, V, top_k, (double)samplers[i].top_p);
-        ROW("sample", READ, 4.0 * rows * V) sample(drawn, NULL, logits, rows, V, LDV, 1, top_k, samplers[i].top_p, uniform);
+        ROW("sample", READ, (double)sizeof(real) * rows * V) sample(drawn, NULL, logits, rows, V, LDV, 1, top_k, samplers[i].top_p, uniform);
     }
     arrays_free();
+}
+
+static void bench_heads(void) {
+    bench_head(HEAD_ROWS);
+    if (gpu) bench_head(8 * HEAD_ROWS);
 }
 
 /* FLOP of causal attention's forward pass in one layer: q k^T and p v, each 2 C a pair of query and key, T (T+1) / 2 pairs a sequence.
@@ -282,12 +380,12 @@ static void bench_head(void) {
 static double attention_flop(int S, int length) { return 2.0 * 2 * C * S * length * (length + 1) / 2; }
 
 static void bench_attention(void) {
-    const int shapes[][2] = {{16, 64}, {4, 256}, {2, 512}, {1, 1024}};
-    for (int i = 0; i < LENGTH(shapes); i++) {
-        const int S = shapes[i][0], length = shapes[i][1], *start = starts(S, length);
-        const size_t NC = (size_t)(S * length) * C;
-        real *qkv = random_array(3 * NC), *dqkv = random_array(3 * NC), *out = random_array(NC), *dout = random_array(NC);
-        float *lse = random_array(NC / C * NH);
+    const int shapes[][2] = {{16, 64}, {4, 256}, {2, 512}, {1, 1024}, {64, 256}, {16, 1024}};
+    for (int i = 0; i < (gpu ? 6 : 4); i++) {
+        const int S = shapes[i][0], length = shapes[i][1], *start = on_device(starts(S, length), S + 1);
+        const size_t N = (size_t)(S * length), NC = N * (size_t)C;
+        real *qkv = random_reals(3 * NC), *dqkv = random_reals(3 * NC), *out = random_reals(NC), *dout = random_reals(NC);
+        float *lse = random_floats(N * (size_t)NH);
         SHAPE("%dx%d", S, length);
         ROW("attention forward", FMA, attention_flop(S, length)) attention_forward(out, lse, qkv, start, NULL, S * length, S, NH, C / NH, (Noise){0});
         attention_forward(out, lse, qkv, start, NULL, S * length, S, NH, C / NH, (Noise){0});   // backward needs it even where that row was not wanted
@@ -297,32 +395,51 @@ static void bench_attention(void) {
     }
 }
 
-/* What is bound by memory. Bytes: 4 for every number read and 4 for every number written, each once. */
-static void bench_memory_bound(void) {
-    enum { N = 1024, NC = N * C, NF = N * F, ALL = V * C };
-    real *x = random_array(ALL), *y = random_array(ALL), *z = random_array(ALL), *w = random_array(ALL), *weight = random_array(C);
-    float *mean = random_array(N), *rstd = random_array(N), *bias = random_array(C);
-    int *token = random_ints(N, V), *position = random_ints(N, T);
+/* What is bound by memory. Bytes: those of every number read and every number written, each once. */
+static void bench_memory_bound(int N) {
+    const size_t NC = (size_t)N * (size_t)C, NF = (size_t)N * (size_t)F;
+    real *x = random_reals(NF), *y = random_reals(NF), *z = random_reals(NC), *w = random_reals(NC), *weight = random_reals((size_t)C), *bias = random_reals((size_t)C);
+    real *wte = random_reals((size_t)V * (size_t)C), *wpe = random_reals((size_t)T * (size_t)C);
+    float *dwte = random_floats((size_t)V * (size_t)C), *dwpe = random_floats((size_t)T * (size_t)C), *dweight = random_floats((size_t)C), *dbias = random_floats((size_t)C);
+    float *mean = random_floats((size_t)N), *rstd = random_floats((size_t)N);
+    int *token = on_device(random_ints(N, V), N), *position = on_device(random_ints(N, T), N);
+    const double reals = (double)sizeof(real) * (double)NC, floats = (double)sizeof(float) * (double)NC;
     SHAPE("%dx%d", N, C);   // reads x, y and writes sum, out;  reads dout, sum, dsum and writes dsum
-    ROW("layernorm forward", UPDATE, 16.0 * NC) layernorm_forward(x, y, mean, rstd, z, w, weight, bias, N, C, 1e-5f);
-    ROW("layernorm backward", UPDATE, 16.0 * NC) layernorm_backward(x, weight, bias, y, z, mean, rstd, w, N, C);
+    ROW("layernorm forward", UPDATE, 4 * reals) layernorm_forward(x, y, mean, rstd, z, w, weight, bias, N, C, 1e-5f);
+    ROW("layernorm backward", UPDATE, 4 * reals) layernorm_backward(x, dweight, dbias, y, z, mean, rstd, weight, N, C);
     // (same shape)         reads rows of wte, wpe and writes out;  reads dout, reads and writes rows of dwte, dwpe
-    ROW("embed forward", UPDATE, 12.0 * NC) embed_forward(x, token, position, y, z, N, C);
-    ROW("embed backward", UPDATE, 20.0 * NC) embed_backward(x, y, z, token, position, N, C);
+    ROW("embed forward", UPDATE, 3 * reals) embed_forward(x, token, position, wte, wpe, N, C);
+    ROW("embed backward", UPDATE, reals + 4 * floats) embed_backward(dwte, dwpe, x, token, position, N, C);
     SHAPE("%dx%d", N, F);   // reads inp and writes out;  reads and writes dout, inp
-    ROW("gelu forward", UPDATE, 8.0 * NF) gelu_forward(x, y, NF);
-    ROW("gelu backward", UPDATE, 16.0 * NF) gelu_backward(x, y, NF);
-    SHAPE("%d", ALL);       // reads x;  reads and writes w, g, m, v
-    ROW("sum_of_squares", READ, 4.0 * ALL) sink = (float)sum_of_squares(&(const float *){x}, &(size_t){ALL}, 1);
-    for (size_t i = 0; i < ALL; i++) w[i] *= w[i];   // second moments are not negative
-    ROW("adamw", UPDATE, 32.0 * ALL) adamw(x, NULL, y, z, w, ALL, 1, 1e-5f, 0.9f, 0.95f, 1e-8f, 0.1f, 10), stop(), fill(y, ALL);   // g was zeroed
+    ROW("gelu forward", UPDATE, 2.0 * sizeof(real) * (double)NF) gelu_forward(x, y, NF);
+    ROW("gelu backward", UPDATE, 4.0 * sizeof(real) * (double)NF) gelu_backward(x, y, NF);
     arrays_free();
+}
+
+/* On as many numbers as wte has. sum_of_squares reads them; AdamW reads and writes g, m, v and w, or else master, and then writes w. */
+static void bench_optimiser(void) {
+    const size_t n = (size_t)V * (size_t)C;
+    const bool masters = sizeof(real) < sizeof(float);
+    real *w = random_reals(n);
+    float *g = random_floats(n), *m = random_floats(n), *v = array(n * sizeof *v), *master = masters ? random_floats(n) : NULL;
+    fill(v, n, false, true);
+    SHAPE("%zu", n);
+    ROW("sum_of_squares", READ, (double)sizeof *g * (double)n) sink = (float)sum_of_squares(&(const float *){g}, &n, 1);
+    ROW("adamw", UPDATE, (double)(8 * sizeof *g + (masters ? sizeof *w : 0)) * (double)n)
+        adamw(w, master, g, m, v, n, 1, 1e-5f, 0.9f, 0.95f, 1e-8f, 0.1f, 10), stop(), fill(g, n, false, false);   // g was zeroed
+    arrays_free();
+}
+
+static void bench_elementwise(void) {
+    bench_memory_bound(1024);
+    if (gpu) bench_memory_bound(16384);
+    bench_optimiser();
 }
 
 /* ---- whole steps: forward, log-probability of every row, backward, AdamW ---------------------------------------- */
 
 static GPT2 *random_model(const GPT2Limits *limits) {
-    GPT2 *m = gpt2_create(&gpt2_124m, false);
+    GPT2 *m = gpt2_create(&config_of_size, false);
     gpt2_init_weights(m, 1);
     if (limits) gpt2_reserve(m, limits);
     return m;
@@ -332,7 +449,9 @@ static GPT2 *random_model(const GPT2Limits *limits) {
 static Batch random_batch(int S, int length) { return (Batch){.S = S, .N = S * length, .start = starts(S, length), .tokens = random_ints(S * length, V)}; }
 
 static const struct { int S, length; bool checkpointing; const char *note; } steps[] = {
-    {4, 256, false, ""}, {4, 256, true, " checkpointing"}, {2, 512, false, ""}, {4, 64, false, ""}, {1, 1024, false, ""}};
+    {4, 256, false, ""}, {4, 256, true, " checkpointing"}, {2, 512, false, ""}, {4, 64, false, ""}, {1, 1024, false, ""},
+    {16, 1024, false, ""}, {16, 1024, true, " checkpointing"}};
+enum { STEPS_OF_CPU = 5 };
 
 /* FLOP = 6 x parameters x tokens + 3.5 x attention's forward pass in every layer. All parameters count: those of wpe, the norms and
    the biases, which multiply little, are 0.7 % of them. What gradient checkpointing computes again does not count. */
@@ -343,10 +462,10 @@ static void bench_step(int i) {
     GPT2 *m = random_model(&limits);
     const Batch b = random_batch(S, length);
     const int *target = random_ints(N, V);
-    float *logp = array(sizeof(float) * (size_t)N), *dlogp = array(sizeof(float) * (size_t)N);
+    float *logp = host_array(sizeof(float) * (size_t)N), *dlogp = host_array(sizeof(float) * (size_t)N);
     for (int j = 0; j < N; j++) dlogp[j] = -1.0f / (float)N;
     SHAPE("%dx%d%s", S, length, steps[i].note);
-    begin("step", FMA, 6.0 * PARAMETERS * N + 3.5 * attention_flop(S, length) * L);
+    begin("step", FMA, 6.0 * parameters * N + 3.5 * attention_flop(S, length) * L);
     row.tokens = N;
     row.memory = true;
     for (int t = 1; again(); t++) {
@@ -359,18 +478,21 @@ static void bench_step(int i) {
     arrays_free();
 }
 
-/* Each in a process of its own, this program anew, so that the most memory it has had is that configuration's. */
+/* A part of this program in a process of its own, so that the most memory it has had is that part's. */
+static void in_a_process(const char *part, int which) {
+    char number[16], threads[16];
+    snprintf(number, sizeof number, "%d", which);
+    snprintf(threads, sizeof threads, "%d", omp_get_max_threads());
+    int status, child = fork();
+    if (child == 0) execl("/proc/self/exe", "bench", "--threads", threads, "--size", size, "--only", only, part, number, quick ? "--quick" : NULL, NULL);
+    if (child <= 0) die("cannot run this program anew: %s", strerror(errno));
+    if (waitpid(child, &status, 0) < 0 || status) die("%s failed", shape);
+}
+
 static void bench_steps(void) {
-    for (int i = 0; i < LENGTH(steps); i++) {
-        char index[16], threads[16];
-        snprintf(index, sizeof index, "%d", i);
-        snprintf(threads, sizeof threads, "%d", omp_get_max_threads());
+    for (int i = 0; i < (gpu ? LENGTH(steps) : STEPS_OF_CPU); i++) {
         SHAPE("%dx%d%s", steps[i].S, steps[i].length, steps[i].note);
-        if (!wanted("step")) continue;
-        int status, child = fork();
-        if (child == 0) execl("/proc/self/exe", "bench", "--threads", threads, "--step", index, quick ? "--quick" : NULL, NULL);
-        if (child <= 0) die("cannot run this program anew: %s", strerror(errno));
-        if (waitpid(child, &status, 0) < 0 || status) die("step %s failed", shape);
+        if (wanted("step") && steps[i].length <= T) in_a_process("--step", i);
     }
 }
 
@@ -382,18 +504,17 @@ static void bench_steps(void) {
 static void bench_pairs(void) {
     enum { PAIRS = 2, PROMPT = 448, ANSWER = 64, WHOLE = PROMPT + ANSWER };
     const AdamW o = {.learning_rate = 1e-5f, .beta1 = 0.9f, .beta2 = 0.95f, .epsilon = 1e-8f, .weight_decay = 0.1f, .max_grad_norm = 1};
-    GPT2Config config = gpt2_124m;
+    GPT2Config config = config_of_size;
     config.head = SCORE_HEAD;
     for (int shared = 0; shared < 2; shared++) {
         const int S = (shared ? 3 : 2) * PAIRS, N = PAIRS * (shared ? PROMPT + 2 * ANSWER : 2 * WHOLE);
         SHAPE("%dx2x%d+%d %s", PAIRS, PROMPT, ANSWER, shared ? "shared" : "whole");
-        if (!wanted("pairs")) continue;
+        if (!wanted("pairs") || WHOLE > T) continue;
         GPT2 *m = gpt2_create(&config, false);
         gpt2_init_weights(m, 1);
         gpt2_reserve(m, &(GPT2Limits){.tokens = N, .sequences = S, .train = true});
-        int *start = array(sizeof *start * ((size_t)S + 1)), *parent = array(sizeof *parent * (size_t)S);
-        float *value = array(sizeof(float) * (size_t)N), *dvalue = array(sizeof(float) * (size_t)N);
-        memset(dvalue, 0, sizeof(float) * (size_t)N);
+        int *start = host_array(sizeof *start * ((size_t)S + 1)), *parent = host_array(sizeof *parent * (size_t)S);
+        float *value = host_array(sizeof(float) * (size_t)N), *dvalue = host_array(sizeof(float) * (size_t)N);
         start[0] = 0;
         for (int s = 0; s < S; s++) {
             bool answer = shared && s % 3;
@@ -428,12 +549,12 @@ static void round_ends(void *last, int sequence, int token) {
    the last row of each sequence, attention. Decoding: every round reads each matrix once, wte (as the head) among them, and
    so many bytes count; with one sequence the percentage is that of what memory bandwidth allows. */
 static void bench_decode(void) {
-    enum { EACH = 64, MOST_S = 64 };
-    const int sequences[] = {1, 4, 16, 32, MOST_S};
-    const GPT2Limits limits = {.tokens = MOST_S * EACH, .sequences = MOST_S, .slots = MOST_S, .positions = 2 * EACH};
+    enum { EACH = 64 };
+    const int sequences[] = {1, 4, 16, 32, 64, 256}, shapes = gpu ? 6 : 5, most = sequences[shapes - 1];
+    const GPT2Limits limits = {.tokens = most * EACH, .sequences = most, .slots = most, .positions = 2 * EACH};
     const double layers = L * (4.0 * C * C + 2.0 * C * F), head = (double)V * C;
     GPT2 *m = NULL;
-    for (int i = 0; i < LENGTH(sequences); i++) {
+    for (int i = 0; i < shapes; i++) {
         const int S = sequences[i], last = S - 1;
         Sampler sampler = {.temperature = 1, .top_p = 1, .max_new_tokens = 1, .stop_token = -1};
         SHAPE("%dx%d", S, EACH);
@@ -445,7 +566,7 @@ static void bench_decode(void) {
         row.tokens = prompts.N;
         while (again()) gpt2_generate(m, &prompts, &sampler, &out, NULL, NULL), generation_free(&out);
         begin("decode", READ, sizeof(real) * (layers + head));
-        row.tokens = S;
+        row.tokens = S, row.once = true;
         sampler.max_new_tokens = EACH;
         if (row.active) gpt2_generate(m, &prompts, &sampler, &out, round_ends, (void *)&last), generation_free(&out);
         arrays_free();
@@ -483,11 +604,11 @@ static double in_model;
 /* A row of a single repetition, without the one that is not timed: an iteration is long enough. */
 static void begin_once(const char *name, double work) {
     begin(name, FMA, work);
-    row.calls = 2, row.repetitions = 1, row.peaks[0] = probe(FMA), row.start = now_seconds();
+    row.calls = gpu ? 3 : 2, row.repetitions = 1, row.peaks[0] = probe(FMA), row.start = now_seconds();
 }
 
 static GPT2 *random_scores(const GPT2Limits *limits) {
-    GPT2Config config = gpt2_124m;
+    GPT2Config config = config_of_size;
     config.head = SCORE_HEAD;
     GPT2 *m = gpt2_create(&config, false);
     gpt2_init_weights(m, 2);
@@ -517,7 +638,7 @@ static void bench_iteration(void) {
     scores.scored = 0;
     critic = scores, critic.train = true;
     policy = limits, policy.train = true, policy.slots = S, policy.positions = ALL;
-    GPT2Config config = gpt2_124m;
+    GPT2Config config = config_of_size;
     double planned = (double)(gpt2_memory(&config, &policy).total + gpt2_memory(&config, &limits).total);
     config.head = SCORE_HEAD;
     planned += (double)(gpt2_memory(&config, &scores).total + gpt2_memory(&config, &critic).total);
@@ -555,16 +676,9 @@ static void bench_iteration(void) {
     arrays_free();
 }
 
-/* In a process of its own, for its memory. */
 static void bench_ppo(void) {
     SHAPE("32x64+48");
-    if (!wanted("rollout") && !wanted("ppo iteration")) return;
-    char threads[16];
-    snprintf(threads, sizeof threads, "%d", omp_get_max_threads());
-    int status, child = fork();
-    if (child == 0) execl("/proc/self/exe", "bench", "--threads", threads, "--iteration", "--only", only, quick ? "--quick" : NULL, NULL);
-    if (child <= 0) die("cannot run this program anew: %s", strerror(errno));
-    if (waitpid(child, &status, 0) < 0 || status) die("the iteration of PPO failed");
+    if (wanted("rollout") || wanted("ppo iteration")) in_a_process("--iteration", 0);
 }
 
 /* ---- whole programs -------------------------------------------------------------------------------------------- */
@@ -615,7 +729,7 @@ static void bench_programs(void) {
     const int rounds = quick ? 1 : ROUNDS;
     char self[512] = "";
     SHAPE("4x256");
-    if (!wanted("program") || readlink("/proc/self/exe", self, sizeof self - 1) < 0) return;
+    if (!wanted("program") || T < 256 || readlink("/proc/self/exe", self, sizeof self - 1) < 0) return;
     *strrchr(self, '/') = 0;
     write_model();
     write_texts();
@@ -649,11 +763,11 @@ static void bench_programs(void) {
 /* A model to train, from a file in TMPDIR which the page cache holds. Bytes: those of the weights. */
 static void bench_load(void) {
     Error e;
-    SHAPE("124M");
+    SHAPE("%s", size);
     if (!wanted("load")) return;
     GPT2 *m = NULL;
     write_model();
-    ROW("load", NOTHING, 4.0 * PARAMETERS) {
+    ROW("load", NOTHING, 4.0 * parameters) {
         if (!(m = hf_load(directory, false, &e))) die("%s", e.text);
         stop();
         gpt2_free(m);
@@ -711,7 +825,7 @@ static void bench_round(void) {
     Error e;
     SHAPE("%d prompts, 3 x %d tokens", S, EACH);
     snprintf(vocabulary, sizeof vocabulary, "%s/data/gpt2-vocab", shared);
-    if (!wanted("round") && !wanted("texts")) return;
+    if ((!wanted("round") && !wanted("texts")) || limits.positions > T) return;
     if (access(vocabulary, R_OK)) {
         printf("# no row round: %s is not there\n", vocabulary);
         return;
@@ -756,25 +870,39 @@ static void bench_round(void) {
     gpt2_free(m);
 }
 
+/* T, V, ... of that size, and what a GPU's probes do; device_init() has been called. */
+static void set_size(void) {
+    int i = 0;
+    while (i < LENGTH(sizes) && strcmp(sizes[i].name, size)) i++;
+    if (i == LENGTH(sizes)) die_usage("no --size %s; there are 124M, 355M and tiny", size);
+    T = sizes[i].T, V = sizes[i].V, L = sizes[i].L, NH = sizes[i].NH, C = sizes[i].C, F = 4 * C, LDV = (V + 15) / 16 * 16;
+    parameters = (double)V * C + (double)T * C + L * (12.0 * C * C + 13.0 * C) + 2.0 * C;   // 124,439,808
+    config_of_size = (GPT2Config){T, V, L, NH, C, F, 1e-5f, 0.1f, 0.1f, 0.1f, LM_HEAD};
+    if (!(gpu = strncmp(device_name(), "CPU", 3))) return;
+    peaks[FMA].name = "probe product", peaks[FMA].work = 2 * pow(8.0 * C, 3);
+    peaks[UPDATE].name = "probe copy", peaks[UPDATE].work = peaks[READ].work;   // one half read, the other written
+}
+
 int main(int argc, char **argv) {
-    int step = -1, threads = omp_get_max_threads();   // --step I, for bench_steps(): that configuration only, in this process
-    bool iteration = false;                           // --iteration, for bench_ppo(), likewise
+    int step = -1, iteration = -1, threads = omp_get_max_threads();   // --step I, --iteration 0: that part only, in this process
     for (int i = 1; i < argc; i++) {
         const char *flag = argv[i], *value = argv[i + 1];
         if (!strcmp(flag, "--quick")) quick = true;
         else if (!strcmp(flag, "--only") && value) only = argv[++i];
+        else if (!strcmp(flag, "--size") && value) size = argv[++i];
         else if (!strcmp(flag, "--threads") && value && (threads = atoi(value)) > 0) i++;
-        else if (!strcmp(flag, "--iteration")) iteration = true;
+        else if (!strcmp(flag, "--iteration") && value) iteration = atoi(argv[++i]);
         else if (!strcmp(flag, "--step") && value && (step = atoi(value)) >= 0 && step < LENGTH(steps)) i++;
-        else die_usage("bad %s; usage: bench [--threads N] [--only SUBSTRING] [--quick]", flag);
+        else die_usage("bad %s; usage: bench [--threads N] [--only SUBSTRING] [--size 124M|355M|tiny] [--quick]", flag);
     }
     omp_set_num_threads(threads);
     setvbuf(stdout, NULL, _IOLBF, 0);   // a row is there when it is measured, and before a process is started
     device_init();
+    set_size();
     if (step >= 0) return bench_step(step), 0;
-    if (iteration) return bench_iteration(), 0;
+    if (iteration >= 0) return bench_iteration(), 0;
     print_heading();
-    void (*const sections[])(void) = {bench_probes, bench_linear, bench_head, bench_attention, bench_memory_bound,
+    void (*const sections[])(void) = {bench_probes, bench_linear, bench_heads, bench_attention, bench_elementwise,
                                       bench_steps, bench_pairs, bench_programs, bench_decode, bench_ppo, bench_round, bench_load, bench_tokenizer};
     for (int i = 0; i < LENGTH(sections); i++) sections[i]();
     return 0;

@@ -263,6 +263,18 @@ START_TEST(device_memory_is_zeroed_aligned_and_copied) {
     ck_true(back[25] == x[25]);
     device_free(p, bytes);
 
+    const size_t many = (size_t)64 << 20, before = device_memory_peak();
+    float *ones = malloc(many);
+    for (size_t i = 0; i < many / sizeof *ones; i++) ones[i] = 1;
+    ck_assert_ptr_nonnull(p = device_alloc(many));
+    device_write(p, ones, many);
+    device_free(p, many), free(ones);
+    const size_t peak = device_memory_peak();
+    ck_assert(peak >= many && peak >= before);
+    ck_assert_ptr_nonnull(p = device_alloc(4096));
+    device_free(p, 4096);
+    ck_assert_uint_eq(device_memory_peak(), peak);   // what was given back is not counted again
+
     ck_assert_ptr_null(device_alloc(SIZE_MAX / 4));
     ck_assert_uint_gt(device_memory_free(), 0);
     ck_assert_uint_gt(strlen(device_name()), 0);

@@ -878,16 +878,6 @@ START_TEST(test_progress_on_a_terminal) {
 }
 END_TEST
 
-START_TEST(test_peak_memory) {
-    const size_t before = run_peak_memory(), more = 64 << 20;
-    ck_assert_uint_gt(before, 1 << 20);
-    char *p = malloc(more);
-    for (size_t i = 0; i < more; i += 4096) ((volatile char *)p)[i] = 1;
-    free(p);
-    ck_assert_uint_ge(run_peak_memory(), before + more / 2);   // half: the peak may have been above what was in use
-}
-END_TEST
-
 /* ---- checkpoints ------------------------------------------------------------------------------------------------ */
 
 static void assert_metadata(const char *name, const char *key, const char *expected) {
@@ -1358,7 +1348,6 @@ int main(void) {
     const TTest *const of_files[] = {test_log_lines,
                                      test_no_output_writes_nothing,
                                      test_progress_on_a_terminal,
-                                     test_peak_memory,
                                      test_checkpoint_holds,
                                      test_rotation,
                                      test_rotation_spares_others,
