@@ -207,8 +207,11 @@ ubsan:
 TSAN = $(MAKE) test CC=clang FLAVOUR=clang-tsan CFLAGS="-O1 -g" SANITIZE="-fsanitize=thread"
 tsan: tsan_cuda
 	+ARCHER_OPTIONS="verbose=0" TSAN_OPTIONS="ignore_noninstrumented_modules=1" $(TSAN) CHECKS="check_kernels check_gpt2"
+	+$(TSAN) CHECKS= EMULATED="emu-check_kernels-forward emu_bf16-check_kernels-forward"
+# What ThreadSanitizer sees of an emulated GPU: the emulator's own tests, and each kernel on small shapes. The large ones, above, take half an hour.
 tsan_cuda:
 	+$(TSAN) CHECKS="check_cuda_emu"
+	+CK_INCLUDE_TAGS=small $(TSAN) CHECKS= EMULATED=emu_bf16-check_kernels-forward
 
 # libFuzzer on every reader of other people's files: FUZZ_SECONDS each.
 FUZZ_SECONDS ?= 20

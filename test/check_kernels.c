@@ -2480,15 +2480,19 @@ END_TEST
 
 /* ------------------------------------------------------------------------------------------------------------------ */
 
-static void add(Suite *suite, const char *name, const TTest *const *tests, int n) {
+/* Tags: what takes minutes on an emulated GPU under ThreadSanitizer is large. */
+static void add(Suite *suite, const char *name, const char *tag, const TTest *const *tests, int n) {
     TCase *tcase = tcase_create(name);
+    tcase_set_tags(tcase, tag);
     tcase_set_timeout(tcase, 600);
     tcase_add_checked_fixture(tcase, begin, forget);
     for (int i = 0; i < n; i++) tcase_add_test(tcase, tests[i]);
     suite_add_tcase(suite, tcase);
 }
 
-#define ADD(name, ...) add(suite, name, (const TTest *const[]){__VA_ARGS__}, LENGTH(((const TTest *const[]){__VA_ARGS__})))
+#define ADD(name, ...) ADD_TAGGED(name, "small", __VA_ARGS__)
+#define ADD_LARGE(name, ...) ADD_TAGGED(name, "large", __VA_ARGS__)
+#define ADD_TAGGED(name, tag, ...) add(suite, name, tag, (const TTest *const[]){__VA_ARGS__}, LENGTH(((const TTest *const[]){__VA_ARGS__})))
 
 int main(void) {
     mallopt(M_MMAP_THRESHOLD, 1 << 25), mallopt(M_TRIM_THRESHOLD, 1 << 30);   // the arrays of one shape serve the next
@@ -2500,24 +2504,25 @@ int main(void) {
     ADD("embedding", embedding);
     ADD("linear", linear_values, linear_is_the_documented_chain_to_the_bit, linear_shows_nan_in_its_row_only, scale_multiplies);
     ADD("nf4", nf4_codes_change_at_the_thresholds, nf4_blocks_run_along_the_input_channels, nf4_shows_what_is_not_finite,
-        nf4_scales_are_quantised_to_the_dynamic_map, nf4_errors_are_the_published_ones, nf4_products_have_the_bits_of_the_whole_matrix);
+        nf4_scales_are_quantised_to_the_dynamic_map);
+    ADD_LARGE("nf4, large", nf4_errors_are_the_published_ones, nf4_products_have_the_bits_of_the_whole_matrix);
     ADD("projection", projection, activations_are_added);
     ADD("layernorm", layernorm, layernorm_of_hard_rows, layernorm_shows_nan_in_its_row_only);
     ADD("gelu", gelu_values, gelu_of_an_element_does_not_depend_on_its_neighbours, gelu_shows_nan);
     ADD("relu and silu", relu_and_silu, relu_and_silu_show_nan);
     ADD("noise", noise_is_the_documented_function_of_where_it_falls, dropout_is_added_to_what_is_there, dropout_of_nothing_is_the_identity,
         dropout_keeps_the_right_share);
-    ADD("attention", attention_values, attention_of_large_scores, attention_with_dropout, attention_is_causal, attention_of_shared_beginnings,
-        attention_shows_nan_in_its_sequence_only);
-    ADD("cache", attention_with_a_cache_has_the_same_bits);
+    ADD("attention", attention_of_large_scores, attention_is_causal, attention_shows_nan_in_its_sequence_only);
+    ADD_LARGE("attention, large", attention_values, attention_with_dropout, attention_of_shared_beginnings);
+    ADD_LARGE("cache", attention_with_a_cache_has_the_same_bits);
     ADD("head", rows_are_gathered_and_scattered, rows_are_scaled, head_is_the_documented_chain_to_the_bit);
     ADD("logprob", logprob_values, logprob_at_a_temperature, logprob_of_extreme_logits, entropy_of_equal_logits_is_log_V,
         logprob_shows_nan_in_its_row_only, the_largest_difference_of_logits);
     ADD("divergence", divergence_values);
     ADD("value", value_and_its_gradient);
-    ADD("sample", sample_is_the_inverse_of_the_cumulative_distribution, sample_from_a_real_vocabulary,
-        sample_with_ties_keeps_the_lower_tokens, sample_never_draws_the_impossible, sample_at_temperature_0_is_the_argmax,
-        sample_draws_with_the_right_frequencies);
+    ADD("sample", sample_from_a_real_vocabulary, sample_with_ties_keeps_the_lower_tokens, sample_never_draws_the_impossible,
+        sample_at_temperature_0_is_the_argmax);
+    ADD_LARGE("sample, large", sample_is_the_inverse_of_the_cumulative_distribution, sample_draws_with_the_right_frequencies);
     ADD("optimiser", squares_are_summed_in_double, adamw_takes_the_documented_step, adamw_shows_nan);
     ADD("empty", empty_batches);
     SRunner *runner = srunner_create(suite);

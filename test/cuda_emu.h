@@ -133,7 +133,7 @@ cuda_emu_switch:
 
 namespace cuda_emu {
 
-enum { STACK = (CUDA_EMU_ASAN || CUDA_EMU_TSAN ? 256 : 64) << 10, THREADS_MOST = 1024 };      // sanitized frames are large
+enum { STACK = (CUDA_EMU_ASAN ? 256 : CUDA_EMU_TSAN ? 32 : 64) << 10, THREADS_MOST = 1024 };      // sanitized frames are large
 
 struct Thread;
 
@@ -223,15 +223,22 @@ EMU void switch_to(Fiber *to) {
 
 EMU void fiber_main();
 
-EMU Fiber *make_fiber() {
+EMU unsigned char *map_stack(size_t bytes) {
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) fail("out of memory for the stacks of threads");
+    return (unsigned char *)memory;
+}
+
+inline unsigned char *stacks;                     // for ThreadSanitizer: those of all threads of a block
+
+EMU Fiber *make_fiber(int thread) {
     Unseen unseen;
     Fiber *f = new Fiber();
-    // A page below the stack faults when it overflows.
-    unsigned char *memory = (unsigned char *)mmap(NULL, 4096 + STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED || mprotect(memory, 4096, PROT_NONE)) fail("out of memory for the stack of a thread");
-    f->stack = memory + 4096;
+    unsigned char *memory = CUDA_EMU_TSAN ? stacks + (size_t)thread * STACK : map_stack(4096 + STACK) + 4096;
+    if (!CUDA_EMU_TSAN && mprotect(memory - 4096, 4096, PROT_NONE)) fail("out of memory for the stack of a thread");   // it faults when it overflows
+    f->stack = memory;
     f->stack_bytes = STACK;
-    void **top = (void **)(memory + 4096 + STACK) - 1;      // as if fiber_main had been called: so stacks are aligned
+    void **top = (void **)(memory + STACK) - 1;             // as if fiber_main had been called: so stacks are aligned
     *--top = (void *)fiber_main;
     f->sp = top - 6;
 #if CUDA_EMU_TSAN
@@ -241,7 +248,7 @@ EMU Fiber *make_fiber() {
 }
 
 EMU void give_fiber(Thread *t) {
-    t->fiber = idle_count && !CUDA_EMU_TSAN ? idle[--idle_count] : make_fiber();
+    t->fiber = idle_count && !CUDA_EMU_TSAN ? idle[--idle_count] : make_fiber((int)(t - block.thread));
     t->fiber->starts = t;
 }
 
@@ -251,9 +258,9 @@ inline void forget_fibers() {
     while (idle_count) {
         Fiber *f = idle[--idle_count];
         __tsan_destroy_fiber(f->tsan);
-        munmap((unsigned char *)const_cast<void *>(f->stack) - 4096, 4096 + STACK);
         delete f;
     }
+    munmap(stacks, (size_t)block.threads * STACK);
 #endif
 }
 
@@ -804,6 +811,7 @@ inline void run_block() {
         set_ready(w, 0xffffffff, true);
     }
     current = NULL;
+    if (CUDA_EMU_TSAN) stacks = map_stack((size_t)block.threads * STACK);
     for (int i = 0; i < (CUDA_EMU_TSAN ? block.threads : 0); i++) give_fiber(&block.thread[i]);      // whoever makes a thread comes before it
     Thread *first = pick();
     if (!first->fiber) give_fiber(first);
