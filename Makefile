@@ -293,7 +293,7 @@ help:
 	@echo "make asan       the tests under AddressSanitizer; also ubsan, tsan (clang)"
 	@echo "make torture    kill every program 100 times, fill its disk, take its memory, valgrind (half an hour; -j2)"
 	@echo "make fuzz       fuzz every file reader for FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)"
-	@echo "make bench      how fast each kernel is, next to this machine's peak"
+	@echo "make bench      how fast each kernel is, next to this machine's peak; bench_cuda on a GPU, bench_compare on both"
 	@echo "make demo       every program on the built-in world, and a table of what it learned"
 	@echo "make plots      draw the log of a run: RUN=out, or RUN=\"out1 out2\" for several in one picture (gnuplot)"
 	@echo "make gpt2       fetch openai-community/gpt2 into models/gpt2; also distilgpt2, gpt2-medium, dialogpt (DialoGPT-medium)"
