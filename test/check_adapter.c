@@ -675,11 +675,7 @@ int main(void) {
     tcase_set_timeout(inside, 600), tcase_set_timeout(program, 600);
     suite_add_tcase(s, inside);
     suite_add_tcase(s, program);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
+    int failed = run_suite(s);
     shell("chmod -R u+w %s; rm -rf %s", work, work);
     return failed != 0;
 }

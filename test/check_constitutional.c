@@ -775,11 +775,7 @@ int main(void) {
     tcase_add_test(c, a_dry_run_writes_nothing_and_shows_the_layout);
     tcase_add_test(c, evaluation_alone_needs_no_prompts);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
+    const int failed = run_suite(s);
     forget();
     shell("rm -rf %s", work);
     return failed != 0;

@@ -14,6 +14,7 @@
 #include "../common/hf.h"
 #include "golden_gpt2.h"
 #include "ref.h"
+#include "program.h"
 
 #include <check.h>   // after util.h, whose fail() it hides behind a macro of its own
 #include <jansson.h>
@@ -2251,10 +2252,6 @@ int main(int argc, char **argv) {
     tcase_add_loop_test(children, refusals_say_why_and_end_the_program, 0, LENGTH(refusals));
     tcase_add_test(children, memory_used_is_memory_foretold);
     suite_add_tcase(suite, children);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);   // a child of a process that ran OpenMP hangs
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
+    int failed = run_suite(suite);
     return failed != 0;
 }

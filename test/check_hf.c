@@ -5,6 +5,7 @@
  * shares nothing with common/hf.c: the two could otherwise agree on the same mistake.
  */
 #include "../common/hf.h"
+#include "program.h"
 
 #include <check.h>
 #include <dirent.h>
@@ -1604,10 +1605,6 @@ int main(void) {
     tcase_add_test(tc, restores_moments);
     tcase_add_test(tc, refuses_moments_of_another_run);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
+    int failed = run_suite(suite);
     return failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -15,6 +15,7 @@
  * results that are stored as reals may be off by the roundings of bf16 that their line names.
  */
 #include "ref.h"
+#include "program.h"
 
 #include <malloc.h>
 #include <check.h>   // after util.h, whose fail() it hides behind a macro of its own
@@ -2525,10 +2526,6 @@ int main(void) {
     ADD_LARGE("sample, large", sample_is_the_inverse_of_the_cumulative_distribution, sample_draws_with_the_right_frequencies);
     ADD("optimiser", squares_are_summed_in_double, adamw_takes_the_documented_step, adamw_shows_nan);
     ADD("empty", empty_batches);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);   // a child of a process that ran OpenMP hangs
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
+    int failed = run_suite(suite);
     return failed != 0;
 }

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE   // strcasestr
 #include "../common/hf.h"
 #include "../common/speech.h"
+#include "program.h"
 
 #include <stdlib.h>
 
@@ -492,11 +493,7 @@ int main(void) {
     tcase_add_test(c, choices_by_hand);
     tcase_add_test(c, a_model_speaks_the_same_alone_and_in_company);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
+    const int failed = run_suite(s);
     gpt2_free(model);
     tokenizer_free(tokenizer);
     char command[128];

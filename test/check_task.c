@@ -2,6 +2,7 @@
  * check_task.c - what the supervised stages share: ROUGE-L against cases worked by hand.
  */
 #include "../common/task.c"   // for a look inside
+#include "program.h"
 
 #include <check.h>
 
@@ -35,10 +36,6 @@ int main(void) {
     tcase_add_test(c, rouge_is_the_f_measure_of_the_longest_common_subsequence);
     tcase_add_test(c, words_are_runs_of_letters_and_digits);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_set_fork_status(r, CK_NOFORK);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
+    int failed = run_suite(s);
     return failed != 0;
 }

@@ -5,6 +5,7 @@
  */
 #include "../common/torch.h"
 #include "golden_torch.h"
+#include "program.h"
 
 #include <sys/stat.h>
 
@@ -833,10 +834,6 @@ int main(void) {
     tcase_add_test(tc, names_the_file_and_the_tensor);
     tcase_add_test(tc, reads_shards);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
+    int failed = run_suite(suite);
     return failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -10,6 +10,7 @@
 #include "world.c"
 
 #include "../common/text.h"
+#include "program.h"
 
 #include <check.h>   // after util.h, whose fail() it hides behind a macro of its own
 #include <jansson.h>
@@ -962,11 +963,7 @@ int main(void) {
     tcase_add_test(all, critiques_and_revisions_hold_together);
     tcase_add_test(all, mixed_answers_are_mixed);
     suite_add_tcase(suite, all);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
+    int failed = run_suite(suite);
     remove_world("one");
     rmdir(base);
     return failed != 0;
