@@ -1160,7 +1160,7 @@ template <int HSP> __global__ void attention_dq_kernel(real *dqkv, const real *d
         delta_[i] = row < rows ? delta[(size_t)(n0 + row) * (size_t)NH + h] : 0;
     }
     for (int k0 = 0; k0 < end; k0 += KB) {
-        __syncthreads();   // the last block of keys is no longer read
+        __syncthreads();   // the last block of keys is no longer read, nor what a warp wrote for itself
         load_tile<HSP>(K, part_of(qkv, r, 1, h, NH, hs), k0, end, KB, hs, eights);
         load_tile<HSP>(V, part_of(qkv, r, 2, h, NH, hs), k0, end, KB, hs, eights);
         cp_async_commit();
@@ -1183,7 +1183,6 @@ template <int HSP> __global__ void attention_dq_kernel(real *dqkv, const real *d
             }
         __syncwarp();
         warp_product<HSP / 8, false, false>(dq, mine, T::LDP, K, T::LD, KB);
-        __syncwarp();
     }
 #pragma unroll
     for (int j = 0; j < HSP / 8; j++)
@@ -1217,7 +1216,7 @@ template <int HSP> __global__ void attention_dkv_kernel(real *dqkv, const real *
         const Rows r = rows_of(start, parent, s);
         for (int from = s == s_ ? i_ * KB : 0; from < r.T; from += KB) {   // of the sequence's own tokens
             const int n0 = r.own + from, q0 = r.P + from, rows = min(KB, r.T - from);
-            __syncthreads();   // the last block of queries is no longer read
+            __syncthreads();   // the last block of queries is no longer read, nor what a warp wrote for itself
             load_tile<HSP>(Q, RowsOf{NULL, qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C, 0}, 0, rows, KB, hs, eights);
             load_tile<HSP>(dO, RowsOf{NULL, dout + (size_t)n0 * C + (size_t)(h * hs), C, 0}, 0, rows, KB, hs, eights);
             cp_async_commit();
@@ -1247,7 +1246,6 @@ template <int HSP> __global__ void attention_dkv_kernel(real *dqkv, const real *
             __syncwarp();
             warp_product<HSP / 8, false, false>(dv, P, T::LDP, dO, T::LD, KB);
             warp_product<HSP / 8, false, false>(dk, dS, T::LDP, Q, T::LD, KB);
-            __syncwarp();
         }
     }
 #pragma unroll
