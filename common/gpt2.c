@@ -525,10 +525,23 @@ static void linear_input(real *dinp, const real *dout, const Parts *p, int N, in
     else linear_backward_input(dinp, dout, p->w, N, IC, OC);
 }
 
-/* Layer l from norm = ln_1(r) to fc: all that its backward pass needs. */
+/* fc = c_fc(norm), which backward needs, and wide = gelu(fc): at once, unless something comes between the two. */
+static void expand(GPT2 *m, int l, real *fc, int N) {
+    const int C = m->config.n_embd, F = m->config.n_inner;
+    const Parts *p = of_layer(m, l) + FC_W;
+    if (!p[0].nf4 && !m->tap.at[TAP_C_FC]) {
+        linear_gelu_forward(m->wide, fc, m->norm, p[0].w, p[1].w, N, C, F);
+        return;
+    }
+    linear(fc, m->norm, p, N, C, F);
+    tap_forward(m, l, TAP_C_FC, N, C, F, m->norm, fc, NULL);
+    gelu_forward(m->wide, fc, (size_t)N * (size_t)F);
+}
+
+/* Layer l from norm = ln_1(r) to fc, all that its backward pass needs, and to wide = gelu(fc). */
 static void layer_forward(GPT2 *m, int l) {
     const GPT2Config *c = &m->config;
-    const int N = m->batch.N, C = c->n_embd, F = c->n_inner;
+    const int N = m->batch.N, C = c->n_embd;
     const Parts *p = of_layer(m, l);
     Layer *y = &m->layer[l];
     linear(y->qkv, m->norm, p + QKV_W, N, C, 3 * C);
@@ -540,15 +553,13 @@ static void layer_forward(GPT2 *m, int l) {
     dropout(m->branch, N, C, site(m, m->noise.resid_pdrop, RANDOM_DROPOUT_ATTN_RESID, l));
     tap_forward(m, l, TAP_ATTN, N, 0, C, NULL, m->branch, y->r);
     layernorm_forward(y->h, m->norm, y->mean2, y->rstd2, y->r, m->branch, p[LN2_W].w, p[LN2_B].w, N, C, c->layer_norm_epsilon);
-    linear(y->fc, m->norm, p + FC_W, N, C, F);
-    tap_forward(m, l, TAP_C_FC, N, C, F, m->norm, y->fc, NULL);
+    expand(m, l, y->fc, N);
 }
 
-/* branch = what layer l's MLP adds to h. */
+/* branch = what layer l's MLP adds to h, from wide. */
 static void layer_output(GPT2 *m, int l) {
     const int N = m->batch.N, C = m->config.n_embd, F = m->config.n_inner;
     const Parts *p = of_layer(m, l);
-    gelu_forward(m->wide, m->layer[l].fc, (size_t)N * (size_t)F);
     linear(m->branch, m->wide, p + OUT_W, N, F, C);
     tap_forward(m, l, TAP_MLP_C_PROJ, N, F, C, m->wide, m->branch, NULL);
     dropout(m->branch, N, C, site(m, m->noise.resid_pdrop, RANDOM_DROPOUT_MLP_RESID, l));
@@ -886,9 +897,7 @@ static void forward_cached(GPT2 *m, int N, const int *slot, const int *position)
         tap_forward(m, l, TAP_ATTN_C_PROJ, N, C, C, y->att, m->branch, NULL);
         tap_forward(m, l, TAP_ATTN, N, 0, C, NULL, m->branch, y->r);
         layernorm_forward(y->r, m->norm, y->mean2, y->rstd2, y->r, m->branch, p[LN2_W].w, p[LN2_B].w, N, C, c->layer_norm_epsilon);
-        linear(y->fc, m->norm, p + FC_W, N, C, F);
-        tap_forward(m, l, TAP_C_FC, N, C, F, m->norm, y->fc, NULL);
-        gelu_forward(m->wide, y->fc, (size_t)N * (size_t)F);
+        expand(m, l, y->fc, N);
         linear(m->branch, m->wide, p + OUT_W, N, F, C);
         tap_forward(m, l, TAP_MLP_C_PROJ, N, F, C, m->wide, m->branch, NULL);
         tap_forward(m, l, TAP_MLP, N, 0, C, NULL, m->branch, y->r);

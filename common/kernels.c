@@ -822,6 +822,11 @@ void gelu_forward(real *out, const real *inp, size_t n) {
     }
 }
 
+void linear_gelu_forward(real *out, real *pre, const real *inp, const real *weight, const real *bias, int N, int IC, int OC) {
+    linear_forward(pre, inp, weight, bias, N, IC, OC);
+    gelu_forward(out, pre, (size_t)N * (size_t)OC);
+}
+
 void gelu_backward(real *dout, real *inp, size_t n) {
 #pragma omp parallel for
     for (size_t i = 0; i < n; i += 8) {

@@ -137,6 +137,8 @@ void layernorm_backward(real *dsum, float *dweight, float *dbias, const real *do
  */
 
 void gelu_forward (real *out, const real *inp, size_t n);
+/* pre (N,OC) = bias + inp (N,IC) weight and out (N,OC) = gelu(pre): the two of linear_forward and gelu_forward in one, where the machine has it */
+void linear_gelu_forward(real *out, real *pre, const real *inp, const real *weight, const real *bias, int N, int IC, int OC);
 /* in one pass: dout (n) *= gelu'(inp), and inp (n) is replaced by gelu(inp), which the weight gradient needs next */
 void gelu_backward(real *dout, real *inp, size_t n);
 

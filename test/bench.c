@@ -413,6 +413,9 @@ static void bench_memory_bound(int N) {
     SHAPE("%dx%d", N, F);   // reads inp and writes out;  reads and writes dout, inp
     ROW("gelu forward", UPDATE, 2.0 * sizeof(real) * (double)NF) gelu_forward(x, y, NF);
     ROW("gelu backward", UPDATE, 4.0 * sizeof(real) * (double)NF) gelu_backward(x, y, NF);
+    real *fc = random_reals((size_t)C * (size_t)F), *fc_bias = random_reals((size_t)F);
+    SHAPE("%dx%dx%d", N, C, F);   // beside "linear forward" of that shape and "gelu forward": what the two in one save
+    ROW("linear gelu forward", FMA, 2.0 * N * C * F) linear_gelu_forward(x, y, z, fc, fc_bias, N, C, F);
     arrays_free();
 }
 

@@ -1099,6 +1099,45 @@ START_TEST(gelu_of_an_element_does_not_depend_on_its_neighbours) {
 }
 END_TEST
 
+/* A GPU has GELU in the product for some widths, and takes it afterwards for others. */
+START_TEST(gelu_of_a_linear_layer) {
+    static const int shapes[][3] = {{1, 1, 1}, {5, 17, 16}, {7, 48, 17}, {33, 20, 48}, {6, 48, 24}, {97, 100, 64}, {3, 100, 1000}};
+    for (int k = 0; k < LENGTH(shapes); k++) {
+        const int N = shapes[k][0], OC = shapes[k][2], IC = shapes[k][1];
+        Linear l = linear_inputs(N, IC, OC);
+        double *pre_ref = zeros(l.out_n), *out_ref = zeros(l.out_n);
+        ref_linear_forward(pre_ref, widen(l.inp, l.inp_n), widen(l.weight, l.weight_n), widen(l.bias, (size_t)OC), N, IC, OC);
+        ref_gelu_forward(out_ref, pre_ref, l.out_n);
+        float *pre = room(l.out_n), *out = room(l.out_n);
+        linear_gelu_forward(out, pre, l.inp, l.weight, l.bias, N, IC, OC);
+        ck_close(pre, pre_ref, l.out_n, product_tolerance(IC) + STORED(1));
+        ck_close(out, out_ref, l.out_n, 2 * product_tolerance(IC) + 8 * EPSILON + STORED(2));
+        float *plain = room(l.out_n), *plain_gelu = room(l.out_n);
+        linear_forward(plain, l.inp, l.weight, l.bias, N, IC, OC);
+        gelu_forward(plain_gelu, plain, l.out_n);
+        ck_chain(pre, plain, l.out_n, product_tolerance(IC) + STORED(1));
+        ck_chain(out, plain_gelu, l.out_n, 2 * product_tolerance(IC) + 8 * EPSILON + STORED(2));
+        freeze();
+        for (int i = 0; i < 3; i++) {   // rows alone: the first, one in the middle, the last
+            const size_t n = (size_t)(i * (N - 1) / 2);
+            float *pre_n = room((size_t)OC), *out_n = room((size_t)OC);
+            linear_gelu_forward(out_n, pre_n, l.inp + n * (size_t)IC, l.weight, l.bias, 1, IC, OC);
+            ck_bits(pre_n, pre + n * (size_t)OC, (size_t)OC);
+            ck_bits(out_n, out + n * (size_t)OC, (size_t)OC);
+        }
+        float *bad = copy(l.inp, l.inp_n), *bad_pre = room(l.out_n), *bad_out = room(l.out_n);
+        bad[(size_t)(N - 1) * (size_t)IC] = NAN;   // shows in its row only
+        linear_gelu_forward(bad_out, bad_pre, bad, l.weight, l.bias, N, IC, OC);
+        const size_t before = (size_t)(N - 1) * (size_t)OC;
+        ck_bits(bad_pre, pre, before);
+        ck_bits(bad_out, out, before);
+        ck_all_nan(bad_pre + before, (size_t)OC);
+        ck_all_nan(bad_out + before, (size_t)OC);
+        release();
+    }
+}
+END_TEST
+
 START_TEST(gelu_shows_nan) {
     for (size_t n = 1; n <= 20; n++) {
         float *x = reals(n, 1), *dinp = filled(n, 1), *out = room(n);
@@ -2509,7 +2548,7 @@ int main(void) {
     ADD_LARGE("nf4, large", nf4_errors_are_the_published_ones, nf4_products_have_the_bits_of_the_whole_matrix);
     ADD("projection", projection, activations_are_added);
     ADD("layernorm", layernorm, layernorm_of_hard_rows, layernorm_shows_nan_in_its_row_only);
-    ADD("gelu", gelu_values, gelu_of_an_element_does_not_depend_on_its_neighbours, gelu_shows_nan);
+    ADD("gelu", gelu_values, gelu_of_an_element_does_not_depend_on_its_neighbours, gelu_of_a_linear_layer, gelu_shows_nan);
     ADD("relu and silu", relu_and_silu, relu_and_silu_show_nan);
     ADD("noise", noise_is_the_documented_function_of_where_it_falls, dropout_is_added_to_what_is_there, dropout_of_nothing_is_the_identity,
         dropout_keeps_the_right_share);

@@ -185,6 +185,8 @@ static const float *const *FLOATS(const float *const *x, int count) {
     CALL(layernorm_backward, REAL(dsum), FLOAT(dweight), FLOAT(dbias), REAL(dout), REAL(sum), FLOAT(mean), FLOAT(rstd), REAL(weight), N, C)
 #define gelu_forward(out, inp, n) CALL(gelu_forward, REAL(out), REAL(inp), n)
 #define gelu_backward(dout, inp, n) CALL(gelu_backward, REAL(dout), REAL(inp), n)
+#define linear_gelu_forward(out, pre, inp, weight, bias, N, IC, OC) \
+    CALL(linear_gelu_forward, REAL(out), REAL(pre), REAL(inp), REAL(weight), REAL(bias), N, IC, OC)
 #define relu_forward(out, inp, n) CALL(relu_forward, REAL(out), REAL(inp), n)
 #define relu_backward(dout, inp, n) CALL(relu_backward, REAL(dout), REAL(inp), n)
 #define silu_forward(out, inp, n) CALL(silu_forward, REAL(out), REAL(inp), n)
