@@ -151,20 +151,23 @@ $(PROGRAMS): %: $(B)/% FORCE
 FORCE:
 
 # Of the emulated GPU one order of threads for each kind of numbers here; test_emu is all of them. CHECKS=... leaves it out.
-EMULATED ?= $(if $(filter command,$(origin CHECKS)),,emu-check_kernels-forward emu_bf16-check_kernels-reverse emu-check_gpt2-reverse emu-curve emu-bench)
+EMULATED ?= $(if $(filter command,$(origin CHECKS)),,emu-check_kernels-forward emu_bf16-check_kernels-reverse emu-check_gpt2-reverse emu_bf16-check_gpt2-forward emu-curve emu-bench)
 test: $(addprefix run-,$(CHECKS)) $(EMULATED)
 	@echo "✓ all $(words $(CHECKS) $(EMULATED)) test programs passed ($(FLAVOUR))"
 
 # The kernels of a GPU, emulated. An order of threads forgives what another does not (test/cuda_emu.h).
 ORDERS   = forward reverse random:1 random:2 random:3
 test_emu: emu-curve emu-bench
-	+for order in $(ORDERS); do $(MAKE) emu-check_kernels-$$order emu_bf16-check_kernels-$$order emu-check_gpt2-$$order || exit 1; done
+	+for order in $(ORDERS); do \
+	    $(MAKE) emu-check_kernels-$$order emu_bf16-check_kernels-$$order emu-check_gpt2-$$order emu_bf16-check_gpt2-$$order || exit 1; done
 run_emulated = CUDA_EMU_ORDER=$(lastword $(subst -, ,$@)) BUILD=$(B) $<
 emu-check_kernels-%: $(B)/emu/check_kernels FORCE
 	$(run_emulated)
 emu_bf16-check_kernels-%: $(B)/emu_bf16/check_kernels FORCE
 	$(run_emulated)
 emu-check_gpt2-%: $(B)/emu/check_gpt2 FORCE
+	$(run_emulated)
+emu_bf16-check_gpt2-%: $(B)/emu_bf16/check_gpt2 FORCE
 	$(run_emulated)
 # The losses of a few steps, those of the CPU to 1e-4
 emu-curve: $(B)/sft $(B)/emu/sft FORCE
@@ -179,6 +182,7 @@ emu-bench: $(B)/bench $(B)/emu_bf16/bench FORCE
 test_cuda: nvcc
 	+@$(MAKE) --no-print-directory $(B)/sft $(foreach kind,cuda cuda_fp32,$(addprefix $(B)/$(kind)/,check_kernels check_gpt2 sft))
 	$(B)/cuda/check_kernels
+	$(B)/cuda/check_gpt2
 	$(B)/cuda_fp32/check_kernels
 	$(B)/cuda_fp32/check_gpt2
 	sh test/curve.sh $(B)/sft $(B)/cuda_fp32/sft $(B)/cuda_fp32 50

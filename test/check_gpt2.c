@@ -7,7 +7,7 @@
  * and in company, with and without gradient checkpointing, for a token decoded or trained on.
  *
  * What needs a process of its own (a refusal, the peak of its memory) is this program started again with an argument: see
- * children at the end. Backend memory is looked into in a few places, so this file is for the CPU.
+ * children at the end. The same file tests gpt2.c on a device; what lies in its memory is copied before it is looked at.
  */
 #include "../common/gpt2.c"   // for a look inside
 
@@ -78,8 +78,12 @@ static uint32_t below(uint32_t n, uint32_t stream, uint32_t i) { return random4(
  * Comparisons. Each returns NULL or the complaint, so that Check reports the line of the test.
  */
 
-/* The same tests run on kernels.cu (make test_emu, make test_cuda). */
+/* The same tests run on kernels.cu (make test_emu, make test_cuda), in float and in bf16. Promises of equal bits hold there to the bit. */
 static bool on_cpu(void) { return !strncmp(device_name(), "CPU", 3); }
+
+/* A value's tolerance; the second where numbers are stored as bf16: about three times what was measured on the emulated device. A number is rounded
+   there by up to 2^-9 of itself, weights and some ten activations on the way, so what moves a few thousandths is right. */
+#define WITHIN(in_float, in_bf16) (SHORT ? (in_bf16) : (in_float))
 
 #define ck_complaint(complaint)                                                                                        \
     do {                                                                                                               \
@@ -364,8 +368,8 @@ START_TEST(golden_scores) {
         // Sums of 24 to 96 terms of size 1 in float: PyTorch's own float32 strays by 6e-7 from these, four times that is
         // allowed.
         if (t->target[i] >= 0) {
-            ck_assert_double_eq_tol((double)s.logp[i], golden_logp[k], 2.4e-6);
-            ck_assert_double_eq_tol((double)s.entropy[i], golden_entropy[k], 2.4e-6);
+            ck_assert_double_eq_tol((double)s.logp[i], golden_logp[k], WITHIN(2.4e-6, 0.04));
+            ck_assert_double_eq_tol((double)s.entropy[i], golden_entropy[k], WITHIN(2.4e-6, 0.04));
             k++;
         } else {
             ck_assert(s.logp[i] == 0 && s.entropy[i] == 0 && s.best[i] == 0);
@@ -378,7 +382,7 @@ START_TEST(golden_scores) {
     for (int q = 0; q < 3; q++) {
         float logits[61];
         real_read(logits, m->logits + q * m->ldv, 61);
-        for (int v = 0; v < 61; v++) ck_assert_double_eq_tol((double)logits[v], golden_logits[q * 61 + v], 2.4e-6);
+        for (int v = 0; v < 61; v++) ck_assert_double_eq_tol((double)logits[v], golden_logits[q * 61 + v], WITHIN(2.4e-6, 0.04));
     }
 }
 END_TEST
@@ -386,14 +390,14 @@ END_TEST
 /* PyTorch's float32 is off by f32_l2 in the L2 norm. Four times as much is allowed here, plus the rounding of the numbers
    themselves, 2^-24 of them: an error of norm e moves the norm and each element by at most e, and a sum with factors up to 1
    by e sqrt(n). */
-static const char *compare_golden(const GoldenTensor *g, const float *x) {
+static const char *compare_golden(const GoldenTensor *g, const float *x, double in_bf16) {
     double sum = 0, squares = 0, dot = 0;
     for (int i = 0; i < g->n; i++) {
         sum += (double)x[i];
         squares += (double)x[i] * (double)x[i];
         dot += (double)x[i] * cos(0.1 * i);
     }
-    double e = 4 * g->f32_l2 + 0x1p-24 * g->l2, got[] = {sum, dot, sqrt(squares), x[0], x[1], x[2], x[g->n - 1]};
+    double e = WITHIN(4 * g->f32_l2 + 0x1p-24 * g->l2, in_bf16 * g->l2), got[] = {sum, dot, sqrt(squares), x[0], x[1], x[2], x[g->n - 1]};
     const double want[] = {g->sum, g->dot_cos, g->l2, g->first[0], g->first[1], g->first[2], g->last};
     static const char *const what[] = {"sum", "dot_cos", "norm", "element 0", "element 1", "element 2", "the last element"};
     for (int i = 0; i < LENGTH(want); i++) {
@@ -411,7 +415,7 @@ START_TEST(golden_gradient) {
     score(m, t, NULL);
     gpt2_backward(m, t->dlogp, NULL, NULL);
     for (int i = 0; i < gpt2_tensors(m); i++)
-        ck_complaint(compare_golden(&golden_grad[i], read_tensor(m, i, GPT2_GRADIENT)));
+        ck_complaint(compare_golden(&golden_grad[i], read_tensor(m, i, GPT2_GRADIENT), 0.03));
 }
 END_TEST
 
@@ -421,15 +425,15 @@ START_TEST(golden_steps) {
     const AdamW o = ADAMW(0.01f, 0.1f, 1);
     for (int step = 0; step <= 3; step++) {
         // PyTorch's float32 strays by 3.4e-7 (loss) and 5e-7 (norm)
-        ck_assert_double_eq_tol(mean_loss(t, score(m, t, NULL).logp), golden_loss[step], 1.4e-6);
+        ck_assert_double_eq_tol(mean_loss(t, score(m, t, NULL).logp), golden_loss[step], WITHIN(1.4e-6, 0.02));
         if (step == 3) break;
         gpt2_backward(m, t->dlogp, NULL, NULL);
-        ck_assert_double_eq_tol((double)gpt2_step(m, &o, step + 1), golden_norm[step], 2e-6);
+        ck_assert_double_eq_tol((double)gpt2_step(m, &o, step + 1), golden_norm[step], WITHIN(2e-6, 0.02));
     }
     for (int i = 0; i < gpt2_tensors(m); i++) {
         float *w = read_tensor(m, i, GPT2_WEIGHT);
         if (strstr(golden_after[i].name, "c_attn.bias")) memset(w + 24, 0, sizeof *w * 24);   // KEY BIAS in golden_gpt2.h
-        ck_complaint(compare_golden(&golden_after[i], w));
+        ck_complaint(compare_golden(&golden_after[i], w, 0.1));
     }
 }
 END_TEST
@@ -447,7 +451,7 @@ START_TEST(golden_continuation) {
     const Generation *g =
         generate(golden_model(), &prompt, (Sampler){.top_p = 1, .max_new_tokens = LENGTH(golden_greedy), .stop_token = -1});
     ck_assert_int_eq(g->start[1], LENGTH(golden_greedy));
-    for (int i = 0; i < LENGTH(golden_greedy); i++) ck_assert_int_eq(g->tokens[i], golden_greedy[i]);
+    for (int i = 0; i < LENGTH(golden_greedy) && !SHORT; i++) ck_assert_int_eq(g->tokens[i], golden_greedy[i]);   // bf16 decides a near tie otherwise
     ck_assert(!g->ended[0]);
 }
 END_TEST
@@ -534,9 +538,9 @@ START_TEST(scores_are_those_of_the_reference) {
             Scores got = score(m, t, noise);
             // Some ten sums in a row, of up to 60 terms: each errs by 2^-24 times the root of their number, 5e-7, and the
             // errors add up like random steps. Allowed is that sum, 2e-6; measured is an eighth of it.
-            ck_close(got.logp, logp, N, 2e-6);
-            ck_close(got.entropy, entropy, N, 2e-6);
-            for (size_t i = 0; i < N; i++) ck_assert_int_eq((int)got.best[i], best[i]);
+            ck_close(got.logp, logp, N, WITHIN(2e-6, 0.01));
+            ck_close(got.entropy, entropy, N, WITHIN(2e-6, 0.01));
+            for (size_t i = 0; i < N && !SHORT; i++) ck_assert_int_eq((int)got.best[i], best[i]);
         }
 }
 END_TEST
@@ -559,7 +563,7 @@ START_TEST(each_kind_of_noise_is_that_of_the_reference_alone) {
             ref_gpt2(&MIDDLING->config, widen_weights(m).w, &t->batch, t->target, &kinds[k], logp, entropy,
                      zeros(N, sizeof(int)));
             Scores noisy = score(m, t, &kinds[k]);
-            ck_close(noisy.logp, logp, N, 2e-6);   // as above
+            ck_close(noisy.logp, logp, N, WITHIN(2e-6, 0.01));   // as above
             ck_assert(memcmp(noisy.logp, silent.logp, N * sizeof(float)));
         }
     AT("after noise");
@@ -619,7 +623,7 @@ START_TEST(gradients_are_slopes_of_the_reference) {
                 // The gradient is float: relative to its norm it errs like the scores, with twice as many sums on the way.
                 // Measured: 8e-7. One wrong element of n changes the slope by its error / sqrt(n): of 1,200 elements, one
                 // that is wrong by 1 % shows.
-                ck_complaint(compare_slopes(m, t, noise, 5e-6));
+                ck_complaint(compare_slopes(m, t, noise, WITHIN(5e-6, 0.04)));
             }
 }
 END_TEST
@@ -982,17 +986,20 @@ static const char *compare_gradients_with_slopes(GPT2 *m, Loss *loss, const void
         float *w = read_tensor(m, i, GPT2_WEIGHT), *g = read_tensor(m, i, GPT2_GRADIENT), *moved = floats(t->n);
         double square = norm(widen(g, t->n), t->n) * norm(widen(g, t->n), t->n), value[2], size = norm(widen(w, t->n), t->n) + 1;
         if (square == 0) return snprintf(complaint, sizeof complaint, "%s: the gradient of %s is nothing", where, t->name), complaint;
-        const double step = 0.002 * size / sqrt(square);   // small beside the weights, large beside float's rounding
+        const double step = WITHIN(0.002, 0.015) * size / sqrt(square);   // small beside the weights, large beside rounding
+        double rise = 0;   // of the loss, as the gradient promises it: g . (w at the one side - w at the other), as they are stored
         for (int side = 0; side < 2; side++) {
             for (size_t j = 0; j < t->n; j++) moved[j] = (float)((double)w[j] + (side ? step : -step) * (double)g[j]);
             gpt2_write(m, i, GPT2_WEIGHT, 0, t->n, moved);
+            real_read(moved, m->parts[i].w, t->n);
+            for (size_t j = 0; j < t->n; j++) rise += (side ? 1 : -1) * (double)g[j] * (double)moved[j];
             value[side] = loss(m, what);
         }
         gpt2_write(m, i, GPT2_WEIGHT, 0, t->n, w);
-        double slope = (value[1] - value[0]) / (2 * step), rounding = 1e-6 * (fabs(value[0]) + 10) / step;
-        if (fabs(slope - square) > 0.01 * square + rounding)
+        const double rounding = WITHIN(1e-6, 6e-3) * (fabs(value[0]) + 10);   // in bf16 it hides what a small tensor does
+        if (fabs(value[1] - value[0] - rise) > WITHIN(0.01, 0.12) * rise + rounding)
             return snprintf(complaint, sizeof complaint, "%s: along the gradient of %s the loss rises by %.6g, not by %.6g (rounding: %.2g)", where, t->name,
-                            slope, square, rounding), complaint;
+                            value[1] - value[0], rise, rounding), complaint;
     }
     return NULL;
 }
@@ -1044,7 +1051,7 @@ START_TEST(a_scalar_head_reads_the_final_norm_and_trains) {
             for (int j = 0; j < C; j++) want[i] += (double)w[j] * (double)last[i * C + j];
             dvalue[i] = (float)(0.5 * cos(i));
         }
-        ck_close(value, want, (size_t)N, 1e-6);
+        ck_close(value, want, (size_t)N, WITHIN(1e-6, 0.01));
         gpt2_backward(m, c.head == SCORE_HEAD ? NULL : t->dlogp, NULL, dvalue);
         ck_complaint(compare_gradients_with_slopes(m, value_loss, t));
         for (int q = 0; q < t->batch.S; q++) {   // a score is the same bits in any company
@@ -1098,7 +1105,7 @@ START_TEST(continuations_have_the_bits_of_whole_sequences) {
         for (int i = 0; i < gpt2_tensors(shared); i++) {
             AT("%s%s", gpt2_tensor(shared, i)->name, checkpointing ? ", checkpointing" : "");
             size_t n = gpt2_tensor(shared, i)->n;
-            ck_close(read_tensor(shared, i, GPT2_GRADIENT), widen(read_tensor(apart, i, GPT2_GRADIENT), n), n, 2e-5);
+            ck_close(read_tensor(shared, i, GPT2_GRADIENT), widen(read_tensor(apart, i, GPT2_GRADIENT), n), n, WITHIN(2e-5, 0.12));
         }
     }
 }
@@ -1339,7 +1346,7 @@ START_TEST(slopes_stand_for_logits_where_the_embedding_is_frozen) {
             float *all = floats(n), *x = all;
             for (int i = 0; i < gpt2_tensors(m); i++)
                 if (gpt2_tensor(m, i)->trains) memcpy(x, read_tensor(m, i, GPT2_GRADIENT), gpt2_tensor(m, i)->n * sizeof *x), x += gpt2_tensor(m, i)->n;
-            if (k == 1) ck_close(all, widen(want, n), n, 1e-4);
+            if (k == 1) ck_close(all, widen(want, n), n, WITHIN(1e-4, 0.08));
             if (k > 1) ck_bits(all, want, n);
             want = all;
             // the divergence from itself is 0 only if the right logits are found; and with the entropy's gradient it is as in evaluation
@@ -1379,7 +1386,7 @@ START_TEST(a_frozen_model_may_be_mapped_and_does_not_change) {
     k->first = gpt2_own_tensors(m);
     GPT2Memory memory = gpt2_memory(&MIDDLING->config, &limits);
     ck_assert_uint_eq(memory.gradients, 16 * sizeof(float) * (size_t)k->n);   // each of one number begins a cache line
-    ck_assert_uint_eq(memory.moments, 2 * memory.gradients);
+    ck_assert_uint_eq(memory.moments, (SHORT ? 3 : 2) * memory.gradients);   // the masters of bf16 are counted with them
     const AdamW o = ADAMW(0.02f, 0.1f, 1);
     const double first = score_loss(m, t);
     for (int step = 1; step <= 5; step++) learn(m, t, NULL), gpt2_step(m, &o, step);
@@ -1986,7 +1993,7 @@ START_TEST(activations_of_a_learned_model) {
         float *got = floats(kept[k].n);
         real_read(got, kept[k].at, kept[k].n);
         // both sides are float32, and err like the scores above. Measured: 9e-7.
-        ck_close(got, widen(activation(root, kept[k].name, kept[k].n), kept[k].n), kept[k].n, 5e-6);
+        ck_close(got, widen(activation(root, kept[k].name, kept[k].n), kept[k].n), kept[k].n, WITHIN(5e-6, 0.03));
     }
     if (complete) {   // its head is not tied, so it is applied here
         AT("lm_head");
@@ -1995,7 +2002,7 @@ START_TEST(activations_of_a_learned_model) {
         real_read(normed, m->norm, N * C);
         ref_head_forward(logits, widen(normed, N * C), widen(head, V * C), N, C, V, V);
         for (int i = 0; i < N * V; i++) narrow[i] = (float)logits[i];
-        ck_close(narrow, widen(activation(root, "lm_head", N * V), N * V), N * V, 5e-6);
+        ck_close(narrow, widen(activation(root, "lm_head", N * V), N * V), N * V, WITHIN(5e-6, 0.03));
     }
     json_decref(root);
 }
