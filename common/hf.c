@@ -599,7 +599,9 @@ static int parse_config(json_t *config, const char *path, GPT2Config *c, Error *
 
 int hf_config(const char *dir, GPT2Config *config, Error *e) {
     char *path = path_of(dir, "config.json");
-    json_t *json = read_json(path, MAX_CONFIG, e);
+    json_t *json = access(path, F_OK) && errno == ENOENT
+        ? fail(e, "%s does not exist; a model is a directory of Hugging Face's files, not a name of the hub: make gpt2 fetches one into models/gpt2", path), NULL
+        : read_json(path, MAX_CONFIG, e);
     int status = json ? parse_config(json, path, config, e) : -1;
     json_decref(json);
     free(path);

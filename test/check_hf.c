@@ -605,7 +605,7 @@ START_TEST(refuses_configs) {
         free(part);
     }
     ck_assert_int_eq(hf_config(in("nowhere"), &c, &e), -1);
-    ck_says(&e, "nowhere/config.json", "No such file", NULL);
+    ck_says(&e, "nowhere/config.json", "does not exist", "make gpt2", NULL);
 }
 END_TEST
 
