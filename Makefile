@@ -147,7 +147,7 @@ $(PROGRAMS): %: $(B)/% FORCE
 
 # --- tests ----------------------------------------------------------------------------------------------------------
 
-.PHONY: all cxx nvcc test test_emu test_cuda torture asan ubsan tsan tsan_cuda fuzz bench bench_cuda bench_compare tiny tiny-out tiny-check demo plots help clean $(MODELS) FORCE
+.PHONY: all cxx nvcc test test_emu test_cuda planted torture asan ubsan tsan tsan_cuda fuzz bench bench_cuda bench_compare tiny tiny-out tiny-check demo plots help clean $(MODELS) FORCE
 FORCE:
 
 # Of the emulated GPU one order of threads for each kind of numbers here; test_emu is all of them. CHECKS=... leaves it out.
@@ -177,6 +177,10 @@ emu-bench: $(B)/bench $(B)/emu_bf16/bench FORCE
 	for b in $(B) $(B)/emu_bf16; do $$b/bench --size tiny --quick --only layernorm >$$b/bench-tiny.txt || exit 1; done
 	awk -f test/bench_compare.awk $(B)/bench-tiny.txt $(B)/emu_bf16/bench-tiny.txt | tee $(B)/compare-tiny.txt
 	test `grep -c '^layernorm.*[0-9]$$' $(B)/compare-tiny.txt` = 2 && test `grep -c '^layernorm.* -$$' $(B)/compare-tiny.txt` = 2
+
+# Bugs planted in kernels.cu, one at a time: which of them do these tests see?
+planted: $(B)/emu/check_kernels $(B)/emu_bf16/check_kernels FORCE
+	CXX="$(CXX)" sh test/planted.sh $(B)
 
 # The same on a GPU
 test_cuda: nvcc
@@ -208,7 +212,7 @@ ubsan:
 	$(MAKE) test FLAVOUR=$(FLAVOUR)-ubsan CFLAGS="-O1 -g" SANITIZE="-fsanitize=undefined -fno-sanitize-recover=all"
 # ThreadSanitizer must see the barriers: clang's OpenMP tells it through the Archer tool, gcc's does not. Kernels of CUDA have no OpenMP, and
 # must do without that option, which would hide what they do through memset() and memcpy().
-TSAN = $(MAKE) test CC=clang FLAVOUR=clang-tsan CFLAGS="-O1 -g" SANITIZE="-fsanitize=thread"
+TSAN = CK_TIMEOUT_MULTIPLIER=4 $(MAKE) test CC=clang FLAVOUR=clang-tsan CFLAGS="-O1 -g" SANITIZE="-fsanitize=thread"
 tsan: tsan_cuda
 	+ARCHER_OPTIONS="verbose=0" TSAN_OPTIONS="ignore_noninstrumented_modules=1" $(TSAN) CHECKS="check_kernels check_gpt2"
 	+$(TSAN) CHECKS= EMULATED="emu-check_kernels-forward emu_bf16-check_kernels-forward"

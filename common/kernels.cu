@@ -1352,8 +1352,8 @@ void attention_backward(real *dqkv, const real *dout, const real *qkv, const rea
     with_head_size(hs, AttentionBackward{dqkv, dout, qkv, lse, delta, start, parent, N, S, NH, hs, noise});
 }
 
-/* A cache is keys and values (slots,NH,2,positions,hs), positions rounded up to whole blocks. */
-static size_t cached_head(int positions, int hs) { return (size_t)((positions + KB - 1) / KB * KB) * (size_t)hs; }
+/* A cache is keys and values (slots,NH,2,positions,hs). */
+static size_t cached_head(int positions, int hs) { return (size_t)positions * (size_t)hs; }
 
 size_t cache_bytes(int slots, int positions, int NH, int hs) { return (size_t)slots * (size_t)NH * 2 * cached_head(positions, hs) * sizeof(real); }
 

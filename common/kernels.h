@@ -184,7 +184,7 @@ void attention_forward (real *out, float *lse, const real *qkv, const int *start
 void attention_backward(real *dqkv, const real *dout, const real *qkv, const real *out, const float *lse,
                         const int *start, const int *parent, int N, int S, int NH, int hs, Noise noise);
 
-/* The same attention for decoding. A cache holds `slots` sequences of up to `positions` tokens (a multiple of 64). */
+/* The same attention for decoding. A cache holds `slots` sequences of up to `positions` tokens. */
 size_t cache_bytes(int slots, int positions, int NH, int hs);        // keys and values of one layer
 /* Row n is the token at position[n] of the sequence in slot[n]: its key and value enter the cache, then out (N,C) is
    the attention of its query over keys 0 .. position[n]. Bitwise what attention_forward gives that row. Rows of one

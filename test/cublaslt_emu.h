@@ -3,11 +3,11 @@
  *
  *     D (m,n) = epilogue(alpha op(A) (m,k) op(B) (k,n) + beta C (m,n))         every matrix column-major, with a leading dimension
  *
- * A sum is the chain of fused multiply-adds over k in order, from 0; a GPU's own order is another, so results differ in the last bits. GELU is
- * the tanh form. What a call would touch must be memory of the device, and descriptions must fit each other; else the program ends with a
+ * A sum is the chain of fused multiply-adds over k in order, from 0; for a way that was asked about fewer than 128 columns of D, from the last k to the
+ * first, since on a GPU the order depends on the way, too, and is another besides: results differ in the last bits. GELU is the tanh form. What a call would touch must be memory of the device, and descriptions must fit each other; else the program ends with a
  * sentence, where cuBLASLt returns a number or reads what it should not.
  *
- * Left out: other types than float and bf16, and what the choice of an algorithm changes.
+ * Left out: other types than float and bf16, and all else that the choice of a way changes.
  */
 #ifndef POSTTRAIN_CUBLASLT_EMU_H
 #define POSTTRAIN_CUBLASLT_EMU_H
@@ -72,6 +72,7 @@ typedef struct cublasLtMatmulPreference {
 typedef struct {
     uint32_t config[7];
     uint32_t workspace, kind, width[4];   // what it was chosen for: bytes of workspace, types and transposes, bytes read at once of A, B, C, D
+    bool backwards;                       // over k
 } cublasLtMatmulAlgo_t;
 typedef struct {
     cublasLtMatmulAlgo_t algo;
@@ -183,6 +184,7 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtM
         algo->config[CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME] = split ? 2 : 0;
         algo->workspace = (uint32_t)std::min<uint64_t>(preference->workspace / 2, 1 << 20);
         algo->kind = cuda_emu::kind(d, a, c);
+        algo->backwards = out->columns < 128;
         const cublasLtMatrixLayout *layouts[4] = {a, b, c, out};
         for (int l = 0; l < 4; l++) algo->width[l] = cuda_emu::width(layouts[l], preference->alignment[l]);
         results[i].workspaceSize = algo->workspace;
@@ -230,19 +232,20 @@ inline void matrix(const char *name, const void *p, const cublasLtMatrixLayout *
     if (width(l, 16) < at_once) fail("%s has strides of %ld and %ld elements; its algorithm was chosen for multiples of %u bytes", name, (long)l->ld, (long)l->stride, at_once);
 }
 
-/* C (m,n), column-major, = the chain over k from 0 of a(i,k) b(k,j). A is copied in panels of 16 rows, B in panels of 6 columns, so that a
+/* C (m,n), column-major, = the chain over k from 0 of a(i,k) b(k,j), `backwards` from the last k. A is copied in panels of 16 rows, B in panels of 6 columns, so that a
    tile of C stays in registers. */
-inline void product(float *C, size_t m, size_t n, size_t k, const void *A, const cublasLtMatrixLayout *la, bool ta, const void *B, const cublasLtMatrixLayout *lb, bool tb) {
+inline void product(float *C, size_t m, size_t n, size_t k, const void *A, const cublasLtMatrixLayout *la, bool ta, const void *B, const cublasLtMatrixLayout *lb, bool tb,
+                    bool backwards) {
     enum { M = 16, N = 6 };
     static std::vector<float> a, b;
     size_t panels = (n + N - 1) / N;
     a.assign(M * k, 0), b.assign(panels * N * k, 0);
     for (size_t j = 0; j < n; j++)
-        for (size_t l = 0; l < k; l++) b[(j / N * k + l) * N + j % N] = load(B, tb ? j + l * (size_t)lb->ld : l + j * (size_t)lb->ld, lb->type);
+        for (size_t l = 0; l < k; l++) b[(j / N * k + (backwards ? k - 1 - l : l)) * N + j % N] = load(B, tb ? j + l * (size_t)lb->ld : l + j * (size_t)lb->ld, lb->type);
     for (size_t i0 = 0; i0 < m; i0 += M) {
         size_t rows = std::min(m - i0, (size_t)M);
         for (size_t l = 0; l < k; l++)
-            for (size_t i = 0; i < rows; i++) a[l * M + i] = load(A, ta ? l + (i0 + i) * (size_t)la->ld : i0 + i + l * (size_t)la->ld, la->type);
+            for (size_t i = 0; i < rows; i++) a[(backwards ? k - 1 - l : l) * M + i] = load(A, ta ? l + (i0 + i) * (size_t)la->ld : i0 + i + l * (size_t)la->ld, la->type);
         for (size_t p = 0; p < panels; p++) {
             __m256 acc[N][2];
             for (int j = 0; j < N; j++) acc[j][0] = acc[j][1] = _mm256_setzero_ps();
@@ -318,7 +321,7 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
         auto at = [&](const void *p, cublasLtMatrixLayout_t l) { return (unsigned char *)const_cast<void *>(p) + (size_t)batch * (size_t)l->stride * bytes_of(l->type); };
         const void *a = at(A, la), *b = at(B, lb), *c = at(C, lc);
         void *out = at(D, ld);
-        product(result.data(), m, n, k, a, la, ta, b, lb, tb);
+        product(result.data(), m, n, k, a, la, ta, b, lb, tb, algo && algo->backwards);
         for (size_t j = 0; j < n; j++) {
             for (size_t i = 0; i < m; i++) {
                 float x = scale * result[i + j * m];
