@@ -122,11 +122,11 @@ CUDA_LIB   = $(patsubst %/bin/nvcc,%/lib64,$(realpath $(NVCC)))
 CUDA_LIBS  = -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcublasLt -lcudart
 $(eval $(call device,cuda,-DREAL_BF16,$$(CUDA_LIBS)))
 $(eval $(call device,cuda_fp32,,$$(CUDA_LIBS)))
-# for the GPUs that this nvcc knows of: Ampere, Hopper, Blackwell
-ARCHITECTURES = $(foreach a,80 90 120,$(if $(filter compute_$(a),$(shell $(NVCC) --list-gpu-arch)),-gencode arch=compute_$(a)$(comma)code=sm_$(a)))
+# for the GPUs that this nvcc knows of: Ampere, Hopper, Blackwell; and PTX, which the driver compiles, for the others and for those to come
+ARCHITECTURES = -gencode arch=compute_80$(comma)code=compute_80 $(foreach a,80 90 100 120,$(if $(filter compute_$(a),$(shell $(NVCC) --list-gpu-arch)),-gencode arch=compute_$(a)$(comma)code=sm_$(a)))
 comma := ,
 $(B)/cuda/kernels.o $(B)/cuda_fp32/kernels.o: $(B)/%/kernels.o: common/kernels.cu | $(B)/% nvcc
-	$(NVCC) -std=c++17 -O3 -lineinfo $(ARCHITECTURES) --Werror all-warnings $(if $(filter cuda,$*),-DREAL_BF16) -MMD -MP -c $< -o $@
+	$(NVCC) -std=c++17 -O3 -lineinfo --threads 0 $(ARCHITECTURES) --Werror all-warnings $(if $(filter cuda,$*),-DREAL_BF16) -MMD -MP -c $< -o $@
 nvcc:
 	@test -n "$(NVCC)" || { echo "✗ nvcc not found: the _cuda targets are left out; install the CUDA toolkit 12 or newer"; exit 1; }
 

@@ -170,8 +170,9 @@ static inline Parts *of_layer(const GPT2 *m, int l) { return m->parts + FIRST_LA
 
 /* The most memory the logits may take. Rows beyond it are scored in turns, and computed twice when trained on (a tenth of a
    step, at GPT-2's size). 200 MB hold 994 rows of GPT-2's vocabulary. Where the embedding is frozen the logits would be the largest thing
-   beside the weights, and nothing has to be computed twice (gpt2_logprob): 52 MB hold 258 rows. */
-enum { LOGIT_BYTES = 200 * 1000 * 1000, LOGIT_BYTES_FROZEN = 52 * 1000 * 1000 };
+   beside the weights, and nothing has to be computed twice (gpt2_logprob): 52 MB hold 258 rows. A GPU in bf16 is given more, as it takes many rows to keep
+   it busy: 1,650 MB hold 16,410, and 400 MB 3,978. */
+enum { LOGIT_BYTES = (SHORT ? 1650 : 200) * 1000 * 1000, LOGIT_BYTES_FROZEN = (SHORT ? 400 : 52) * 1000 * 1000 };
 
 /* Hands out pieces of one block. With base NULL it only counts. */
 typedef struct {

@@ -59,6 +59,8 @@ template <int n> static __device__ __forceinline__ void cp_async_wait(void) { as
 #include "nf4.h"
 #include "util.h"
 
+#include <type_traits>
+
 static const bool FP32 = sizeof(real) == sizeof(float);
 static_assert(sizeof(real) == 4 || sizeof(real) == 2, "real is float or bf16");
 
@@ -135,7 +137,10 @@ void device_free(void *p, size_t bytes) {
 
 void device_zero(void *p, size_t bytes) { CUDA(cudaMemsetAsync(p, 0, bytes, stream)); }
 void device_copy(void *to, const void *from, size_t bytes) { CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream)); }
-void device_write(void *device, const void *host, size_t bytes) { CUDA(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream)); }
+void device_write(void *device, const void *host, size_t bytes) {
+    CUDA(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream));
+    CUDA(cudaStreamSynchronize(stream));   // what is at host is the caller's again
+}
 
 void device_read(void *host, const void *device, size_t bytes) {
     CUDA(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream));
@@ -166,7 +171,6 @@ void real_write(real *device, const float *host, size_t n) {
             piece[i] = isnan(host[from + i]) ? (uint16_t)(bits >> 16 | 0x40) : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
         }
         device_write(device + from, piece, m * sizeof *piece);
-        CUDA(cudaStreamSynchronize(stream));
     }
     free(piece);
 }
@@ -243,6 +247,12 @@ template <int W> static __device__ __forceinline__ void put(__nv_bfloat16 *p, co
     }
 }
 
+/* Two beside each other, at an even place. */
+__device__ __forceinline__ void put2(float *p, float x, float y) { p[0] = x, p[1] = y; }
+__device__ __forceinline__ void put2(__nv_bfloat16 *p, float x, float y) {
+    *(uint32_t *)(void *)p = (uint32_t)__bfloat16_as_ushort(__float2bfloat16(x)) | (uint32_t)__bfloat16_as_ushort(__float2bfloat16(y)) << 16;
+}
+
 /* Do all of these begin where eight numbers may be read at once? NULL does. */
 template <class... P> static bool aligned(P... p) { return ((((uintptr_t)p) % 16 == 0) && ...); }
 
@@ -298,10 +308,12 @@ template <class F> __global__ void chunk_sums_kernel(float2 *part, F f, int N, i
     const int lane = threadIdx.x % 32, w = threadIdx.x / 32, c = (int)blockIdx.x * 32 + lane;
     float2 sum = make_float2(0, 0);
     const int n0 = (int)blockIdx.y * ROWS, n1 = min(N, n0 + ROWS);
-    for (int n = n0 + w; n < n1 && c < C; n += 8) {
-        const float2 x = f(n, c);
-        sum.x += x.x, sum.y += x.y;
-    }
+    if (c < C)
+#pragma unroll 8   // so many numbers are on their way at a time
+        for (int n = n0 + w; n < n1; n += 8) {
+            const float2 x = f(n, c);
+            sum.x += x.x, sum.y += x.y;
+        }
     sums[w][lane] = sum;
     __syncthreads();
     if (w || c >= C) return;
@@ -355,13 +367,13 @@ template <class V> static void prefer(cublasLtMatmulPreference_t p, cublasLtMatm
 }
 
 /*
- * The way in which cuBLASLt is to compute a product. It is asked once for each kind of product, always about ASKED rows: a way that depended
- * on how many rows there are would make a token's bits depend on its batch. Ways that cut the sum over k in parts are refused.
+ * The way in which cuBLASLt is to compute a product. It is asked once for each kind of product, always about ASKED rows, as many as a step of training may
+ * have: a way that depended on how many rows there are would make a token's bits depend on its batch. Ways that cut the sum over k in parts are refused.
  */
-enum { ASKED = 1024, WAYS = 256 };
+enum { ASKED = 4096, WAYS = 256 };
 
 typedef struct {
-    int M, N, K, ta, tb, type, epilogue, beta, alignment[3];   // M or K is 0 where it is the number of rows
+    int M, N, K, ta, tb, type, epilogue, beta, alignment[4];   // of A, B, C, bias; M or K is 0 where it is the number of rows
 } Kind;
 
 /* NULL where there is none with GELU; without it there is always one. */
@@ -439,7 +451,7 @@ template <class Out> static bool product(int M, int N, int K, Matrix A, Matrix B
     }
     const Kind kind = {rows_are_k ? M : 0, N, rows_are_k ? 0 : K, A.transposed, B.transposed, (int)sizeof(Out), (int)epilogue, add,
                        {alignment_of((uintptr_t)A.p | (A.stride * sizeof(real))), alignment_of((uintptr_t)B.p | (B.stride * sizeof(real))),
-                        alignment_of((uintptr_t)C | (c_stride * sizeof(Out)))}};
+                        alignment_of((uintptr_t)C | (c_stride * sizeof(Out))), alignment_of((uintptr_t)bias)}};
     const cublasLtMatmulAlgo_t *way = way_of(kind, d);
     if (!way) {
         cublasLtMatmulDescDestroy(d);
@@ -497,15 +509,13 @@ __global__ void links_kernel(int *next, int *first, const int *id, int N) {
     if (n < N) next[n] = after, first[n] = before;
 }
 
-/* One block goes through all the rows of an id, in their order. */
+/* One block goes through all the rows of an id, in their order, for THREADS channels. */
 __global__ void embed_backward_kernel(float *dtable, const real *dout, const int *id, const int *next, const int *first, int N, int C) {
-    const int n = (int)blockIdx.x;
-    if (!first[n]) return;
-    for (int c = (int)threadIdx.x; c < C; c += THREADS) {
-        float sum = dtable[(size_t)id[n] * (size_t)C + (size_t)c];
-        for (int m = n; m < N; m = next[m]) sum += get(dout + (size_t)m * (size_t)C + (size_t)c);
-        dtable[(size_t)id[n] * (size_t)C + (size_t)c] = sum;
-    }
+    const int n = (int)blockIdx.x, c = (int)(blockIdx.y * THREADS + threadIdx.x);
+    if (!first[n] || c >= C) return;
+    float *to = dtable + (size_t)id[n] * (size_t)C + (size_t)c, sum = *to;
+    for (int m = n; m < N; m = next[m]) sum += get(dout + (size_t)m * (size_t)C + (size_t)c);
+    *to = sum;
 }
 
 void embed_backward(float *dwte, float *dwpe, const real *dout, const int *token, const int *position, int N, int C) {
@@ -517,7 +527,7 @@ void embed_backward(float *dwte, float *dwpe, const real *dout, const int *token
         const int *id = table ? position : token;
         if (!to) continue;
         LAUNCH(links_kernel, blocks_for((size_t)N, THREADS), THREADS, 0, stream, next, first, id, N);
-        LAUNCH(embed_backward_kernel, (unsigned)N, THREADS, 0, stream, to, dout, id, next, first, N, C);
+        LAUNCH(embed_backward_kernel, dim3((unsigned)N, blocks_for((size_t)C, THREADS)), THREADS, 0, stream, to, dout, id, next, first, N, C);
     }
 }
 
@@ -626,11 +636,15 @@ static const float *nf4_tables(void) {
     return tables;
 }
 
-/* Element `at` of weight^T as it lies. */
-static __device__ float nf4_number(const NF4 &q, const float *tables, size_t at) {
+/* x = elements at .. at+W of weight^T as it lies; eight, from a multiple of eight on, are of one block. */
+template <int W> static __device__ void nf4_numbers(float x[W], const NF4 &q, const float *tables, size_t at) {
     const size_t block = at / NF4_BLOCK;
     const float absmax = q.absmax ? q.absmax[block] : tables[32 + q.absmax8[block]] * q.absmax2[block / NF4_BLOCK2] + q.offset;
-    return tables[at % 2 ? q.code[at / 2] & 15 : q.code[at / 2] >> 4] * absmax;
+    if constexpr (W == 1) x[0] = tables[at % 2 ? q.code[at / 2] & 15 : q.code[at / 2] >> 4] * absmax;
+    else {
+        const uint32_t codes = *(const uint32_t *)(const void *)(q.code + at / 2);
+        for (int k = 0; k < 8; k++) x[k] = tables[codes >> (8 * (k / 2) + (k % 2 ? 0 : 4)) & 15] * absmax;
+    }
 }
 
 /* One warp a block of 64 numbers, two a lane; absmax (blocks). */
@@ -675,7 +689,6 @@ void nf4_quantize(NF4 *q, void *memory, const real *weight, int IC, int OC, bool
     q->offset = here.offset;
     device_write(q->absmax2, here.absmax2, second * sizeof *host);
     device_write(q->absmax8, here.absmax8, blocks);
-    CUDA(cudaStreamSynchronize(stream));
     free(here.absmax8), free(host);
 }
 
@@ -687,12 +700,16 @@ struct Decode {   // out (OC,IC) = weight^T as it lies, or, transposed, elements
     size_t offset;
     template <int W> __device__ void at(size_t i) const {
         const size_t IC = (size_t)q.IC, OC = (size_t)q.OC, k = offset + i;
+        float x[W];
         if (floats) {
             real as_stored;   // as it counts in a product
-            put(&as_stored, nf4_number(q, tables, k % OC * IC + k / OC));
+            nf4_numbers<1>(x, q, tables, k % OC * IC + k / OC);
+            put(&as_stored, x[0]);
             floats[i] = get(&as_stored);
-        } else
-            for (int j = 0; j < W; j++) put(out + i + j, nf4_number(q, tables, i + (size_t)j));
+            return;
+        }
+        nf4_numbers<W>(x, q, tables, i);
+        put<W>(out + i, x);
     }
 };
 
@@ -708,7 +725,7 @@ void nf4_read(float *out, const NF4 *q, size_t offset, size_t n) {
 static const real *decoded(const NF4 *q) {
     const size_t n = (size_t)q->IC * (size_t)q->OC;
     real *weight = (real *)workspace(n * sizeof *weight);
-    each(Decode{weight, NULL, *q, nf4_tables(), 0}, n, true);
+    each(Decode{weight, NULL, *q, nf4_tables(), 0}, n, aligned(q->code));
     return weight;
 }
 
@@ -869,9 +886,10 @@ void gelu_forward(real *out, const real *inp, size_t n) { each(Activation<Gelu>{
 void gelu_backward(real *dout, real *inp, size_t n) { each(ActivationBackward<Gelu>{dout, inp}, n, aligned(dout, inp)); }
 
 /* In bf16 by cuBLASLt, which takes GELU of the sum before it is rounded, where it can write pre eight numbers at a time. In fp32, which is for comparing
-   with the CPU, GELU is the one above. What it saves is not measured yet; `make bench_cuda` has a row for it and for each of the two. */
+   with the CPU, GELU is the one above. On Hopper only: others found it slower than two kernels on Ada (llm.c) and on later ones. What it saves is not
+   measured yet; `make bench_cuda` has a row for it and for each of the two. */
 void linear_gelu_forward(real *out, real *pre, const real *inp, const real *weight, const real *bias, int N, int IC, int OC) {
-    if (!FP32 && OC % 8 == 0 && aligned(pre) &&
+    if (!FP32 && properties.major == 9 && OC % 8 == 0 && aligned(pre) &&
         product(N, OC, IC, Matrix{inp, (size_t)IC, false}, Matrix{weight, (size_t)OC, false}, out, (size_t)OC, bias, false, false, pre)) return;
     linear_forward(pre, inp, weight, bias, N, IC, OC);
     gelu_forward(out, pre, (size_t)N * (size_t)OC);
@@ -1070,14 +1088,17 @@ template <int HSP, int WARPS_> static __device__ void attend(real *out, size_t o
             m[i] = larger;
         }
 #pragma unroll
-        for (int j = 0; j < KB / 8; j++)
+        for (int j = 0; j < KB / 8; j++) {
+            float p[4];
             for (int i = 0; i < 4; i++) {
                 const int row = g + i / 2 * 8, key = k0 + 8 * j + 2 * t + i % 2;
-                float p = __expf(s[j][i] - m[i / 2]);
-                l[i / 2] += p;
-                if (noise.p > 0 && key < end && w * 16 + row < rows) p *= attention_keep(noise, n0 + w * 16 + row, key, h, NH);
-                put(mine + row * T::LDP + 8 * j + 2 * t + i % 2, p);
+                p[i] = __expf(s[j][i] - m[i / 2]);
+                l[i / 2] += p[i];
+                if (noise.p > 0 && key < end && w * 16 + row < rows) p[i] *= attention_keep(noise, n0 + w * 16 + row, key, h, NH);
             }
+            put2(mine + g * T::LDP + 8 * j + 2 * t, p[0], p[1]);
+            put2(mine + (g + 8) * T::LDP + 8 * j + 2 * t, p[2], p[3]);
+        }
 #pragma unroll
         for (int j = 0; j < HSP / 8; j++)
             for (int i = 0; i < 4; i++) o[j][i] *= shrink[i / 2];
@@ -1198,17 +1219,18 @@ template <int HSP> __global__ void attention_dq_kernel(real *dqkv, const real *d
         warp_product<KB / 8, false, true>(s, Q + w * 16 * T::LD, T::LD, K, T::LD, HSP);
         warp_product<KB / 8, false, true>(dp, dO + w * 16 * T::LD, T::LD, V, T::LD, HSP);
 #pragma unroll
-        for (int j = 0; j < KB / 8; j++)
+        for (int j = 0; j < KB / 8; j++) {
+            float ds[4] = {};
             for (int i = 0; i < 4; i++) {
                 const int row = w * 16 + g + i / 2 * 8, key = k0 + 8 * j + 2 * t + i % 2;
                 const bool seen = row < rows && key <= q0 + row;
-                float ds = 0;
-                if (seen) {
-                    const float p = __expf(fmaf(s[j][i], scale, -lse_[i / 2])), keep = noise.p > 0 ? attention_keep(noise, n0 + row, key, h, NH) : 1;
-                    ds = p * (dp[j][i] * keep - delta_[i / 2]) * scale;
-                }
-                put(mine + (row - w * 16) * T::LDP + 8 * j + 2 * t + i % 2, ds);
+                if (!seen) continue;
+                const float p = __expf(fmaf(s[j][i], scale, -lse_[i / 2])), keep = noise.p > 0 ? attention_keep(noise, n0 + row, key, h, NH) : 1;
+                ds[i] = p * (dp[j][i] * keep - delta_[i / 2]) * scale;
             }
+            put2(mine + g * T::LDP + 8 * j + 2 * t, ds[0], ds[1]);
+            put2(mine + (g + 8) * T::LDP + 8 * j + 2 * t, ds[2], ds[3]);
+        }
         __syncwarp();
         warp_product<HSP / 8, false, false>(dq, mine, T::LDP, K, T::LD, KB);
     }
@@ -1258,19 +1280,22 @@ template <int HSP> __global__ void attention_dkv_kernel(real *dqkv, const real *
             warp_product<KB / 8, false, true>(s_t, K + w * 16 * T::LD, T::LD, Q, T::LD, HSP);
             warp_product<KB / 8, false, true>(dp, V + w * 16 * T::LD, T::LD, dO, T::LD, HSP);
 #pragma unroll
-            for (int j = 0; j < KB / 8; j++)
+            for (int j = 0; j < KB / 8; j++) {
+                float p[4] = {}, ds[4] = {};
                 for (int i = 0; i < 4; i++) {
-                    const int row = g + i / 2 * 8, key = w * 16 + row, column = 8 * j + 2 * t + i % 2;
-                    float p = 0, ds = 0;
-                    if (key < keys && column < rows && k0 + key <= q0 + column) {
-                        const float keep = noise.p > 0 ? attention_keep(noise, n0 + column, k0 + key, h, NH) : 1;
-                        p = __expf(fmaf(s_t[j][i], scale, -lse_[column]));
-                        ds = p * (dp[j][i] * keep - delta_[column]) * scale;
-                        p *= keep;
-                    }
-                    put(P + row * T::LDP + column, p);
-                    put(dS + row * T::LDP + column, ds);
+                    const int key = w * 16 + g + i / 2 * 8, column = 8 * j + 2 * t + i % 2;
+                    if (key >= keys || column >= rows || k0 + key > q0 + column) continue;
+                    const float keep = noise.p > 0 ? attention_keep(noise, n0 + column, k0 + key, h, NH) : 1;
+                    p[i] = __expf(fmaf(s_t[j][i], scale, -lse_[column]));
+                    ds[i] = p[i] * (dp[j][i] * keep - delta_[column]) * scale;
+                    p[i] *= keep;
                 }
+                for (int i = 0; i < 4; i += 2) {
+                    const int at = (g + i / 2 * 8) * T::LDP + 8 * j + 2 * t;
+                    put2(P + at, p[i], p[i + 1]);
+                    put2(dS + at, ds[i], ds[i + 1]);
+                }
+            }
             __syncwarp();
             warp_product<HSP / 8, false, false>(dv, P, T::LDP, dO, T::LD, KB);
             warp_product<HSP / 8, false, false>(dk, dS, T::LDP, Q, T::LD, KB);
@@ -1301,6 +1326,9 @@ static bool whole_chunks(int hs) { return (size_t)hs * sizeof(real) % 16 == 0; }
 
 /* A kernel must be told when its blocks are to have more than 48 KB of shared memory. */
 template <class K> static size_t allow(K kernel, size_t bytes) {
+    if (bytes > properties.sharedMemPerBlockOptin)
+        die_usage("attention%s takes %zu bytes of shared memory for heads of this size, and a block has at most %zu on %s; %s", FP32 ? " in fp32" : "", bytes,
+                  properties.sharedMemPerBlockOptin, properties.name, FP32 ? "build without PRECISION=fp32" : "run the program without _cuda in its name");
     CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
     return bytes;
 }
@@ -1491,16 +1519,25 @@ void head_backward(real *dinp, float *dwte, const real *dlogits, const real *inp
 }
 
 /* Thread i of a block takes the elements [8i, 8i+8) + 8 THREADS j of a row, however the row is aligned: so sums over it have one order. This
-   calls f(j, x_j) for those of the thread. */
-template <class F> static __device__ void each_of_row(const real *x, int V, F f) {
+   calls f(j, x_j) for those of the thread; where x may be written, f(j, &x_j). */
+template <class T, class F> static __device__ void each_of_row(T *x, int V, F f) {
     const bool eights = (size_t)(uintptr_t)x % 16 == 0;
     for (int j0 = 8 * (int)threadIdx.x; j0 < V; j0 += 8 * THREADS) {
         float v[8];
-        if (eights && j0 + 8 <= V) get<8>(v, x + j0);
+        const bool whole = eights && j0 + 8 <= V;
+        if (whole) get<8>(v, x + j0);
         else
             for (int k = 0; k < 8; k++) v[k] = j0 + k < V ? get(x + j0 + k) : 0;
         for (int k = 0; k < 8; k++)
-            if (j0 + k < V) f(j0 + k, v[k]);
+            if (j0 + k < V) {
+                if constexpr (std::is_const_v<T>) f(j0 + k, v[k]);
+                else f(j0 + k, &v[k]);
+            }
+        if constexpr (!std::is_const_v<T>) {
+            if (whole) put<8>(x + j0, v);
+            else
+                for (int k = 0; k < 8 && j0 + k < V; k++) put(x + j0 + k, v[k]);
+        }
     }
 }
 
@@ -1564,13 +1601,13 @@ __global__ void logprob_backward_kernel(real *logits, const float *lse, const fl
     real *x = logits + r * (size_t)ldv;
     const float lse_ = lse[r], dlogp_ = dlogp[r], dentropy_ = dentropy ? dentropy[r] : 0, entropy_ = dentropy_ != 0 ? entropy[r] : 0;
     const int target_ = target[r];
-    each_of_row(x, V, [&](int j, float v) {
+    each_of_row(x, V, [&](int j, float *v) {
         // log p_j = beta x_j - lse:   d log p[target] / d x_j = beta (1[j = target] - p_j)
         // entropy = -sum p log p:   d entropy / d x_j = -beta p_j (log p_j + entropy)
-        const float log_p = beta * v - lse_, p = expf(log_p);
+        const float log_p = beta * *v - lse_, p = expf(log_p);
         float d = (j == target_ ? dlogp_ : 0) - p * dlogp_;
         if (dentropy_ != 0) d -= p * dentropy_ * (fmaxf(-1e4f, log_p) + entropy_);
-        put(x + j, beta * d);
+        *v = beta * d;
     });
 }
 
@@ -1821,11 +1858,12 @@ void sample(int *token, float *logp, const real *logits, int R, int V, int ldv, 
  * The optimiser
  */
 
-enum { SQUARE_BLOCKS = 128 };
+/* 16 numbers a thread, until that makes enough blocks to keep a GPU busy */
+static size_t square_blocks(size_t n) { return n < 16 * THREADS ? 1 : n / (16 * THREADS) < 1024 ? n / (16 * THREADS) : 1024; }
 
-__global__ void squares_kernel(double *part, const float *x, size_t n) {   // part (SQUARE_BLOCKS)
+__global__ void squares_kernel(double *part, const float *x, size_t n) {   // part (blocks)
     double sum = 0;
-    for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += (size_t)SQUARE_BLOCKS * THREADS) sum += (double)x[i] * (double)x[i];
+    for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += (size_t)gridDim.x * THREADS) sum += (double)x[i] * (double)x[i];
     sum = block_sum(sum);
     if (threadIdx.x == 0) part[blockIdx.x] = sum;
 }
@@ -1838,11 +1876,13 @@ __global__ void add_squares_kernel(double *sum, const double *part, int n) {
 }
 
 double sum_of_squares(const float *const *x, const size_t *n, int count) {
-    double sum = 0, *part = (double *)workspace(sizeof *part * ((size_t)count * SQUARE_BLOCKS + 1));
     if (!count) return 0;
-    for (int i = 0; i < count; i++) LAUNCH(squares_kernel, SQUARE_BLOCKS, THREADS, 0, stream, part + (size_t)i * SQUARE_BLOCKS, x[i], n[i]);
-    LAUNCH(add_squares_kernel, 1, THREADS, 0, stream, part + (size_t)count * SQUARE_BLOCKS, part, count * SQUARE_BLOCKS);
-    device_read(&sum, part + (size_t)count * SQUARE_BLOCKS, sizeof sum);
+    size_t parts = 0, from = 0;
+    for (int i = 0; i < count; i++) parts += square_blocks(n[i]);
+    double sum = 0, *part = (double *)workspace(sizeof *part * (parts + 1));
+    for (int i = 0; i < count; from += square_blocks(n[i++])) LAUNCH(squares_kernel, (unsigned)square_blocks(n[i]), THREADS, 0, stream, part + from, x[i], n[i]);
+    LAUNCH(add_squares_kernel, 1, THREADS, 0, stream, part + parts, part, (int)parts);
+    device_read(&sum, part + parts, sizeof sum);
     return sum;
 }
 

@@ -117,7 +117,7 @@ size_t nf4_bytes(int IC, int OC, bool double_quant);
 void nf4_quantize(NF4 *q, void *memory, const real *weight, int IC, int OC, bool double_quant);
 /* Elements [offset, offset + n) of weight (IC,OC) as they count in a product; out (host) */
 void nf4_read(float *out, const NF4 *q, size_t offset, size_t n);
-/* linear_forward and linear_backward_input with that weight, to the bit as if it stood there in full; it never does */
+/* linear_forward and linear_backward_input with that weight; on a CPU to the bit as if it stood there in full, which it never does */
 void nf4_linear_forward       (real *out, const real *inp, const NF4 *weight, const real *bias, int N);
 void nf4_linear_backward_input(real *dinp, const real *dout, const NF4 *weight, int N);
 

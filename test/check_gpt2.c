@@ -712,7 +712,7 @@ END_TEST
 START_TEST(logits_keep_to_their_budget) {
     const GPT2Config c = CONFIG(8, 50257, 1, 1, 4, 4, 1e-5f);
     GPT2 *m = adopt(gpt2_create(&c, false));
-    gpt2_reserve(m, &(GPT2Limits){.tokens = 8000, .sequences = 1000, .scored = 7000, .train = true});
+    gpt2_reserve(m, &(GPT2Limits){.tokens = 18000, .sequences = 2250, .scored = 17000, .train = true});
     size_t row = (size_t)m->ldv * sizeof(real);
     ck_assert_int_ge(m->ldv, c.vocab_size);
     ck_assert_uint_le((size_t)m->logit_rows * row, LOGIT_BYTES);

@@ -69,7 +69,7 @@ a wait is missing for queries, dk and dv                        | attention, lar
 the other of two buffers is read                                | attention, large | s/K + stage \* T::SIZE, T::LD, HSP/K + (stage ^ 1) * T::SIZE, T::LD, HSP/
 the causal mask hides the token itself                          | attention, large | s/key <= query ? s/key < query ? s/
 the causal mask of dq shows one token more                      | attention, large | s/key <= q0 + row;/key <= q0 + row + 1;/
-the causal mask of dk and dv hides the token itself             | attention, large | s/k0 + key <= q0 + column/k0 + key < q0 + column/
+the causal mask of dk and dv hides the token itself             | attention, large | s/k0 + key > q0 + column/k0 + key >= q0 + column/
 a row beyond the tile's last is loaded                          | attention, large | s/from = t < end \&\& c < hs/from = t <= end \&\& c < hs/
 a row beyond the last is written                                | attention, large | s/if (row < rows \&\& d < hs) put(out/if (row <= rows \&\& d < hs) put(out/
 a shared beginning's keys end one token early                   | attention, large | s/start\[p + 1\] - start\[p\], start\[s\]/start[p + 1] - start[p] - 1, start[s]/
@@ -78,7 +78,7 @@ a slot's keys begin where the last one's have not ended          | cache        
 lanes are left out of the sum over a warp                       | layernorm        | /T warp_sum(T x) {/{n;s/d = 16/d = 8/}
 the last channel is left out of the variance                    | layernorm        | s/c < C; c += 32 \* W) {   .. the variance/c < C - 1; c += 32 * W) {   \/\/ the variance/
 one element too many is worked on                               | gelu             | s/if (i < n) f.template/if (i <= n) f.template/
-what lies beyond the vocabulary counts                          | logprob          | s/if (j0 + k < V) f(j0 + k, v\[k\]);/f(j0 + k, v[k]);/
+what lies beyond the vocabulary counts                          | logprob          | s/            if (j0 + k < V) {/            {/
 a draw of noise is used four times                              | noise            | s/c \/ 4).v\[c % 4\]/c \/ 4).v[0]/
 a repeated token's gradient is counted again                    | embedding        | s/    if (!first\[n\]) return;//
 a product takes the wrong transpose                             | linear           | s/Matrix{weight, (size_t)OC, true}, dinp/Matrix{weight, (size_t)OC, false}, dinp/
