@@ -299,7 +299,7 @@ help:
 	@echo "make test_emu   the tests of the GPU's kernels without a GPU, with threads in every order; test_cuda on a GPU"
 	@echo "make ppo_cuda   a stage for an NVIDIA GPU (PRECISION=fp32: floats instead of bf16); needs the CUDA toolkit"
 	@echo "make asan       the tests under AddressSanitizer; also ubsan, tsan (clang)"
-	@echo "make torture    kill every program 100 times, fill its disk, take its memory, valgrind (an hour and a half; -j2)"
+	@echo "make torture    kill every program 100 times, fill its disk, take its memory, valgrind (an hour or more; -j2)"
 	@echo "make fuzz       fuzz every file reader for FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)"
 	@echo "make bench      how fast each kernel is, next to this machine's peak; bench_cuda on a GPU, bench_compare on both"
 	@echo "make demo       every program on the built-in world, and a table of what it learned"
