@@ -80,7 +80,7 @@ the last channel is left out of the variance                    | layernorm     
 one element too many is worked on                               | gelu             | s/if (i < n) f.template/if (i <= n) f.template/
 what lies beyond the vocabulary counts                          | logprob          | s/            if (j0 + k < V) {/            {/
 a draw of noise is used four times                              | noise            | s/c \/ 4).v\[c % 4\]/c \/ 4).v[0]/
-a repeated token's gradient is counted again                    | embedding        | s/    if (!first\[n\]) return;//
+a repeated token's gradient is counted again                    | embedding        | s/if (!first\[n\] || c >= C) return;/if (c >= C) return;/
 a product takes the wrong transpose                             | linear           | s/Matrix{weight, (size_t)OC, true}, dinp/Matrix{weight, (size_t)OC, false}, dinp/
 a gradient replaces what is there                               | linear           | s/dweight, (size_t)OC, (const real \*)NULL, true, true/dweight, (size_t)OC, (const real *)NULL, false, true/
 what GELU was taken of goes to rows too far apart               | gelu             | s/_AUX_LD, (int64_t)c_stride/_AUX_LD, (int64_t)c_stride + 8/
