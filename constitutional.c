@@ -560,6 +560,8 @@ static void prepare_lessons(World *w, const Tokenizer *t) {
         printf("longer than --max_length %d: %ld prompts lost their beginning, %ld responses their end\n", args.max_length,
                w->lessons.prompts_cut, w->lessons.responses_cut);
     printf("%d lessons, %d of them from the dialogues\n", w->lessons.n, own);
+    if (!w->lessons.n)
+        die("none of the %d dialogues teaches anything; where they had no room, a smaller --max_new_tokens or a larger --max_length gives it", w->prompts.n);
     for (int u = 0, i = 0; u <= w->examples; w->first[u++] = i)
         while (i < w->lessons.n && w->lessons.line[i] < u) i++;
     r.n = own;
@@ -774,7 +776,7 @@ int main(int argc, char **argv) {
         scored += M, num_tokens += (double)tokens;
         // 5. log, evaluate, save
         run_progress(&run, loss, tokens);
-        if (run_should_log(&run)) {
+        if (run_should_log(&run) && scored > 0) {
             run_log(&run, {"loss", loss_sum / scored}, {"mean_token_accuracy", correct / scored}, {"grad_norm", norm},
                     {"learning_rate", (double)adamw.learning_rate}, {"num_tokens", num_tokens}, {"revised", revised}, {"epoch", run_epoch(&run)});
             loss_sum = correct = scored = 0;

@@ -246,7 +246,8 @@ static SafeTensors *st_read(const void *bytes, size_t size, bool mapped, const c
     } else {
         for (int i = 7; i >= 0; i--) n = n << 8 | st->bytes[i];
         if (n > MAX_HEADER)
-            status = fail(e, "%s: the header's length is %llu, the format's limit %d: this is not a safetensors file", name,
+            status = fail(e, "%s: the header's length is %llu, the format's limit %d: this is not a safetensors file; perhaps it is the pointer that "
+                      "Git LFS leaves: fetch the file itself", name,
                           (unsigned long long)n, MAX_HEADER);
         else if (n > size - 8)
             status = fail(e, "%s: the header's length is %llu, but only %zu bytes follow; the file was probably cut short: "
@@ -598,11 +599,14 @@ static int parse_config(json_t *config, const char *path, GPT2Config *c, Error *
 }
 
 int hf_config(const char *dir, GPT2Config *config, Error *e) {
-    char *path = path_of(dir, "config.json");
-    json_t *json = access(path, F_OK) && errno == ENOENT
-        ? fail(e, "%s does not exist; a model is a directory of Hugging Face's files, not a name of the hub: make gpt2 fetches one into models/gpt2", path), NULL
-        : read_json(path, MAX_CONFIG, e);
+    char *path = path_of(dir, "config.json"), *adapter = path_of(dir, "adapter_config.json");
+    json_t *json = NULL;
+    if (!access(path, F_OK) || errno != ENOENT) json = read_json(path, MAX_CONFIG, e);
+    else if (!access(adapter, F_OK)) fail(e, "%s holds an adapter, not a model: ./lora or ./adapter takes it, by --model BASE --adapter %s", dir, dir);
+    else
+        fail(e, "%s does not exist; a model is a directory of Hugging Face's files, not a name of the hub: make gpt2 fetches one into models/gpt2", path);
     int status = json ? parse_config(json, path, config, e) : -1;
+    free(adapter);
     json_decref(json);
     free(path);
     return status;
@@ -716,7 +720,10 @@ static Weights *weights_open(const char *dir, Error *e) {
     const size_t n = sizeof names / sizeof *names;
     size_t i = 0;
     while (i < n && !exists(dir, names[i])) i++;
-    i %= n;   // none: the message is about the usual one
+    if (i == n) {
+        fail(e, "%s has no weights, neither model.safetensors nor pytorch_model.bin; if a download was cut short, the same command goes on with it", dir);
+        return NULL;
+    }
     Weights *w = xcalloc(1, sizeof *w);
     w->prefix = "";
     w->path = path_of(dir, names[i]);

@@ -181,7 +181,7 @@ static void build_table(Run *run, const Flag *own) {
          .help = "go on from this checkpoint; alone or as \"latest\": from the newest in the output", .free_on_resume = true,
          .bare = "latest"},
         {"dry_run", FLAG_BOOL, &run->dry_run,
-         .help = "show memory, counts and the first examples, take the memory, write nothing", .free_on_resume = true},
+         .help = "show memory, counts and the first examples, write nothing", .free_on_resume = true},
         {"", FLAG_TITLE, NULL, .help = "Training"},
         {"per_device_train_batch_size", FLAG_INT, &run->per_device_train_batch_size,
          .help = "examples that go through the model together", .low = 1, .high = 65536},
@@ -491,6 +491,7 @@ static void print_help(const Run *run, const char *about) {
         }
         const char *value = value_text(f, text);
         int column = printf("  --%-28s %-12s ", f->name, value && *value ? value : "-");
+        if (column > LINE_WIDTH / 2) column = printf("\n%46s", "") - 1;   // a long default has a line of its own
         print_wrapped(f->help, column);
     }
     printf("\nThe second column is the default. --name value and --name=value are alike, so are - and _;\n"

@@ -718,6 +718,10 @@ START_TEST(bad_input_ends_with_2_and_leaves_no_output) {
     ck_assert_int_eq(trained("bad", "--pairs test/tiny/prompts.jsonl"), 2);
     ck_assert_int_ne(shell("test -e %s/bad/model.safetensors", work), 0);
     ck_assert_int_eq(shell("%s/constitutional --model test/tiny/chat >%s/bad.txt 2>&1", build(), work), 2);
+    // nothing to learn from: no dialogue has room for a critique
+    ck_assert_int_eq(shell("head -2 test/tiny/prompts.jsonl >%s/two.jsonl && %s/constitutional --model test/tiny/chat --prompts %s/two.jsonl --max_length 60 "
+                           "--max_new_tokens 20 --max_steps 1 --output %s/bad >%s/bad.txt 2>&1", work, build(), work, work, work), 1);
+    ck_assert_int_eq(shell("grep -q 'none of the 2 dialogues teaches anything' %s/bad.txt && ! test -e %s/bad/model.safetensors", work, work), 0);
 }
 END_TEST
 

@@ -863,9 +863,12 @@ END_TEST
 
 START_TEST(refuses_directories_without_a_model) {
     Error e;
+    put_text("adapter_config.json", "{}");
+    ck_assert_ptr_null(hf_load(here, false, &e));
+    ck_says(&e, "holds an adapter", "--adapter", NULL);
     put_text("config.json", CONFIG);
     ck_assert_ptr_null(hf_load(here, false, &e));
-    ck_says(&e, "model.safetensors", "No such file", NULL);
+    ck_says(&e, "has no weights", "model.safetensors", "pytorch_model.bin", NULL);
     put_text("pytorch_model.bin", "");
     ck_assert_ptr_null(hf_load(here, false, &e));
     ck_says(&e, "pytorch_model.bin", "0 bytes", "fetch", NULL);

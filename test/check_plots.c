@@ -129,6 +129,9 @@ START_TEST(without_gnuplot_it_says_what_to_install) {
     ck_assert_int_eq(plots("GNUPLOT=/nowhere/gnuplot", "a"), 2);
     ck_assert(says("apt-get install gnuplot-nox"));
     ck_assert_int_eq(plots("GNUPLOT=/nowhere/gnuplot", "--table a"), 0);
+    write_log("none", "{\"step\": 1, \"loss\": null, \"revised\": 0}\n");
+    ck_assert_int_eq(plots("GNUPLOT=true", "none"), 2);
+    ck_assert(says("has no numbers to draw"));
     // one that fails or draws nothing leaves no picture, nor half of one
     ck_assert_int_eq(plots("GNUPLOT=false", "a"), 1);
     ck_assert_int_eq(plots("GNUPLOT=true", "a"), 1);

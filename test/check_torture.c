@@ -56,7 +56,7 @@ static const Job jobs[JOBS] = {
     {"ppo", "ppo", TRAINING "--model test/tiny/chat --reward_model test/tiny/reward --data W/prompts --eval W/prompts-eval --batch_size 8 "
                             "--response_length 8 --num_ppo_epochs 1 --num_mini_batches 1 --dump_rollouts W/rollouts"},
     {"constitutional", "constitutional", TRAINING ONE_BATCH "--model test/tiny/chat --prompts W/prompts --eval W/prompts-eval --max_new_tokens 12 "
-                                         "--regenerate"},
+                                         "--constitution test/tiny/constitution.json --max_iterations 1 --regenerate"},
     {"lora, four bits", "lora", TRAINING ONE_BATCH ANSWERS "--model test/tiny --data W/domain --eval W/domain-eval --load_in_4bit"},
     {"reward --score", "reward", "--model test/tiny/reward --score W/sft --score_output O/scores"},
     {"--feedback", "constitutional", "--model test/tiny/chat --prompts W/prompts --constitution test/tiny/constitution.json --max_new_tokens 12 "

@@ -162,6 +162,7 @@ while IFS='|' read -r title unit factor keys; do
     panels=$((panels + 1))
 done <"$work/panels" >"$work/plots"
 
+[ "$panels" -gt 0 ] || give_up 2 "$1/log.jsonl has no numbers to draw"
 name=plot
 [ $# -eq 1 ] || name=plots
 out=$1/$name new=.tmp-$$
