@@ -232,6 +232,11 @@ template <int W> static __device__ __forceinline__ void get(float x[W], const __
     }
 }
 
+/* Two numbers of bf16 as they lie beside each other. */
+static __device__ __forceinline__ uint32_t bf16_pair(float x, float y) {
+    return (uint32_t)__bfloat16_as_ushort(__float2bfloat16(x)) | (uint32_t)__bfloat16_as_ushort(__float2bfloat16(y)) << 16;
+}
+
 template <int W> static __device__ __forceinline__ void put(float *p, const float x[W]) {
     if constexpr (W == 1) *p = x[0];
     else ((float4 *)p)[0] = make_float4(x[0], x[1], x[2], x[3]), ((float4 *)p)[1] = make_float4(x[4], x[5], x[6], x[7]);
@@ -241,17 +246,14 @@ template <int W> static __device__ __forceinline__ void put(__nv_bfloat16 *p, co
     if constexpr (W == 1) put(p, x[0]);
     else {
         uint32_t word[4];
-        for (int i = 0; i < 4; i++)
-            word[i] = (uint32_t)__bfloat16_as_ushort(__float2bfloat16(x[2 * i])) | (uint32_t)__bfloat16_as_ushort(__float2bfloat16(x[2 * i + 1])) << 16;
+        for (int i = 0; i < 4; i++) word[i] = bf16_pair(x[2 * i], x[2 * i + 1]);
         *(uint4 *)p = make_uint4(word[0], word[1], word[2], word[3]);
     }
 }
 
 /* Two beside each other, at an even place. */
 __device__ __forceinline__ void put2(float *p, float x, float y) { p[0] = x, p[1] = y; }
-__device__ __forceinline__ void put2(__nv_bfloat16 *p, float x, float y) {
-    *(uint32_t *)(void *)p = (uint32_t)__bfloat16_as_ushort(__float2bfloat16(x)) | (uint32_t)__bfloat16_as_ushort(__float2bfloat16(y)) << 16;
-}
+__device__ __forceinline__ void put2(__nv_bfloat16 *p, float x, float y) { *(uint32_t *)(void *)p = bf16_pair(x, y); }
 
 /* Do all of these begin where eight numbers may be read at once? NULL does. */
 template <class... P> static bool aligned(P... p) { return ((((uintptr_t)p) % 16 == 0) && ...); }
@@ -376,7 +378,7 @@ typedef struct {
     int M, N, K, ta, tb, type, epilogue, beta, alignment[4];   // of A, B, C, bias; M or K is 0 where it is the number of rows
 } Kind;
 
-/* NULL where there is none with GELU; without it there is always one. */
+/* NULL where there is none: cuBLASLt need not have every epilogue. */
 static const cublasLtMatmulAlgo_t *way_of(Kind kind, cublasLtMatmulDesc_t d) {
     static struct {
         Kind kind;
@@ -406,17 +408,14 @@ static const cublasLtMatmulAlgo_t *way_of(Kind kind, cublasLtMatmulDesc_t d) {
     cublasLtMatmulHeuristicResult_t found[8];
     int n = 0, chosen = -1;
     const cublasStatus_t answer = cublasLtMatmulAlgoGetHeuristic(cublas, d, b, a, c, c, preference, 8, found, &n);
-    const bool optional = kind.epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
-    if (!optional || answer != CUBLAS_STATUS_NOT_SUPPORTED) CUBLAS(answer);
-    else n = 0;
+    if (answer == CUBLAS_STATUS_NOT_SUPPORTED) n = 0;
+    else CUBLAS(answer);
     for (int i = 0; i < n && chosen < 0; i++) {
         int32_t parts = 0;
         size_t written;
         CUBLAS(cublasLtMatmulAlgoConfigGetAttribute(&found[i].algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &parts, sizeof parts, &written));
         if (found[i].state == CUBLAS_STATUS_SUCCESS && found[i].workspaceSize == 0 && parts <= 1) chosen = i;
     }
-    if (chosen < 0 && !optional)
-        die("kernels.cu: cuBLASLt has no way to multiply (%d,%d) and (%d,%d) in one order; is the CUDA toolkit 12 or newer?", (int)M, (int)K, (int)K, (int)N);
     ways[count].kind = kind, ways[count].found = chosen >= 0;
     if (chosen >= 0) ways[count].algorithm = found[chosen].algo;
     cublasLtMatmulPreferenceDestroy(preference);
@@ -433,9 +432,10 @@ static const cublasLtMatmulAlgo_t *way_of(Kind kind, cublasLtMatmulDesc_t d) {
 template <class Out> static bool product(int M, int N, int K, Matrix A, Matrix B, Out *C, size_t c_stride, const real *bias, bool add, bool rows_are_k,
                                          real *pre = NULL) {
     if (!M || !N || (!K && add)) return true;
+    if (!K && pre) return false;
     if (!K) {   // a sum of nothing
         for (int i = 0; i < M; i++) device_zero(C + (size_t)i * c_stride, sizeof(Out) * (size_t)N);
-        return !pre;
+        return true;
     }
     const cudaDataType_t stored = FP32 ? CUDA_R_32F : CUDA_R_16BF, type = sizeof(Out) == 4 ? CUDA_R_32F : CUDA_R_16BF;
     cublasLtMatmulDesc_t d;
@@ -454,6 +454,7 @@ template <class Out> static bool product(int M, int N, int K, Matrix A, Matrix B
                         alignment_of((uintptr_t)C | (c_stride * sizeof(Out))), alignment_of((uintptr_t)bias)}};
     const cublasLtMatmulAlgo_t *way = way_of(kind, d);
     if (!way) {
+        if (!pre) die("kernels.cu: cuBLASLt has no way to multiply (%d,%d) and (%d,%d) in one order; is the CUDA toolkit 12 or newer?", M, K, K, N);
         cublasLtMatmulDescDestroy(d);
         return false;
     }
@@ -883,7 +884,6 @@ template <class F> struct ActivationBackward {   // dout *= f'(inp), inp = f(inp
 };
 
 void gelu_forward(real *out, const real *inp, size_t n) { each(Activation<Gelu>{out, inp}, n, aligned(out, inp)); }
-void gelu_backward(real *dout, real *inp, size_t n) { each(ActivationBackward<Gelu>{dout, inp}, n, aligned(dout, inp)); }
 
 /* In bf16 by cuBLASLt, which takes GELU of the sum before it is rounded, where it can write pre eight numbers at a time. In fp32, which is for comparing
    with the CPU, GELU is the one above. On Hopper only: others found it slower than two kernels on Ada (llm.c) and on later ones. What it saves is not
@@ -894,6 +894,8 @@ void linear_gelu_forward(real *out, real *pre, const real *inp, const real *weig
     linear_forward(pre, inp, weight, bias, N, IC, OC);
     gelu_forward(out, pre, (size_t)N * (size_t)OC);
 }
+
+void gelu_backward(real *dout, real *inp, size_t n) { each(ActivationBackward<Gelu>{dout, inp}, n, aligned(dout, inp)); }
 
 /* ------------------------------------------------------------------------------------------------------------------
  * ReLU and SiLU
@@ -1519,7 +1521,7 @@ void head_backward(real *dinp, float *dwte, const real *dlogits, const real *inp
 }
 
 /* Thread i of a block takes the elements [8i, 8i+8) + 8 THREADS j of a row, however the row is aligned: so sums over it have one order. This
-   calls f(j, x_j) for those of the thread; where x may be written, f(j, &x_j). */
+   calls f(j, x_j) for those of the thread; where x may be written, f may change x_j. */
 template <class T, class F> static __device__ void each_of_row(T *x, int V, F f) {
     const bool eights = (size_t)(uintptr_t)x % 16 == 0;
     for (int j0 = 8 * (int)threadIdx.x; j0 < V; j0 += 8 * THREADS) {
@@ -1529,10 +1531,7 @@ template <class T, class F> static __device__ void each_of_row(T *x, int V, F f)
         else
             for (int k = 0; k < 8; k++) v[k] = j0 + k < V ? get(x + j0 + k) : 0;
         for (int k = 0; k < 8; k++)
-            if (j0 + k < V) {
-                if constexpr (std::is_const_v<T>) f(j0 + k, v[k]);
-                else f(j0 + k, &v[k]);
-            }
+            if (j0 + k < V) f(j0 + k, v[k]);
         if constexpr (!std::is_const_v<T>) {
             if (whole) put<8>(x + j0, v);
             else
@@ -1601,13 +1600,13 @@ __global__ void logprob_backward_kernel(real *logits, const float *lse, const fl
     real *x = logits + r * (size_t)ldv;
     const float lse_ = lse[r], dlogp_ = dlogp[r], dentropy_ = dentropy ? dentropy[r] : 0, entropy_ = dentropy_ != 0 ? entropy[r] : 0;
     const int target_ = target[r];
-    each_of_row(x, V, [&](int j, float *v) {
+    each_of_row(x, V, [&](int j, float &v) {
         // log p_j = beta x_j - lse:   d log p[target] / d x_j = beta (1[j = target] - p_j)
         // entropy = -sum p log p:   d entropy / d x_j = -beta p_j (log p_j + entropy)
-        const float log_p = beta * *v - lse_, p = expf(log_p);
+        const float log_p = beta * v - lse_, p = expf(log_p);
         float d = (j == target_ ? dlogp_ : 0) - p * dlogp_;
         if (dentropy_ != 0) d -= p * dentropy_ * (fmaxf(-1e4f, log_p) + entropy_);
-        *v = beta * d;
+        v = beta * d;
     });
 }
 
@@ -1833,9 +1832,7 @@ __global__ void sample_kernel(Drawn *out, const real *logits, const float *unifo
         drawn = __shfl_sync(ALL, hits ? hit : latest, at);
         if (drawn < 0) drawn = where;
     }
-    if (threadIdx.x == 0) {
-        out[blockIdx.x] = Drawn{drawn, (float)((double)(get(x + drawn) - top) * (double)beta - log_sum)};
-    }
+    if (threadIdx.x == 0) out[blockIdx.x] = Drawn{drawn, (float)((double)(get(x + drawn) - top) * (double)beta - log_sum)};
 }
 
 void sample(int *token, float *logp, const real *logits, int R, int V, int ldv, float temperature, int top_k, float top_p, const float *uniform) {
