@@ -247,8 +247,7 @@ static SafeTensors *st_read(const void *bytes, size_t size, bool mapped, const c
         for (int i = 7; i >= 0; i--) n = n << 8 | st->bytes[i];
         if (n > MAX_HEADER)
             status = fail(e, "%s: the header's length is %llu, the format's limit %d: this is not a safetensors file; perhaps it is the pointer that "
-                      "Git LFS leaves: fetch the file itself", name,
-                          (unsigned long long)n, MAX_HEADER);
+                          "Git LFS leaves: fetch the file itself", name, (unsigned long long)n, MAX_HEADER);
         else if (n > size - 8)
             status = fail(e, "%s: the header's length is %llu, but only %zu bytes follow; the file was probably cut short: "
                           "fetch it again", name, (unsigned long long)n, size - 8);
@@ -598,15 +597,21 @@ static int parse_config(json_t *config, const char *path, GPT2Config *c, Error *
     return 0;
 }
 
+static bool exists(const char *dir, const char *name) {
+    char *path = path_of(dir, name);
+    bool yes = !access(path, F_OK);
+    free(path);
+    return yes;
+}
+
 int hf_config(const char *dir, GPT2Config *config, Error *e) {
-    char *path = path_of(dir, "config.json"), *adapter = path_of(dir, "adapter_config.json");
+    char *path = path_of(dir, "config.json");
     json_t *json = NULL;
     if (!access(path, F_OK) || errno != ENOENT) json = read_json(path, MAX_CONFIG, e);
-    else if (!access(adapter, F_OK)) fail(e, "%s holds an adapter, not a model: ./lora or ./adapter takes it, by --model BASE --adapter %s", dir, dir);
+    else if (exists(dir, "adapter_config.json")) fail(e, "%s holds an adapter, not a model: ./lora or ./adapter takes it, by --model BASE --adapter %s", dir, dir);
     else
         fail(e, "%s does not exist; a model is a directory of Hugging Face's files, not a name of the hub: make gpt2 fetches one into models/gpt2", path);
     int status = json ? parse_config(json, path, config, e) : -1;
-    free(adapter);
     json_decref(json);
     free(path);
     return status;
@@ -704,13 +709,6 @@ static int open_shards(Weights *w, const char *dir, Error *e) {
     }
     json_decref(index);
     return status;
-}
-
-static bool exists(const char *dir, const char *name) {
-    char *path = path_of(dir, name);
-    bool yes = !access(path, F_OK);
-    free(path);
-    return yes;
 }
 
 /* The first of these that is there: other programs choose alike. */
