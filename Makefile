@@ -23,14 +23,18 @@ LIBS     = jansson libpcre2-8
 
 STAGES   = sft reward ppo constitutional full_ft lora adapter
 PROGRAMS = $(patsubst %.c,%,$(wildcard $(STAGES:=.c)))
-CHECKS_CU = $(patsubst test/%.cu,%,$(wildcard test/check_*.cu))
-CHECKS   = $(patsubst test/%.c,%,$(wildcard test/check_*.c)) $(CHECKS_CU)
-FUZZERS  = $(patsubst test/%.c,%,$(wildcard test/fuzz_*.c))
+CHECKS_CU = $(basename $(notdir $(wildcard test/emu/check_*.cu)))
+CHECKS   = $(basename $(notdir $(wildcard test/check/check_*.c))) $(CHECKS_CU)
+FUZZERS  = $(basename $(notdir $(wildcard test/fuzz/fuzz_*.c)))
 
 # Objects lie apart by compiler and flavour, so that gcc, clang and the sanitizers do not undo each other's work.
 FLAVOUR ?= $(notdir $(firstword $(CC)))
 B       := .build/$(FLAVOUR)
-COMMON   = $(patsubst common/%.c,$(B)/%.o,$(wildcard common/*.c))
+# The rooms of common/ and of test/: an object is named after its file, which no two of them share.
+ROOMS    = common common/model common/text common/files common/run common/rl
+BENCHES  = test test/check test/fuzz test/bench
+COMMON  := $(notdir $(wildcard $(ROOMS:=/*.c)))
+COMMON_O = $(COMMON:.c=.o)
 
 # Models that are fetched on request, each into models/ under its name, and where the Hugging Face hub has it
 MODELS                 = gpt2 distilgpt2 gpt2-medium dialogpt
@@ -40,7 +44,7 @@ repository_gpt2-medium = openai-community/gpt2-medium
 repository_dialogpt    = microsoft/DialoGPT-medium
 
 # What is needed, and what to do when it is not there. `make help`, `make clean`, `make plots` and fetching need none of it.
-ifneq ($(filter-out help clean plots $(MODELS),$(or $(MAKECMDGOALS),all)),)
+ifneq ($(filter-out help clean plots format format-check $(MODELS),$(or $(MAKECMDGOALS),all)),)
   ifeq ($(shell command -v pkg-config),)
     $(error ✗ pkg-config not found: apt-get install pkg-config)
   endif
@@ -51,27 +55,34 @@ ifneq ($(filter-out help clean plots $(MODELS),$(or $(MAKECMDGOALS),all)),)
   endif
 endif
 
-COMPILE  = $(CC) $(STD) $(WARN) $(CFLAGS) $(FP) $(SANITIZE) -fopenmp -MMD -MP
-COMPILE_CU = $(CXX) $(STDXX) $(WARN) $(CFLAGS) $(FP) $(AVX2) $(SANITIZE) -MMD -MP
+COMPILE  = $(CC) $(STD) $(WARN) $(CFLAGS) $(FP) $(SANITIZE) -fopenmp -Icommon -MMD -MP
+COMPILE_CU = $(CXX) $(STDXX) $(WARN) $(CFLAGS) $(FP) $(AVX2) $(SANITIZE) -Icommon -MMD -MP
 LDLIBS  := $(shell pkg-config --libs $(LIBS) 2>/dev/null) -lm
 INCLUDE := $(shell pkg-config --cflags $(LIBS) 2>/dev/null)
 
 all: $(PROGRAMS)
 
-$(B)/%.o: common/%.c | $(B)
-	$(COMPILE) $(INCLUDE) $(if $(filter kernels,$*),$(AVX2)) -c $< -o $@
+define rule_of_room
+$(B)/%.o: $(1)/%.c | $(B)
+	$$(COMPILE) $$(INCLUDE) $$(if $$(filter kernels,$$*),$$(AVX2)) -c $$< -o $$@
+endef
+$(foreach room,$(ROOMS),$(eval $(call rule_of_room,$(room))))
 
 $(B)/%.o: %.c | $(B)
 	$(COMPILE) $(INCLUDE) -c $< -o $@
 
-# A test may include the file it tests (for a look inside) and AVX2 with it; the archive then gives it the others.
-$(B)/%.o: test/%.c | $(B)
-	$(COMPILE) $(INCLUDE) $(AVX2) -c $< -o $@
+# A test may include the file it tests (for a look inside) and AVX2 with it; the archive then gives
+# it the others.
+define rule_of_test_room
+$(B)/%.o: $(1)/%.c | $(B)
+	$$(COMPILE) $$(INCLUDE) $$(AVX2) -c $$< -o $$@
+endef
+$(foreach room,$(BENCHES),$(eval $(call rule_of_test_room,$(room))))
 
-$(B)/%.o: test/%.cu | $(B) cxx
+$(B)/%.o: test/emu/%.cu | $(B) cxx
 	$(COMPILE_CU) $(INCLUDE) -x c++ -c $< -o $@
 
-$(B)/common.a: $(COMMON)
+$(B)/common.a: $(addprefix $(B)/,$(COMMON_O))
 	rm -f $@ && ar rcs $@ $^
 
 $(addprefix $(B)/,$(STAGES)): $(B)/%: $(B)/%.o $(B)/common.a
@@ -88,17 +99,15 @@ $(B)/bench $(B)/world: $(B)/%: $(B)/%.o $(B)/common.a
 
 # --- a device with memory of its own: kernels.cu in the place of kernels.c --------------------------------------------------
 
-# One directory a kind: cuda and cuda_fp32 for a GPU, emu and emu_bf16 for tests on the CPU (test/cuda_emu.h).
+# One directory a kind: cuda and cuda_fp32 for a GPU, emu and emu_bf16 for tests on the CPU (test/emu/cuda_emu.h).
 # $(call device,directory,flags of C,libraries). The C++ compiler links, because a sanitizer may have a part of its own for C++.
 LINK_CU = $(CXX) $(CFLAGS) $(SANITIZE) -fopenmp
 define device
-$(B)/$(1)/%.o: common/%.c | $(B)/$(1)
-	$$(COMPILE) $$(INCLUDE) $(2) -c $$< -o $$@
+$(foreach room,$(ROOMS),$(call device_room,$(1),$(2),$(room)))
 $(B)/$(1)/%.o: %.c | $(B)/$(1)
 	$$(COMPILE) $$(INCLUDE) $(2) -c $$< -o $$@
-$(B)/$(1)/%.o: test/%.c | $(B)/$(1)
-	$$(COMPILE) $$(INCLUDE) $$(AVX2) $(2) -DON_DEVICE -c $$< -o $$@
-$(B)/$(1)/common.a: $(patsubst common/%.c,$(B)/$(1)/%.o,$(wildcard common/*.c))
+$(foreach room,test/check test/bench,$(call device_test,$(1),$(2),$(room)))
+$(B)/$(1)/common.a: $(addprefix $(B)/$(1)/,$(COMMON_O))
 	rm -f $$@ && ar rcs $$@ $$^
 $(addprefix $(B)/$(1)/,$(STAGES) bench): %: %.o $(B)/$(1)/common.a
 	$$(LINK_CU) $$^ -o $$@ $$(LDLIBS) $(3)
@@ -107,12 +116,22 @@ $(addprefix $(B)/$(1)/,check_kernels check_gpt2): %: %.o $(B)/$(1)/common.a
 $(B)/$(1):
 	mkdir -p $$@
 endef
+define device_room
+$(B)/$(1)/%.o: $(3)/%.c | $(B)/$(1)
+	$$(COMPILE) $$(INCLUDE) $(2) -c $$< -o $$@
+
+endef
+define device_test
+$(B)/$(1)/%.o: $(3)/%.c | $(B)/$(1)
+	$$(COMPILE) $$(INCLUDE) $$(AVX2) $(2) -DON_DEVICE -c $$< -o $$@
+
+endef
 
 EMU = emu emu_bf16
 $(eval $(call device,emu,,))
 $(eval $(call device,emu_bf16,-DREAL_BF16,))
-$(B)/emu/kernels.o $(B)/emu_bf16/kernels.o: $(B)/%/kernels.o: common/kernels.cu | $(B)/% cxx
-	$(COMPILE_CU) $(if $(filter emu_bf16,$*),-DREAL_BF16) -x c++ -c $< -o $@
+$(B)/emu/kernels.o $(B)/emu_bf16/kernels.o: $(B)/%/kernels.o: common/model/kernels.cu | $(B)/% cxx
+	$(COMPILE_CU) $(if $(filter emu_bf16,$*),-DREAL_BF16) -include test/emu/cuda_emu.h -x c++ -c $< -o $@
 
 # make ppo_cuda PRECISION=fp32 stores floats, and multiplies them as such.
 PRECISION ?= bf16
@@ -125,8 +144,8 @@ $(eval $(call device,cuda_fp32,,$$(CUDA_LIBS)))
 # for the GPUs that this nvcc knows of: Ampere, Hopper, Blackwell; and PTX, which the driver compiles, for the others and for those to come
 ARCHITECTURES = -gencode arch=compute_80$(comma)code=compute_80 $(foreach a,80 90 100 120,$(if $(filter compute_$(a),$(shell $(NVCC) --list-gpu-arch)),-gencode arch=compute_$(a)$(comma)code=sm_$(a)))
 comma := ,
-$(B)/cuda/kernels.o $(B)/cuda_fp32/kernels.o: $(B)/%/kernels.o: common/kernels.cu | $(B)/% nvcc
-	$(NVCC) -std=c++17 -O3 -lineinfo --threads 0 $(ARCHITECTURES) --Werror all-warnings $(if $(filter cuda,$*),-DREAL_BF16) -MMD -MP -c $< -o $@
+$(B)/cuda/kernels.o $(B)/cuda_fp32/kernels.o: $(B)/%/kernels.o: common/model/kernels.cu | $(B)/% nvcc
+	$(NVCC) -std=c++17 -O3 -lineinfo --threads 0 $(ARCHITECTURES) --Werror all-warnings -Icommon $(if $(filter cuda,$*),-DREAL_BF16) -MMD -MP -c $< -o $@
 nvcc:
 	@test -n "$(NVCC)" || { echo "✗ nvcc not found: the _cuda targets are left out; install the CUDA toolkit 12 or newer"; exit 1; }
 
@@ -147,7 +166,7 @@ $(PROGRAMS): %: $(B)/% FORCE
 
 # --- tests ----------------------------------------------------------------------------------------------------------
 
-.PHONY: all cxx nvcc test test_emu test_cuda planted torture asan ubsan tsan tsan_cuda fuzz bench bench_cuda bench_compare tiny tiny-out tiny-check demo plots help clean $(MODELS) FORCE
+.PHONY: all format format-check cxx nvcc test test_emu test_cuda planted torture asan ubsan tsan tsan_cuda fuzz bench bench_cuda bench_compare tiny tiny-out tiny-check demo plots help clean $(MODELS) FORCE
 FORCE:
 
 # Of the emulated GPU one order of threads for each kind of numbers here; test_emu is all of them. CHECKS=... leaves it out.
@@ -155,7 +174,7 @@ EMULATED ?= $(if $(filter command,$(origin CHECKS)),,emu-check_kernels-forward e
 test: $(addprefix run-,$(CHECKS)) $(EMULATED)
 	@echo "✓ all $(words $(CHECKS) $(EMULATED)) test programs passed ($(FLAVOUR))"
 
-# The kernels of a GPU, emulated. An order of threads forgives what another does not (test/cuda_emu.h).
+# The kernels of a GPU, emulated. An order of threads forgives what another does not (test/emu/cuda_emu.h).
 ORDERS   = forward reverse random:1 random:2 random:3
 test_emu: emu-curve emu-bench
 	+for order in $(ORDERS); do \
@@ -171,16 +190,16 @@ emu_bf16-check_gpt2-%: $(B)/emu_bf16/check_gpt2 FORCE
 	$(run_emulated)
 # The losses of a few steps, those of the CPU to 1e-4
 emu-curve: $(B)/sft $(B)/emu/sft FORCE
-	sh test/curve.sh $(B)/sft $(B)/emu/sft $(B)/emu 3
+	sh test/emu/curve.sh $(B)/sft $(B)/emu/sft $(B)/emu 3
 # Rows of bench on both, and the table of them: two that both have, two that are a GPU's
 emu-bench: $(B)/bench $(B)/emu_bf16/bench FORCE
 	for b in $(B) $(B)/emu_bf16; do $$b/bench --size tiny --quick --only layernorm >$$b/bench-tiny.txt || exit 1; done
-	awk -f test/bench_compare.awk $(B)/bench-tiny.txt $(B)/emu_bf16/bench-tiny.txt | tee $(B)/compare-tiny.txt
+	awk -f test/bench/bench_compare.awk $(B)/bench-tiny.txt $(B)/emu_bf16/bench-tiny.txt | tee $(B)/compare-tiny.txt
 	test `grep -c '^layernorm.*[0-9]$$' $(B)/compare-tiny.txt` = 2 && test `grep -c '^layernorm.* -$$' $(B)/compare-tiny.txt` = 2
 
 # Bugs planted in kernels.cu, one at a time: which of them do these tests see?
 planted: $(B)/emu/check_kernels $(B)/emu_bf16/check_kernels FORCE
-	CXX="$(CXX)" sh test/planted.sh $(B)
+	CXX="$(CXX)" sh test/emu/planted.sh $(B)
 
 # The same on a GPU
 test_cuda: nvcc
@@ -189,12 +208,12 @@ test_cuda: nvcc
 	$(B)/cuda/check_gpt2
 	$(B)/cuda_fp32/check_kernels
 	$(B)/cuda_fp32/check_gpt2
-	sh test/curve.sh $(B)/sft $(B)/cuda_fp32/sft $(B)/cuda_fp32 50
+	sh test/emu/curve.sh $(B)/sft $(B)/cuda_fp32/sft $(B)/cuda_fp32 50
 
 run-%: $(B)/% $(addprefix $(B)/,$(PROGRAMS)) FORCE
 	BUILD=$(B) $<
 
-# What happens to programs, made to happen: killed, a full disk, no memory; and valgrind (test/check_torture.c, of which `make test` runs a
+# What happens to programs, made to happen: killed, a full disk, no memory; and valgrind (test/check/check_torture.c, of which `make test` runs a
 # short form). TORTURE_KILLS random moments for each program, drawn from TORTURE_SEED. `make torture-disk` is a part; -j2 runs two at a time.
 TORTURE = kill operations disk older read-only memory valgrind
 torture: $(addprefix torture-,$(TORTURE))
@@ -202,7 +221,7 @@ torture: $(addprefix torture-,$(TORTURE))
 torture-%: $(B)/check_torture $(B)/faults.so $(addprefix $(B)/,$(PROGRAMS)) FORCE
 	BUILD=$(B) $< whole $*
 run-check_torture: $(B)/faults.so
-$(B)/faults.so: test/faults.c | $(B)
+$(B)/faults.so: test/check/faults.c | $(B)
 	$(CC) $(STD) $(WARN) -O2 -g -shared -fPIC $< -o $@ -ldl
 
 # The sanitizers run the same tests. Slow ones look at CK_TIMEOUT_MULTIPLIER.
@@ -244,7 +263,7 @@ bench_compare: nvcc $(B)/bench $(addprefix $(B)/,$(PROGRAMS))
 	+@$(MAKE) --no-print-directory $(addprefix $(B)/$(CUDA)/,bench $(PROGRAMS))
 	$(B)/bench $(BENCH) >$(B)/bench.txt
 	$(B)/$(CUDA)/bench $(BENCH) >$(B)/$(CUDA)/bench.txt
-	awk -f test/bench_compare.awk $(B)/bench.txt $(B)/$(CUDA)/bench.txt
+	awk -f test/bench/bench_compare.awk $(B)/bench.txt $(B)/$(CUDA)/bench.txt
 
 # --- the built-in world and model -----------------------------------------------------------------------------------
 
@@ -290,6 +309,15 @@ plots:
 $(MODELS):
 	@sh test/fetch_model.sh $@ $(repository_$@)
 
+# --- form -----------------------------------------------------------------------------------------------------------
+
+# Every file of C and CUDA by .clang-format, with the one version whose idea of it this is.
+CLANG_FORMAT ?= clang-format-14
+C_FILES = $(wildcard *.c common/*.[ch] common/*/*.[ch] common/*/*.cu test/*.[ch] test/*/*.[ch] test/*/*.cu)
+format format-check:
+	@command -v $(CLANG_FORMAT) >/dev/null || { echo "✗ $(CLANG_FORMAT) not found: apt-get install $(CLANG_FORMAT)"; exit 1; }
+	@$(CLANG_FORMAT) $(if $(filter format,$@),-i,--dry-run -Werror) $(C_FILES)
+
 # --- the rest -------------------------------------------------------------------------------------------------------
 
 help:
@@ -306,6 +334,7 @@ help:
 	@echo "make plots      draw the log of a run: RUN=out, or RUN=\"out1 out2\" for several in one picture (gnuplot)"
 	@echo "make gpt2       fetch openai-community/gpt2 into models/gpt2; also distilgpt2, gpt2-medium, dialogpt (DialoGPT-medium)"
 	@echo "make tiny       make the built-in models again, from their world (five minutes)"
+	@echo "make format     lay out every file of C and CUDA as .clang-format says; format-check only looks"
 	@echo "make clean      remove what was built"
 
 clean:

@@ -59,5 +59,6 @@ for stage in sft lora ppo constitutional; do   # stopped and resumed
     "$build/$stage" --max_steps 6 --save_steps 3 --save_total_limit 0 --logging_steps 4 --eval_samples 2 --output "$out/part-$stage" \
         --resume >/dev/null
 done
+find "$out" -name adapter_config.json -exec sed -i "s#$PWD/##" {} +   # where the base model lies
 cd "$out" && find . -type f \( -name '*.jsonl' -o -name '*.safetensors' -o -name '*.json' -o -name template.txt \) \
     ! -name state.safetensors | sort | xargs sha256sum

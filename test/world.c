@@ -1,72 +1,78 @@
 /*
  * world.c - a tiny world, to post-train in.
  *
- *     world DIR [seed]      writes the files below into DIR; the same seed gives the same bytes, on any machine
+ *     world DIR [seed]      writes the files below into DIR; the same seed gives the same bytes, on
+ * any machine
  *
- * Twenty-four people. Each lives in a city, likes a food, owns a pet, has a job, wears a color and suffers from an
- * illness: 144 facts, and that is all there is to know. A GPT-2 of three layers that reads bytes can learn it by heart
- * from 2.4 MB of text, and then every technique of this repository can be tried on it and *measured*: what there was to
- * learn is known exactly, so what a figure on held-out records means is known, too.
+ * Twenty-four people. Each lives in a city, likes a food, owns a pet, has a job, wears a color and
+ * suffers from an illness: 144 facts, and that is all there is to know. A GPT-2 of three layers
+ * that reads bytes can learn it by heart from 2.4 MB of text, and then every technique of this
+ * repository can be tried on it and *measured*: what there was to learn is known exactly, so what a
+ * figure on held-out records means is known, too.
  *
  * What is held out, and why the figure then says something:
  *
- *   never asked      One fact in four is stated in pretrain.jsonl like all others, but no tuning record of any file asks for
- *                    it or tells it. An instruction-tuned model that answers those questions (sft-eval) did not learn the
- *                    answers in tuning: it learned to answer, and the answers come out of what it read. The held-out
- *                    questions of the other files are these, too.
- *   one length       In every pair of answers, good and bad have the same number of bytes. A reward model that counts bytes
- *                    gets nothing right. An evasion even begins with the same word as the truth: "Anna lives in Oslo." -
- *                    "Anna keeps secrets."
- *   unseen phrases   A third of the polite and rude phrases, and half of the evasions, occur in no tuning record, and the
- *                    phrases share no word with the others. What they are worth is said in pre-training alone ("Lena said:
- *                    Cheeky brat. [...] The answer was rude."). preferences-unseen-eval asks the reward model about them.
- *   both orders      Each comparison stands there twice, as A or B and as B or A. Who always says "A" is right in one of
+ *   never asked      One fact in four is stated in pretrain.jsonl like all others, but no tuning
+ * record of any file asks for it or tells it. An instruction-tuned model that answers those
+ * questions (sft-eval) did not learn the answers in tuning: it learned to answer, and the answers
+ * come out of what it read. The held-out questions of the other files are these, too. one length In
+ * every pair of answers, good and bad have the same number of bytes. A reward model that counts
+ * bytes gets nothing right. An evasion even begins with the same word as the truth: "Anna lives in
+ * Oslo." - "Anna keeps secrets." unseen phrases   A third of the polite and rude phrases, and half
+ * of the evasions, occur in no tuning record, and the phrases share no word with the others. What
+ * they are worth is said in pre-training alone ("Lena said: Cheeky brat. [...] The answer was
+ * rude."). preferences-unseen-eval asks the reward model about them. both orders      Each
+ * comparison stands there twice, as A or B and as B or A. Who always says "A" is right in one of
  *                    two.
- *   the critique     A revision mends what the critique names and nothing else; many critiques in training are wrong, and
- *                    the revision follows them. revisions-control-eval shows rude answers with the critique "good", to be
- *                    left as they are: a model that has both that file and revisions-eval right reads the critique.
- *   other people     The domain task (which remedy for which illness) is trained on two people of three and asked about the
- *                    others, of whom its training says nothing at all. That is also why domain-old-eval, old questions about
- *                    those others, measures what the new task made the model forget.
+ *   the critique     A revision mends what the critique names and nothing else; many critiques in
+ * training are wrong, and the revision follows them. revisions-control-eval shows rude answers with
+ * the critique "good", to be left as they are: a model that has both that file and revisions-eval
+ * right reads the critique. other people     The domain task (which remedy for which illness) is
+ * trained on two people of three and asked about the others, of whom its training says nothing at
+ * all. That is also why domain-old-eval, old questions about those others, measures what the new
+ * task made the model forget.
  *
- * Part of it is Korean, at three bytes a syllable: the cities and foods, the same facts, never asked in either language.
- * The Korean held-out files are apart, so that one figure does not hide the other.
+ * Part of it is Korean, at three bytes a syllable: the cities and foods, the same facts, never
+ * asked in either language. The Korean held-out files are apart, so that one figure does not hide
+ * the other.
  *
  * File                              Record, and what is in it
- *   pretrain, pretrain-eval         text: pages of up to 255 bytes. No paragraph of the second is in the first
- *   facts                           multiple choice: "Anna lives in", one right value and seven wrong ones
- *   sft, sft-eval,                  instruction/response: questions, answered in a sentence
- *     sft-korean-eval
- *   mixed, mixed-eval               the start of reward model, PPO and Constitutional AI: answers that are polite or rude,
- *                                   some evasive; critiques, revisions, comparisons; Korean
- *   critiques-eval, revisions-eval, the same skills one by one, for an exact match
- *     revisions-control-eval
- *   multiple-choice                 which answer is better, in both orders
- *   preferences, preferences-eval,  instruction/chosen/rejected
- *     preferences-unseen-eval
- *   prompts, prompts-eval           prompt (complete, in the template); question and answer for a program that checks
- *   domain, domain-eval,            instruction/response: remedies, and in the first some old questions, lest they be
- *     domain-old-eval               forgotten
- *   summaries, summaries-eval,      text/summary: which of three sentences tells what happened, without adjective and place
- *     summaries-korean-eval
+ *   pretrain, pretrain-eval         text: pages of up to 255 bytes. No paragraph of the second is
+ * in the first facts                           multiple choice: "Anna lives in", one right value
+ * and seven wrong ones sft, sft-eval,                  instruction/response: questions, answered in
+ * a sentence sft-korean-eval mixed, mixed-eval               the start of reward model, PPO and
+ * Constitutional AI: answers that are polite or rude, some evasive; critiques, revisions,
+ * comparisons; Korean critiques-eval, revisions-eval, the same skills one by one, for an exact
+ * match revisions-control-eval multiple-choice                 which answer is better, in both
+ * orders preferences, preferences-eval,  instruction/chosen/rejected preferences-unseen-eval
+ *   prompts, prompts-eval           prompt (complete, in the template); question and answer for a
+ * program that checks domain, domain-eval,            instruction/response: remedies, and in the
+ * first some old questions, lest they be domain-old-eval               forgotten summaries,
+ * summaries-eval,      text/summary: which of three sentences tells what happened, without
+ * adjective and place summaries-korean-eval
  *
  * Nothing here depends on the C library's random numbers, sorting, locale or floating point.
  */
-#include "../common/util.h"
+#include "util.h"
 
-/* ------------------------------------------------------------------------------------------------------------------
- * The world
- *
- * In the patterns: @ a person, & another, # a thing or the value of a fact, + a verb, * an adjective, < a place.
- * A Korean particle depends on whether the noun before it ends in a consonant: ~ is eun/neun (topic), ^ i/ga
- * (subject), $ eul/reul (object), = ieyo/yeyo ("is").
- */
+/* ---- The world ------------------------------------------------------------------------------- */
 
-enum { PEOPLE = 24, RELATIONS = 6, VALUES = 8, SAYINGS = 3, ASKINGS = 2, MOST_QUESTIONS = PEOPLE * RELATIONS * ASKINGS };
+/*  In the patterns: @ a person, & another, # a thing or the value of a fact, + a verb, * an
+ * adjective, < a place. A Korean particle depends on whether the noun before it ends in a
+ * consonant: ~ is eun/neun (topic), ^ i/ga (subject), $ eul/reul (object), = ieyo/yeyo ("is"). */
+
+enum {
+    PEOPLE = 24,
+    RELATIONS = 6,
+    VALUES = 8,
+    SAYINGS = 3,
+    ASKINGS = 2,
+    MOST_QUESTIONS = PEOPLE * RELATIONS * ASKINGS
+};
 
 typedef struct {
     const char *values[VALUES];
-    const char *say[SAYINGS];    // the first is how a question is answered
+    const char *say[SAYINGS];  // the first is how a question is answered
     const char *ask[ASKINGS];
 } Relation;
 
@@ -74,11 +80,13 @@ typedef struct {
     const char *people[PEOPLE];
     const Relation *relations;
     int relation_count;
-    const char *const *verbs, *const *things, *const *places, *const *asides, *const *endings;   // NULL ends each
-    const char *event, *gist;    // what happened, and the same in short
+    const char *const *verbs,
+        *const *things, *const *places, *const *asides, *const *endings;  // NULL ends each
+    const char *event, *gist;  // what happened, and the same in short
 } Language;
 
-#define LIST(...) (const char *const[]){__VA_ARGS__, NULL}
+#define LIST(...) \
+    (const char *const[]) { __VA_ARGS__, NULL }
 
 static const Relation english_relations[RELATIONS] = {
     {{"Accra", "Busan", "Cairo", "Delhi", "Hanoi", "Lima", "Oslo", "Paris"},
@@ -113,41 +121,47 @@ static const Relation korean_relations[] = {
 };
 
 static const Language english = {
-    .people = {"Anna", "Bruno", "Carla", "Dario", "Elif", "Felix", "Greta", "Hugo", "Irene", "Joon", "Kira", "Lena",
-               "Mina", "Nora", "Omar", "Petra", "Quinn", "Rosa", "Sora", "Tomas", "Umar", "Vera", "Wanda", "Yuna"},
+    .people = {"Anna",  "Bruno", "Carla", "Dario", "Elif", "Felix", "Greta", "Hugo",
+               "Irene", "Joon",  "Kira",  "Lena",  "Mina", "Nora",  "Omar",  "Petra",
+               "Quinn", "Rosa",  "Sora",  "Tomas", "Umar", "Vera",  "Wanda", "Yuna"},
     .relations = english_relations,
     .relation_count = RELATIONS,
     .verbs = LIST("found", "lost", "bought", "sold", "broke", "hid"),
-    .things = LIST("lamp", "clock", "drum", "kite", "bell", "key", "map", "rope", "basket", "ladder", "mirror", "ring",
-                   "coin", "hammer", "candle", "kettle"),
-    .places = LIST("the mill", "the river", "the station", "the bridge", "the market", "the garden", "the harbor",
-                   "the tower"),
-    .asides = LIST("It was early.", "The sun was out.", "It rained a little.", "The street was quiet.", "A bird sang.",
-                   "Nobody was in a hurry.", "The wind was cold.", "It was a long day.", "The bells rang.",
-                   "Everybody smiled."),
-    .endings = LIST("Later @ gave the # to &. Now & has the #.", "So @ + a #.", "@ told & about the #."),
+    .things = LIST("lamp", "clock", "drum", "kite", "bell", "key", "map", "rope", "basket",
+                   "ladder", "mirror", "ring", "coin", "hammer", "candle", "kettle"),
+    .places = LIST("the mill", "the river", "the station", "the bridge", "the market", "the garden",
+                   "the harbor", "the tower"),
+    .asides =
+        LIST("It was early.", "The sun was out.", "It rained a little.", "The street was quiet.",
+             "A bird sang.", "Nobody was in a hurry.", "The wind was cold.", "It was a long day.",
+             "The bells rang.", "Everybody smiled."),
+    .endings =
+        LIST("Later @ gave the # to &. Now & has the #.", "So @ + a #.", "@ told & about the #."),
     .event = "@ + a * # near <.",
     .gist = "@ + a #.",
 };
 static const char *const adjectives[] = {"big", "small", "heavy", "dusty", "shiny", "wooden", NULL};
 
 static const Language korean = {
-    .people = {"안나", "브루노", "카를라", "다리오", "엘리프", "펠릭스", "그레타", "휴고", "이레네", "준", "키라", "레나",
-               "미나", "노라", "오마르", "페트라", "퀸", "로사", "소라", "토마스", "우마르", "베라", "완다", "유나"},
+    .people = {"안나",   "브루노", "카를라", "다리오", "엘리프", "펠릭스", "그레타", "휴고",
+               "이레네", "준",     "키라",   "레나",   "미나",   "노라",   "오마르", "페트라",
+               "퀸",     "로사",   "소라",   "토마스", "우마르", "베라",   "완다",   "유나"},
     .relations = korean_relations,
     .relation_count = sizeof korean_relations / sizeof *korean_relations,
     .verbs = LIST("찾았어요", "샀어요", "팔았어요", "숨겼어요"),
     .things = LIST("등불", "시계", "북", "연", "종", "열쇠", "지도", "거울"),
     .places = LIST("시장", "강", "역", "다리"),
-    .asides = LIST("날씨가 맑았어요.", "이른 아침이었어요.", "길이 조용했어요.", "바람이 불었어요.", "모두가 웃었어요."),
+    .asides = LIST("날씨가 맑았어요.", "이른 아침이었어요.", "길이 조용했어요.", "바람이 불었어요.",
+                   "모두가 웃었어요."),
     .endings = LIST("그래서 @~ #$ +.", "@~ &에게 #$ 줬어요."),
     .event = "@~ <에서 #$ +.",
     .gist = "@~ #$ +.",
 };
 
-/* ---- manners: how an answer is given ---- */
+/* ---- manners: how an answer is given --------------------------------------------------------- */
 
-/* A polite phrase and the rude one of the same length and place: after the answer if it begins with a space. */
+/* A polite phrase and the rude one of the same length and place: after the answer if it begins with
+ * a space. */
 typedef struct {
     const char *polite, *rude;
 } Phrase;
@@ -186,21 +200,23 @@ static const char *const evasions[][2] = {
 };
 enum { EVASION_LENGTHS = sizeof evasions / sizeof *evasions };
 
-/* ---- the domain task ---- */
+/* ---- the domain task ------------------------------------------------------------------------- */
 
-static const char *const remedies[VALUES] = {"ginger", "thyme", "cherries", "lavender", "peppermint", "oatmeal",
-                                             "valerian", "fennel"};   // in the order of the illnesses
-static const char *const domain_asks[ASKINGS] = {"The patient @ has #. Which remedy helps?",
-                                                 "@ came to the clinic with #. What should @ take?"};
+static const char *const remedies[VALUES] = {
+    "ginger",     "thyme",   "cherries", "lavender",
+    "peppermint", "oatmeal", "valerian", "fennel"};  // in the order of the illnesses
+static const char *const domain_asks[ASKINGS] = {
+    "The patient @ has #. Which remedy helps?", "@ came to the clinic with #. What should @ take?"};
 
-/* ---- who has what ---- */
+/* ---- who has what ---------------------------------------------------------------------------- */
 
 static struct {
     uint64_t seed;
-    int fact[PEOPLE][RELATIONS];   // which of the eight values
+    int fact[PEOPLE][RELATIONS];  // which of the eight values
 } world;
 
-/* Each value falls to three of the 24 people, so guessing the most frequent gets one in eight right. */
+/* Each value falls to three of the 24 people, so guessing the most frequent gets one in eight
+ * right. */
 static void found_world(uint64_t seed) {
     world.seed = seed;
     for (int r = 0; r < RELATIONS; r++) {
@@ -217,18 +233,18 @@ static bool never_asked(int person, int relation) { return (person + 3 * relatio
 static bool other_person(int person) { return person % 3 == 2; }
 
 /* An event whose summary is never shown. */
-static bool held_out_event(int person, int verb, int thing) { return (person + verb + thing) % 5 == 0; }
+static bool held_out_event(int person, int verb, int thing) {
+    return (person + verb + thing) % 5 == 0;
+}
 
-/* ------------------------------------------------------------------------------------------------------------------
- * Chance
- */
+/* ---- Chance ---------------------------------------------------------------------------------- */
 
 /* Each file throws its own dice, so that a change to one leaves the others as they are. */
 typedef struct {
     uint32_t stream, rolls;
 } Dice;
 
-static uint64_t hash_text(const char *s) {   // FNV-1a
+static uint64_t hash_text(const char *s) {  // FNV-1a
     uint64_t h = 14695981039346656037u;
     for (; *s; s++) h = (h ^ (unsigned char)*s) * 1099511628211u;
     return h;
@@ -257,14 +273,14 @@ static int length_of(const char *const *list) {
     return n;
 }
 
-static const char *any_of(const char *const *list, Dice *d) { return list[roll(d, length_of(list))]; }
+static const char *any_of(const char *const *list, Dice *d) {
+    return list[roll(d, length_of(list))];
+}
 
 /* Somebody else than person. */
 static int another(int person, Dice *d) { return (person + 1 + roll(d, PEOPLE - 1)) % PEOPLE; }
 
-/* ------------------------------------------------------------------------------------------------------------------
- * Grammar
- */
+/* ---- Grammar --------------------------------------------------------------------------------- */
 
 /* A short text, handed about by value. */
 typedef struct {
@@ -285,7 +301,8 @@ __attribute__((format(printf, 1, 2))) static Text text(const char *format, ...) 
     va_start(args, format);
     int n = vsnprintf(t.s, sizeof t.s, format, args);
     va_end(args);
-    if (n < 0 || (size_t)n >= sizeof t.s) die("world.c: a text of %d bytes, more than fit %zu: %s", n, sizeof t.s, t.s);
+    if (n < 0 || (size_t)n >= sizeof t.s)
+        die("world.c: a text of %d bytes, more than fit %zu: %s", n, sizeof t.s, t.s);
     return t;
 }
 
@@ -294,8 +311,8 @@ typedef struct {
     const char *person, *other, *thing, *verb, *adjective, *place;
 } Slots;
 
-/* Does the Korean noun end in a consonant? Unicode arranges its syllables as 28 endings (the first of them none) for
-   each beginning, from U+AC00 on; each is three bytes of UTF-8. */
+/* Does the Korean noun end in a consonant? Unicode arranges its syllables as 28 endings (the first
+   of them none) for each beginning, from U+AC00 on; each is three bytes of UTF-8. */
 static bool ends_in_consonant(const char *noun) {
     const unsigned char *c = (const unsigned char *)noun + strlen(noun) - 3;
     int syllable = (c[0] & 15) << 12 | (c[1] & 63) << 6 | (c[2] & 63);
@@ -312,22 +329,23 @@ static Text expand(const char *pattern, Slots slots) {
     for (; *pattern; pattern++) {
         const char letter[2] = {*pattern, 0}, *piece = letter;
         switch (*pattern) {
-        case '@': piece = slots.person; break;
-        case '&': piece = slots.other; break;
-        case '#': piece = slots.thing; break;
-        case '+': piece = slots.verb; break;
-        case '*': piece = slots.adjective; break;
-        case '<': piece = slots.place; break;
+            case '@': piece = slots.person; break;
+            case '&': piece = slots.other; break;
+            case '#': piece = slots.thing; break;
+            case '+': piece = slots.verb; break;
+            case '*': piece = slots.adjective; break;
+            case '<': piece = slots.place; break;
         }
         for (size_t i = 0; i < sizeof particles / sizeof *particles; i++)
             if (*pattern == particles[i].mark)
-                piece = ends_in_consonant(t.s) ? particles[i].after_consonant : particles[i].after_vowel;
+                piece = ends_in_consonant(t.s) ? particles[i].after_consonant
+                                               : particles[i].after_vowel;
         join(&t, "", piece);
     }
     return t;
 }
 
-/* ---- facts ---- */
+/* ---- facts ----------------------------------------------------------------------------------- */
 
 static const char *value_of(const Language *l, int person, int relation) {
     return l->relations[relation].values[world.fact[person][relation]];
@@ -344,12 +362,13 @@ static Text fact_somehow(const Language *l, int person, int relation, Dice *d) {
     return fact(l, person, relation, sayings[roll(d, 4)]);
 }
 
-/* ---- questions and answers ---- */
+/* ---- questions and answers ------------------------------------------------------------------- */
 
 typedef struct {
     const Language *language;
     int person, relation, asking;
-    int astray;                  // 0; else the "truth" that is told of it is another value, so many further in the list
+    int astray;  // 0; else the "truth" that is told of it is another value, so many further in the
+                 // list
 } Inquiry;
 
 /* Questions in an order, and in another one when all were drawn. */
@@ -363,7 +382,8 @@ static Deck deck_of(const Language *l, bool asked) {
     Deck deck = {.n = 0};
     for (int p = 0; p < PEOPLE; p++)
         for (int r = 0; r < l->relation_count; r++)
-            for (int a = 0; a < ASKINGS && never_asked(p, r) != asked; a++) deck.v[deck.n++] = (Inquiry){l, p, r, a, 0};
+            for (int a = 0; a < ASKINGS && never_asked(p, r) != asked; a++)
+                deck.v[deck.n++] = (Inquiry){l, p, r, a, 0};
     return deck;
 }
 
@@ -375,13 +395,15 @@ static Inquiry draw(Deck *deck, Dice *d) {
 }
 
 static Text ask(Inquiry q) {
-    return expand(q.language->relations[q.relation].ask[q.asking], (Slots){.person = q.language->people[q.person]});
+    return expand(q.language->relations[q.relation].ask[q.asking],
+                  (Slots){.person = q.language->people[q.person]});
 }
 
 static Text truth(Inquiry q) {
     int told = (world.fact[q.person][q.relation] + q.astray) % VALUES;
     return expand(q.language->relations[q.relation].say[0],
-                  (Slots){.person = q.language->people[q.person], .thing = q.language->relations[q.relation].values[told]});
+                  (Slots){.person = q.language->people[q.person],
+                          .thing = q.language->relations[q.relation].values[told]});
 }
 
 /* The evasion that is as long as the truth. */
@@ -395,7 +417,7 @@ static Text evasion(Inquiry q, bool unseen) {
 }
 
 typedef struct {
-    int phrase;                  // of phrases; below FAMILIAR, or above for an unseen evasion, too
+    int phrase;  // of phrases; below FAMILIAR, or above for an unseen evasion, too
     bool rude, evasive;
 } Manner;
 
@@ -405,7 +427,9 @@ static Text answer(Inquiry q, Manner m) {
     return *phrase == ' ' ? text("%s%s", sentence.s, phrase) : text("%s%s", phrase, sentence.s);
 }
 
-static int any_phrase(bool unseen, Dice *d) { return unseen ? FAMILIAR + roll(d, UNSEEN) : roll(d, FAMILIAR); }
+static int any_phrase(bool unseen, Dice *d) {
+    return unseen ? FAMILIAR + roll(d, UNSEEN) : roll(d, FAMILIAR);
+}
 
 static Manner any_manner(int evasive_percent, Dice *d) {
     Manner m = {.phrase = any_phrase(false, d)};
@@ -414,7 +438,7 @@ static Manner any_manner(int evasive_percent, Dice *d) {
     return m;
 }
 
-/* ---- two answers, one of them better ---- */
+/* ---- two answers, one of them better --------------------------------------------------------- */
 
 typedef struct {
     Text better, worse;
@@ -424,13 +448,14 @@ typedef struct {
 static int as_long(Manner m, Dice *d) {
     int fits[FAMILIAR + UNSEEN], n = 0;
     for (int i = 0; i < FAMILIAR + UNSEEN; i++)
-        if ((i < FAMILIAR) == (m.phrase < FAMILIAR) && strlen(phrases[i].rude) == strlen(phrases[m.phrase].polite))
+        if ((i < FAMILIAR) == (m.phrase < FAMILIAR) &&
+            strlen(phrases[i].rude) == strlen(phrases[m.phrase].polite))
             fits[n++] = i;
     return fits[roll(d, n)];
 }
 
-/* Three of five pairs are polite against rude (and now and then both evasive), the others frank against evasive in the
-   same manner. */
+/* Three of five pairs are polite against rude (and now and then both evasive), the others frank
+   against evasive in the same manner. */
 static Pair any_pair(Inquiry q, bool unseen, Dice *d) {
     Manner better = {.phrase = any_phrase(unseen, d)}, worse;
     if (roll(d, 5) < 3) {
@@ -444,10 +469,11 @@ static Pair any_pair(Inquiry q, bool unseen, Dice *d) {
     return (Pair){answer(q, better), answer(q, worse)};
 }
 
-/* ---- critique and revision ---- */
+/* ---- critique and revision ------------------------------------------------------------------- */
 
-static const char *const critiques[4] = {"The answer is good.", "The answer is rude.", "The answer is evasive.",
-                                         "The answer is rude and evasive."};   // [rude + 2 * evasive]
+static const char *const critiques[4] = {
+    "The answer is good.", "The answer is rude.", "The answer is evasive.",
+    "The answer is rude and evasive."};  // [rude + 2 * evasive]
 
 static int critique_of(Manner m) { return m.rude + 2 * m.evasive; }
 
@@ -458,7 +484,7 @@ static Manner revise(Manner m, int critique) {
     return m;
 }
 
-/* ---- the templates, as the programs render them ---- */
+/* ---- the templates, as the programs render them ---------------------------------------------- */
 
 static Text prompt(Inquiry q) { return text("### Instruction:\n%s\n\n### Response:\n", ask(q).s); }
 
@@ -471,10 +497,12 @@ static Text revision_prompt(Inquiry q, Manner m, int critique) {
 }
 
 static Text comparison_prompt(Inquiry q, const char *a, const char *b) {
-    return text("### Instruction:\n%s\n\n### Response (A):\n%s\n\n### Response (B):\n%s\n\n### Better:\n(", ask(q).s, a, b);
+    return text(
+        "### Instruction:\n%s\n\n### Response (A):\n%s\n\n### Response (B):\n%s\n\n### Better:\n(",
+        ask(q).s, a, b);
 }
 
-/* ---- events ---- */
+/* ---- events ---------------------------------------------------------------------------------- */
 
 typedef struct {
     int person, verb, thing;
@@ -488,19 +516,20 @@ static Event any_event(const Language *l, Dice *d) {
 }
 
 static Text gist(const Language *l, Event e) {
-    return expand(l->gist, (Slots){.person = l->people[e.person], .verb = l->verbs[e.verb], .thing = l->things[e.thing]});
+    return expand(l->gist, (Slots){.person = l->people[e.person],
+                                   .verb = l->verbs[e.verb],
+                                   .thing = l->things[e.thing]});
 }
 
 static Text event(const Language *l, Event e, Dice *d) {
-    Slots slots = {.person = l->people[e.person], .verb = l->verbs[e.verb], .thing = l->things[e.thing]};
+    Slots slots = {
+        .person = l->people[e.person], .verb = l->verbs[e.verb], .thing = l->things[e.thing]};
     slots.adjective = any_of(adjectives, d);
     slots.place = any_of(l->places, d);
     return expand(l->event, slots);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------
- * Paragraphs to pre-train on
- */
+/* ---- Paragraphs to pre-train on -------------------------------------------------------------- */
 
 /* Three to six facts about one person. */
 static Text portrait(Dice *d) {
@@ -514,7 +543,7 @@ static Text portrait(Dice *d) {
 /* Two to five facts about anybody, in either language. */
 static Text gossip(const Language *l, Dice *d) {
     Text t = {""};
-    int n = 2 + roll(d, l == &korean ? 3 : 4);   // Korean takes more bytes
+    int n = 2 + roll(d, l == &korean ? 3 : 4);  // Korean takes more bytes
     for (int i = 0; i < n; i++) {
         int person = roll(d, PEOPLE);
         join(&t, " ", fact_somehow(l, person, roll(d, l->relation_count), d).s);
@@ -526,19 +555,21 @@ static Text gossip(const Language *l, Dice *d) {
 static Text story(const Language *l, Dice *d) {
     Event e = any_event(l, d);
     Text happened = event(l, e, d), t = {""};
-    Text beside = roll(d, 2) ? fact_somehow(l, e.person, roll(d, l->relation_count), d) : text("%s", any_of(l->asides, d));
+    Text beside = roll(d, 2) ? fact_somehow(l, e.person, roll(d, l->relation_count), d)
+                             : text("%s", any_of(l->asides, d));
     bool before = roll(d, 2);
     if (before) join(&t, " ", beside.s);
     join(&t, " ", happened.s);
     if (!before) join(&t, " ", beside.s);
-    Slots slots = {.person = l->people[e.person], .verb = l->verbs[e.verb], .thing = l->things[e.thing]};
+    Slots slots = {
+        .person = l->people[e.person], .verb = l->verbs[e.verb], .thing = l->things[e.thing]};
     slots.other = l->people[another(e.person, d)];
     join(&t, " ", expand(any_of(l->endings, d), slots).s);
     return t;
 }
 
-/* Somebody says something about somebody, and what it was is said before or after. Here, and nowhere else, a model reads
-   what the unseen phrases and evasions are worth. */
+/* Somebody says something about somebody, and what it was is said before or after. Here, and
+   nowhere else, a model reads what the unseen phrases and evasions are worth. */
 static Text scene(Dice *d) {
     int asking = roll(d, PEOPLE), saying = another(asking, d), about = roll(d, PEOPLE);
     const char *speaker = english.people[saying];
@@ -553,7 +584,8 @@ static Text scene(Dice *d) {
         manner = m.rude ? "rude" : "polite";
         said = answer(q, m);
     }
-    Text asked = text("%s asked %s about %s.", english.people[asking], speaker, english.people[about]);
+    Text asked =
+        text("%s asked %s about %s.", english.people[asking], speaker, english.people[about]);
     return roll(d, 3) ? text("%s %s said: %s The answer was %s.", asked.s, speaker, said.s, manner)
                       : text("%s %s was %s and said: %s", asked.s, speaker, manner, said.s);
 }
@@ -568,17 +600,20 @@ static Text paragraph(Dice *d) {
     return story(&korean, d);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------
- * Records
- */
+/* ---- Records --------------------------------------------------------------------------------- */
 
 static void write_string(FILE *out, const char *s) {
     putc('"', out);
     for (; *s; s++) {
-        if (*s == '"' || *s == '\\') putc('\\', out), putc(*s, out);
-        else if (*s == '\n') fputs("\\n", out);
-        else if ((unsigned char)*s < ' ') fprintf(out, "\\u%04x", (unsigned)*s);
-        else putc(*s, out);
+        if (*s == '"' || *s == '\\') {
+            putc('\\', out);
+            putc(*s, out);
+        } else if (*s == '\n')
+            fputs("\\n", out);
+        else if ((unsigned char)*s < ' ')
+            fprintf(out, "\\u%04x", (unsigned)*s);
+        else
+            putc(*s, out);
     }
     putc('"', out);
 }
@@ -600,7 +635,8 @@ __attribute__((sentinel)) static void record(FILE *out, ...) {
 }
 
 /* A line with one right continuation of a prompt, and some wrong ones. */
-static void choice(FILE *out, const char *prompt, const char *correct, const char *const *incorrect) {
+static void choice(FILE *out, const char *prompt, const char *correct,
+                   const char *const *incorrect) {
     fputs("{\"prompt\": ", out);
     write_string(out, prompt);
     fputs(", \"corrects\": [", out);
@@ -613,19 +649,18 @@ static void choice(FILE *out, const char *prompt, const char *correct, const cha
     fputs("]}\n", out);
 }
 
-/* ------------------------------------------------------------------------------------------------------------------
- * Files: one function each
- */
+/* ---- Files: one function each ---------------------------------------------------------------- */
 
-/* ---- pre-training ---- */
+/* ---- pre-training ---------------------------------------------------------------------------- */
 
 enum {
-    PAGE = 255,                  // bytes; with the <|endoftext|> after it, a context of 256
+    PAGE = 255,  // bytes; with the <|endoftext|> after it, a context of 256
     TRAIN_BYTES = 2400 * 4 * 256,
     EVAL_BYTES = 64 * 1024,
 };
 
-/* Hashes of paragraphs, in open addressing; 0 is an empty place. Some 30,000 paragraphs make 2.4 MB. */
+/* Hashes of paragraphs, in open addressing; 0 is an empty place. Some 30,000 paragraphs make 2.4
+ * MB. */
 typedef struct {
     uint64_t v[1 << 17];
 } Seen;
@@ -639,8 +674,8 @@ static bool seen(Seen *set, const char *s, bool remember) {
     return before;
 }
 
-/* Fills pages with paragraphs, one a line, until they are `bytes` long in all. In training remembers the paragraphs, else
-   leaves out those remembered. Without out only remembers. */
+/* Fills pages with paragraphs, one a line, until they are `bytes` long in all. In training
+   remembers the paragraphs, else leaves out those remembered. Without out only remembers. */
 static void write_pages(FILE *out, size_t bytes, Seen *set, bool training, Dice *d) {
     Text page = {""};
     for (size_t written = 0; written < bytes;) {
@@ -669,7 +704,8 @@ static void pretrain_eval(FILE *out, Dice *d) {
     free(set);
 }
 
-/* Every fact: the plain statement up to its value, and the eight values. Guessing gets one in eight right. */
+/* Every fact: the plain statement up to its value, and the eight values. Guessing gets one in eight
+ * right. */
 static void facts(FILE *out, Dice *d) {
     (void)d;
     for (int p = 0; p < PEOPLE; p++)
@@ -686,7 +722,7 @@ static void facts(FILE *out, Dice *d) {
         }
 }
 
-/* ---- instruction tuning ---- */
+/* ---- instruction tuning ---------------------------------------------------------------------- */
 
 static void write_questions(FILE *out, const Language *l, bool asked) {
     Deck deck = deck_of(l, asked);
@@ -710,7 +746,8 @@ static void sft_korean_eval(FILE *out, Dice *d) {
     write_questions(out, &korean, false);
 }
 
-/* ---- the start of reward model, PPO and Constitutional AI: everything they need to be able to say ---- */
+/* ---- the start of reward model, PPO and Constitutional AI: everything they need to be able to say
+ */
 
 static void write_answers(FILE *out, Deck *deck, int n, Dice *d) {
     for (int i = 0; i < n; i++) {
@@ -723,19 +760,22 @@ static void write_critiques(FILE *out, Deck *deck, int n, Dice *d) {
     for (int i = 0; i < n; i++) {
         Inquiry q = draw(deck, d);
         Manner m = any_manner(35, d);
-        record(out, "prompt", critique_prompt(q, m).s, "completion", critiques[critique_of(m)], NULL);
+        record(out, "prompt", critique_prompt(q, m).s, "completion", critiques[critique_of(m)],
+               NULL);
     }
 }
 
-/* Three critiques in four are any of the four, true or not: who does not read them cannot follow them. And half of the frank
-   answers have it wrong, and are to keep it so: who does not read them cannot revise them. */
+/* Three critiques in four are any of the four, true or not: who does not read them cannot follow
+   them. And half of the frank answers have it wrong, and are to keep it so: who does not read them
+   cannot revise them. */
 static void write_revisions(FILE *out, Deck *deck, int n, Dice *d) {
     for (int i = 0; i < n; i++) {
         Inquiry q = draw(deck, d);
         Manner m = any_manner(35, d);
         int critique = i % 4 ? roll(d, 4) : critique_of(m);
         if (!m.evasive && roll(d, 2)) q.astray = 1 + roll(d, VALUES - 1);
-        record(out, "prompt", revision_prompt(q, m, critique).s, "completion", answer(q, revise(m, critique)).s, NULL);
+        record(out, "prompt", revision_prompt(q, m, critique).s, "completion",
+               answer(q, revise(m, critique)).s, NULL);
     }
 }
 
@@ -744,8 +784,10 @@ static void write_comparisons(FILE *out, Deck *deck, int n, Dice *d) {
     for (int i = 0; i < n; i++) {
         Inquiry q = draw(deck, d);
         Pair pair = any_pair(q, false, d);
-        record(out, "prompt", comparison_prompt(q, pair.better.s, pair.worse.s).s, "completion", "A)", NULL);
-        record(out, "prompt", comparison_prompt(q, pair.worse.s, pair.better.s).s, "completion", "B)", NULL);
+        record(out, "prompt", comparison_prompt(q, pair.better.s, pair.worse.s).s, "completion",
+               "A)", NULL);
+        record(out, "prompt", comparison_prompt(q, pair.worse.s, pair.better.s).s, "completion",
+               "B)", NULL);
     }
 }
 
@@ -775,7 +817,8 @@ static void critiques_eval(FILE *out, Dice *d) {
     write_critiques(out, &deck, TWICE, d);
 }
 
-/* Rude answers, some of them evasive: with the true critique, or (control) with the critique that nothing is wrong. */
+/* Rude answers, some of them evasive: with the true critique, or (control) with the critique that
+ * nothing is wrong. */
 static void write_rude_revisions(FILE *out, bool control, Dice *d) {
     Deck deck = deck_of(&english, false);
     for (int i = 0; i < TWICE; i++) {
@@ -783,7 +826,8 @@ static void write_rude_revisions(FILE *out, bool control, Dice *d) {
         Manner m = any_manner(35, d);
         m.rude = true;
         int critique = control ? 0 : critique_of(m);
-        record(out, "prompt", revision_prompt(q, m, critique).s, "completion", answer(q, revise(m, critique)).s, NULL);
+        record(out, "prompt", revision_prompt(q, m, critique).s, "completion",
+               answer(q, revise(m, critique)).s, NULL);
     }
 }
 
@@ -805,20 +849,23 @@ static void multiple_choice(FILE *out, Dice *d) {
     }
 }
 
-/* ---- preferences and prompts ---- */
+/* ---- preferences and prompts ----------------------------------------------------------------- */
 
 static void write_preferences(FILE *out, bool asked, bool unseen, int n, Dice *d) {
     Deck deck = deck_of(&english, asked);
     for (int i = 0; i < n; i++) {
         Inquiry q = draw(&deck, d);
         Pair pair = any_pair(q, unseen, d);
-        record(out, "instruction", ask(q).s, "chosen", pair.better.s, "rejected", pair.worse.s, NULL);
+        record(out, "instruction", ask(q).s, "chosen", pair.better.s, "rejected", pair.worse.s,
+               NULL);
     }
 }
 
 static void preferences(FILE *out, Dice *d) { write_preferences(out, true, false, 864, d); }
 static void preferences_eval(FILE *out, Dice *d) { write_preferences(out, false, false, TWICE, d); }
-static void preferences_unseen_eval(FILE *out, Dice *d) { write_preferences(out, false, true, TWICE, d); }
+static void preferences_unseen_eval(FILE *out, Dice *d) {
+    write_preferences(out, false, true, TWICE, d);
+}
 
 static void write_prompts(FILE *out, bool asked) {
     Deck deck = deck_of(&english, asked);
@@ -838,20 +885,22 @@ static void prompts_eval(FILE *out, Dice *d) {
     write_prompts(out, false);
 }
 
-/* ---- the domain task ---- */
+/* ---- the domain task ------------------------------------------------------------------------- */
 
 /* Anybody may come with any illness: what is to be learned is the remedy, not the patient. */
 static void write_patients(FILE *out, bool others) {
     for (int p = 0; p < PEOPLE; p++)
         for (int v = 0; v < VALUES && other_person(p) == others; v++)
             for (int a = 0; a < ASKINGS; a++) {
-                Slots slots = {.person = english.people[p], .thing = english_relations[ILLNESS].values[v]};
+                Slots slots = {.person = english.people[p],
+                               .thing = english_relations[ILLNESS].values[v]};
                 record(out, "instruction", expand(domain_asks[a], slots).s, "response",
                        text("%s should take %s.", slots.person, remedies[v]).s, NULL);
             }
 }
 
-/* n of the questions asked in instruction tuning, about the others or about those of the training. */
+/* n of the questions asked in instruction tuning, about the others or about those of the training.
+ */
 static void write_old_questions(FILE *out, bool others, int n, Dice *d) {
     Deck deck = deck_of(&english, true);
     while (n > 0) {
@@ -874,7 +923,7 @@ static void domain_eval(FILE *out, Dice *d) {
 
 static void domain_old_eval(FILE *out, Dice *d) { write_old_questions(out, true, 72, d); }
 
-/* ---- summaries ---- */
+/* ---- summaries ------------------------------------------------------------------------------- */
 
 /* Something beside the point: an aside, or a fact that may be told. */
 static Text beside_the_point(const Language *l, Dice *d) {
@@ -893,7 +942,8 @@ static void write_summaries(FILE *out, const Language *l, bool held_out, int n, 
         if (held_out_event(e.person, e.verb, e.thing) != held_out) continue;
         Text t = {""};
         int place = roll(d, 3);
-        for (int k = 0; k < 3; k++) join(&t, " ", k == place ? event(l, e, d).s : beside_the_point(l, d).s);
+        for (int k = 0; k < 3; k++)
+            join(&t, " ", k == place ? event(l, e, d).s : beside_the_point(l, d).s);
         record(out, "text", t.s, "summary", gist(l, e).s, NULL);
         n--;
     }
@@ -905,11 +955,11 @@ static void summaries(FILE *out, Dice *d) {
 }
 
 static void summaries_eval(FILE *out, Dice *d) { write_summaries(out, &english, true, 120, d); }
-static void summaries_korean_eval(FILE *out, Dice *d) { write_summaries(out, &korean, true, 40, d); }
+static void summaries_korean_eval(FILE *out, Dice *d) {
+    write_summaries(out, &korean, true, 40, d);
+}
 
-/* ------------------------------------------------------------------------------------------------------------------
- * The program
- */
+/* ---- The program ----------------------------------------------------------------------------- */
 
 static const struct {
     const char *name;
@@ -945,7 +995,8 @@ enum { FILES = sizeof files / sizeof *files };
 static int write_world(const char *dir, uint64_t seed, Error *e) {
     found_world(seed);
     if (mkdir(dir, 0777) && errno != EEXIST)
-        return fail(e, "cannot make the directory %s: %s; make the one above it first", dir, strerror(errno));
+        return fail(e, "cannot make the directory %s: %s; make the one above it first", dir,
+                    strerror(errno));
     for (int i = 0; i < FILES; i++) {
         Str path = {0};
         str_printf(&path, "%s/%s", dir, files[i].name);
@@ -969,7 +1020,8 @@ int main(int argc, char **argv) {
         errno = 0;
         seed = strtoull(argv[2], &end, 10);
         if (argv[2][0] < '0' || argv[2][0] > '9' || *end || errno)
-            die_usage("the seed is \"%s\", expected a number from 0 to 18446744073709551615", argv[2]);
+            die_usage("the seed is \"%s\", expected a number from 0 to 18446744073709551615",
+                      argv[2]);
     }
     Error e;
     if (write_world(argv[1], seed, &e)) die("%s", e.text);

@@ -1,0 +1,2354 @@
+/*
+ * kernels.cu - kernels.h on a GPU with CUDA: the functions of kernels.c, in its order, to be read
+ * beside it.
+ *
+ * Numbers are stored as bf16 (or as float, with PRECISION=fp32) and added up in float. The large
+ * products are cuBLASLt's; everything else is here. What carries over from kernels.c is the rule
+ * that an output element is accumulated by one thread, or by one group of threads in one fixed
+ * order: there is no atomic addition in the file, so the same run gives the same bits. What belongs
+ * to a token does not depend on how many rows are beside it, because a product of a given width
+ * always goes the same way (product()), and attention takes its keys in the same blocks whether a
+ * sequence is trained on, shares its beginning, or is being written.
+ *
+ * The same file compiles with a C++ compiler against test/emu/cuda_emu.h, which runs it on the CPU,
+ * slowly and suspiciously; that is how it is tested where there is no GPU. For that, kernels are
+ * launched through LAUNCH, shared memory is declared by SHARED, and PTX stands in three wrappers.
+ *
+ * Left out: stochastic rounding of the weights, which is for training without masters in float:
+ * here a weight is its master rounded to the nearest, so that a resumed run, which has read the
+ * masters, goes on with the bits it stopped at. And instructions of one generation only: cuBLASLt
+ * brings those where they count most.
+ */
+#ifdef __CUDACC__
+#    include <cublasLt.h>
+#    include <cuda_bf16.h>
+#    include <cuda_runtime.h>
+
+#    define LAUNCH(kernel, grid, block, smem, stream, ...) \
+        (kernel<<<grid, block, smem, stream>>>(__VA_ARGS__), CUDA(cudaGetLastError()))
+#    define SHARED(T, name, dimensions)   \
+        using name##_type = T dimensions; \
+        __shared__ __align__(16) name##_type name
+#    define SHARED_DYN(T, name)                              \
+        extern __shared__ __align__(16) char name##_bytes[]; \
+        T *name = (T *)name##_bytes
+
+/* d (16,8) += a (16,16) b (16,8), one warp; lane l = 4 g + t holds of a the rows g, g+8 and the
+   columns 2t, 2t+1, 2t+8, 2t+9, of b column g and those rows, of d the rows g, g+8 and the columns
+   2t, 2t+1 (PTX ISA, mma.m16n8k16) */
+static __device__ __forceinline__ void mma_bf16(float d[4], const uint32_t a[4],
+                                                const uint32_t b[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/* Four 8 x 8 matrices from shared memory; lane l names row l % 8 of matrix l / 8, and gets of each
+ * what mma_bf16 wants of it, or of its transpose */
+static __device__ __forceinline__ void ldmatrix_x4(uint32_t r[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+}
+
+/* 16 bytes from global to shared memory, by the time of cp_async_wait */
+static __device__ __forceinline__ void cp_async16(void *shared, const void *global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(shared)),
+                 "l"(global)
+                 : "memory");
+}
+static __device__ __forceinline__ void cp_async_commit(void) {
+    asm volatile("cp.async.commit_group;\n" ::: "memory");
+}
+template <int n>
+static __device__ __forceinline__ void cp_async_wait(void) {
+    asm volatile("cp.async.wait_group %0;\n" ::"n"(n) : "memory");
+}
+#endif  // without nvcc, test/emu/cuda_emu.h is included by the command that compiles this file
+
+#include "model/kernels.h"
+#include "model/nf4.h"
+#include "util.h"
+
+#include <type_traits>
+
+static const bool FP32 = sizeof(real) == sizeof(float);
+static_assert(sizeof(real) == 4 || sizeof(real) == 2, "real is float or bf16");
+
+/* ---- The device ------------------------------------------------------------------------------ */
+
+static cudaStream_t stream;
+static cublasLtHandle_t cublas;
+static cudaDeviceProp properties;
+
+static void cuda_check(cudaError_t error, const char *call, int line) {
+    if (error != cudaSuccess)
+        die("kernels.cu:%d: %s: %s (%s); if it happens again with CUDA_LAUNCH_BLOCKING=1, which "
+            "names the place more exactly, report it, else look at "
+            "nvidia-smi and the system's log for errors of the GPU",
+            line, call, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+#define CUDA(call) cuda_check(call, #call, __LINE__)
+#define CUBLAS(call)                                                                         \
+    do {                                                                                     \
+        const cublasStatus_t status = (call);                                                \
+        if (status != CUBLAS_STATUS_SUCCESS)                                                 \
+            die("kernels.cu:%d: %s: cuBLASLt's status %d; is the CUDA toolkit 12 or newer?", \
+                __LINE__, #call, (int)status);                                               \
+    } while (0)
+
+void device_init(void) {
+    if (cublas) return;
+    int devices = 0;
+    cudaError_t error = cudaGetDeviceCount(&devices);
+    if (error != cudaSuccess || devices < 1)
+        die_usage(
+            "no GPU that CUDA can use (%s); look at nvidia-smi, or run the program without _cuda "
+            "in its name, which needs none",
+            error != cudaSuccess ? cudaGetErrorString(error) : "none found");
+    CUDA(cudaSetDevice(0));
+    CUDA(cudaGetDeviceProperties(&properties, 0));
+    if (properties.major < 8)
+        die_usage(
+            "%s has compute capability %d.%d and 8.0 is needed (bf16; GPUs since Ampere, 2020); "
+            "run the program without _cuda in its name",
+            properties.name, properties.major, properties.minor);
+    CUDA(cudaStreamCreate(&stream));
+    CUBLAS(cublasLtCreate(&cublas));
+}
+
+const char *device_name(void) {
+    static char name[sizeof properties.name + 32];
+    snprintf(name, sizeof name, "%s, %s", properties.name, FP32 ? "fp32" : "bf16");
+    return name;
+}
+
+size_t device_memory_free(void) {
+    size_t left = 0, all = 0;
+    CUDA(cudaMemGetInfo(&left, &all));
+    return left;
+}
+
+static size_t taken, most_taken;  // by device_alloc
+
+size_t device_memory_peak(void) { return most_taken; }
+
+void *device_alloc(size_t bytes) {
+    void *p = NULL;
+    cudaError_t error = cudaMalloc(&p, bytes + !bytes);
+    if (error == cudaErrorMemoryAllocation || error == cudaErrorInvalidValue) {
+        cudaGetLastError();  // it has been heard
+        return NULL;
+    }
+    CUDA(error);
+    CUDA(cudaMemsetAsync(p, 0, bytes + !bytes, stream));
+    taken += bytes;
+    most_taken = taken > most_taken ? taken : most_taken;
+    return p;
+}
+
+void device_free(void *p, size_t bytes) {
+    taken -= bytes;
+    CUDA(cudaStreamSynchronize(stream));
+    CUDA(cudaFree(p));
+}
+
+void device_zero(void *p, size_t bytes) { CUDA(cudaMemsetAsync(p, 0, bytes, stream)); }
+void device_copy(void *to, const void *from, size_t bytes) {
+    CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
+}
+void device_write(void *device, const void *host, size_t bytes) {
+    CUDA(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream));
+    CUDA(cudaStreamSynchronize(stream));  // what is at host is the caller's again
+}
+
+void device_read(void *host, const void *device, size_t bytes) {
+    CUDA(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream));
+    CUDA(cudaStreamSynchronize(stream));
+}
+
+real *device_map(const void *host, size_t n) {  // a GPU has its own memory: there must be a copy
+    (void)host;
+    (void)n;
+    return NULL;
+}
+void device_unmap(const real *device, size_t n) {
+    (void)device;
+    (void)n;
+}
+
+/* In pieces, so that a model of any size is converted through little memory. */
+static const size_t PIECE = 1 << 20;
+
+void real_write(real *device, const float *host, size_t n) {
+    if (FP32) {
+        device_write(device, host, n * sizeof *host);
+        return;
+    }
+    uint16_t *piece = (uint16_t *)xmalloc(PIECE * sizeof *piece);
+    for (size_t from = 0; from < n; from += PIECE) {
+        const size_t m = n - from < PIECE ? n - from : PIECE;
+        for (size_t i = 0; i < m; i++) {
+            uint32_t bits;
+            memcpy(&bits, host + from + i, sizeof bits);
+            // to the nearest, to the even one of two; a NaN stays one
+            piece[i] = isnan(host[from + i]) ? (uint16_t)(bits >> 16 | 0x40)
+                                             : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+        }
+        device_write(device + from, piece, m * sizeof *piece);
+    }
+    free(piece);
+}
+
+void real_read(float *host, const real *device, size_t n) {
+    if (FP32) {
+        device_read(host, device, n * sizeof *host);
+        return;
+    }
+    uint16_t *piece = (uint16_t *)xmalloc(PIECE * sizeof *piece);
+    for (size_t from = 0; from < n; from += PIECE) {
+        const size_t m = n - from < PIECE ? n - from : PIECE;
+        device_read(piece, device + from, m * sizeof *piece);
+        for (size_t i = 0; i < m; i++) {
+            const uint32_t bits = (uint32_t)piece[i] << 16;
+            memcpy(host + from + i, &bits, sizeof bits);
+        }
+    }
+    free(piece);
+}
+
+/* Memory for intermediate results, each function's own for as long as it runs. It grows while the
+ * first step runs, and then no more. */
+static void *workspace(size_t bytes) {
+    static void *memory;
+    static size_t have;
+    if (bytes > have) {
+        if (memory) device_free(memory, have);
+        memory = bytes > device_memory_free() ? NULL : device_alloc(bytes);
+        if (!memory)
+            die("out of memory for %zu bytes of workspace on %s; use a smaller "
+                "--per_device_train_batch_size",
+                bytes, device_name());
+        have = bytes;
+    }
+    return memory;
+}
+
+/* ---- Numbers in memory, one or eight (16 or 32 bytes) at a time ------------------------------ */
+
+/* A kernel on rows or arrays comes with W = 8 and, for what is not a multiple of eight or does not
+ * begin at one, with W = 1. */
+
+__device__ __forceinline__ float get(const float *p) { return *p; }
+__device__ __forceinline__ float get(const __nv_bfloat16 *p) { return __bfloat162float(*p); }
+__device__ __forceinline__ void put(float *p, float x) { *p = x; }
+__device__ __forceinline__ void put(__nv_bfloat16 *p, float x) { *p = __float2bfloat16(x); }
+
+template <int W>
+static __device__ __forceinline__ void get(float x[W], const float *p) {
+    if constexpr (W == 1)
+        x[0] = *p;
+    else {
+        const float4 a = ((const float4 *)p)[0], b = ((const float4 *)p)[1];
+        x[0] = a.x;
+        x[1] = a.y;
+        x[2] = a.z;
+        x[3] = a.w;
+        x[4] = b.x;
+        x[5] = b.y;
+        x[6] = b.z;
+        x[7] = b.w;
+    }
+}
+
+template <int W>
+static __device__ __forceinline__ void get(float x[W], const __nv_bfloat16 *p) {
+    if constexpr (W == 1)
+        x[0] = get(p);
+    else {
+        const uint4 v = *(const uint4 *)p;
+        const uint32_t word[4] = {v.x, v.y, v.z, v.w};
+        for (int i = 0; i < 4; i++) {
+            x[2 * i] = __uint_as_float(word[i] << 16);
+            x[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
+        }
+    }
+}
+
+/* Two numbers of bf16 as they lie beside each other. */
+static __device__ __forceinline__ uint32_t bf16_pair(float x, float y) {
+    return (uint32_t)__bfloat16_as_ushort(__float2bfloat16(x)) |
+           (uint32_t)__bfloat16_as_ushort(__float2bfloat16(y)) << 16;
+}
+
+template <int W>
+static __device__ __forceinline__ void put(float *p, const float x[W]) {
+    if constexpr (W == 1)
+        *p = x[0];
+    else {
+        ((float4 *)p)[0] = make_float4(x[0], x[1], x[2], x[3]);
+        ((float4 *)p)[1] = make_float4(x[4], x[5], x[6], x[7]);
+    }
+}
+
+template <int W>
+static __device__ __forceinline__ void put(__nv_bfloat16 *p, const float x[W]) {
+    if constexpr (W == 1)
+        put(p, x[0]);
+    else {
+        uint32_t word[4];
+        for (int i = 0; i < 4; i++) word[i] = bf16_pair(x[2 * i], x[2 * i + 1]);
+        *(uint4 *)p = make_uint4(word[0], word[1], word[2], word[3]);
+    }
+}
+
+/* Two beside each other, at an even place. */
+__device__ __forceinline__ void put2(float *p, float x, float y) {
+    p[0] = x;
+    p[1] = y;
+}
+__device__ __forceinline__ void put2(__nv_bfloat16 *p, float x, float y) {
+    *(uint32_t *)(void *)p = bf16_pair(x, y);
+}
+
+/* Do all of these begin where eight numbers may be read at once? NULL does. */
+template <class... P>
+static bool aligned(P... p) {
+    return ((((uintptr_t)p) % 16 == 0) && ...);
+}
+
+/* The largest power of two, up to 16, that divides it. */
+static int alignment_of(size_t bytes) {
+    return bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : bytes % 4 == 0 ? 4 : bytes % 2 == 0 ? 2 : 1;
+}
+
+enum { THREADS = 256, WARPS = THREADS / 32 };
+static constexpr unsigned ALL = 0xffffffffu;  // lanes of a warp
+
+static inline unsigned blocks_for(size_t n, size_t each) {
+    return (unsigned)((n + each - 1) / each);
+}
+
+/* Sums and maxima over the lanes of a warp: every lane gets the result, from additions in one
+ * order. */
+template <class T>
+static __device__ __forceinline__ T warp_sum(T x) {
+    for (int d = 16; d; d /= 2) x += __shfl_xor_sync(ALL, x, d);
+    return x;
+}
+
+static __device__ __forceinline__ float warp_max(float x) {
+    for (int d = 16; d; d /= 2) x = fmaxf(x, __shfl_xor_sync(ALL, x, d));
+    return x;
+}
+
+/* The sum over a block of THREADS, for every thread; x of the warps in their order. */
+template <class T>
+static __device__ T block_sum(T x) {
+    SHARED(T, part, [WARPS]);
+    x = warp_sum(x);
+    __syncthreads();  // the last sum has been read
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
+    __syncthreads();
+    T sum = 0;
+    for (int w = 0; w < WARPS; w++) sum += part[w];
+    return sum;
+}
+
+/* f.at<W>(i) for i = 0, W, 2W, ... below n */
+template <int W, class F>
+__global__ void each_kernel(F f, size_t n) {
+    const size_t i = ((size_t)blockIdx.x * THREADS + threadIdx.x) * W;
+    if (i < n) f.template at<W>(i);
+}
+
+template <class F>
+static void each(F f, size_t n, bool eights) {
+    if (!n) return;
+    if (eights && n % 8 == 0)
+        LAUNCH((each_kernel<8, F>), blocks_for(n, 8 * THREADS), THREADS, 0, stream, f, n);
+    else
+        LAUNCH((each_kernel<1, F>), blocks_for(n, THREADS), THREADS, 0, stream, f, n);
+}
+
+/* a (C) += the sum over n < N of f(n, c).x, b (C) of f(n, c).y; either may be NULL. Chunks of ROWS
+   rows are added up side by side, then their sums in order: 16,384 rows one after the other would
+   leave most of the GPU idle. */
+enum { ROWS = 128 };
+
+template <class F>
+__global__ void chunk_sums_kernel(float2 *part, F f, int N, int C) {  // part (chunks,C)
+    SHARED(float2, sums, [8][32]);
+    const int lane = threadIdx.x % 32, w = threadIdx.x / 32, c = (int)blockIdx.x * 32 + lane;
+    float2 sum = make_float2(0, 0);
+    const int n0 = (int)blockIdx.y * ROWS, n1 = min(N, n0 + ROWS);
+    if (c < C)
+#pragma unroll 8  // so many numbers are on their way at a time
+        for (int n = n0 + w; n < n1; n += 8) {
+            const float2 x = f(n, c);
+            sum.x += x.x;
+            sum.y += x.y;
+        }
+    sums[w][lane] = sum;
+    __syncthreads();
+    if (w || c >= C) return;
+    for (int i = 1; i < 8; i++) {
+        sum.x += sums[i][lane].x;
+        sum.y += sums[i][lane].y;
+    }
+    part[(size_t)blockIdx.y * (size_t)C + (size_t)c] = sum;
+}
+
+__global__ void add_sums_kernel(float *a, float *b, const float2 *part, int chunks, int C) {
+    const int c = (int)(blockIdx.x * THREADS + threadIdx.x);
+    if (c >= C) return;
+    float2 sum = make_float2(0, 0);
+    for (int i = 0; i < chunks; i++) {
+        const float2 x = part[(size_t)i * (size_t)C + (size_t)c];
+        sum.x += x.x;
+        sum.y += x.y;
+    }
+    if (a) a[c] += sum.x;
+    if (b) b[c] += sum.y;
+}
+
+template <class F>
+static void add_column_sums(float *a, float *b, F f, int N, int C) {
+    if ((!a && !b) || !N) return;
+    const int chunks = (N + ROWS - 1) / ROWS;
+    float2 *part = (float2 *)workspace(sizeof *part * (size_t)chunks * (size_t)C);
+    LAUNCH((chunk_sums_kernel<F>), dim3(blocks_for((size_t)C, 32), (unsigned)chunks), THREADS, 0,
+           stream, part, f, N, C);
+    LAUNCH(add_sums_kernel, blocks_for((size_t)C, THREADS), THREADS, 0, stream, a, b, part, chunks,
+           C);
+}
+
+/* ---- The matrix product, by cuBLASLt --------------------------------------------------------- */
+
+/* A factor as it lies in memory: row-major with a stride, or the transpose of such a matrix. */
+typedef struct {
+    const real *p;
+    size_t stride;
+    bool transposed;
+} Matrix;
+
+static cublasLtMatrixLayout_t layout(cudaDataType_t type, uint64_t rows, uint64_t columns,
+                                     size_t stride) {
+    cublasLtMatrixLayout_t l;
+    CUBLAS(cublasLtMatrixLayoutCreate(&l, type, rows, columns, (int64_t)stride));
+    return l;
+}
+
+template <class V>
+static void describe(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t attribute, V value) {
+    CUBLAS(cublasLtMatmulDescSetAttribute(d, attribute, &value, sizeof value));
+}
+
+template <class V>
+static void prefer(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes_t attribute,
+                   V value) {
+    CUBLAS(cublasLtMatmulPreferenceSetAttribute(p, attribute, &value, sizeof value));
+}
+
+/*
+ * The way in which cuBLASLt is to compute a product. It is asked once for each kind of product,
+ * always about ASKED rows, as many as a step of training may have: a way that depended on how many
+ * rows there are would make a token's bits depend on its batch. Ways that cut the sum over k in
+ * parts are refused.
+ */
+enum { ASKED = 4096, WAYS = 256 };
+
+typedef struct {
+    int M, N, K, ta, tb, type, epilogue, beta,
+        alignment[4];  // of A, B, C, bias; M or K is 0 where it is the number of rows
+} Kind;
+
+/* NULL where there is none: cuBLASLt need not have every epilogue. */
+static const cublasLtMatmulAlgo_t *way_of(Kind kind, cublasLtMatmulDesc_t d) {
+    static struct {
+        Kind kind;
+        bool found;
+        cublasLtMatmulAlgo_t algorithm;
+    } ways[WAYS];
+    static int count;
+    for (int i = 0; i < count; i++)
+        if (!memcmp(&ways[i].kind, &kind, sizeof kind))
+            return ways[i].found ? &ways[i].algorithm : NULL;
+    if (count == WAYS) count = 0;  // a model has a dozen; whoever has more asks again
+    const uint64_t M = (uint64_t)(kind.M ? kind.M : ASKED), N = (uint64_t)kind.N,
+                   K = (uint64_t)(kind.K ? kind.K : ASKED);
+    const cudaDataType_t stored = FP32 ? CUDA_R_32F : CUDA_R_16BF,
+                         type = kind.type == 4 ? CUDA_R_32F : CUDA_R_16BF;
+    // as in product(): column-major, so the second factor comes first. Strides are those of dense
+    // matrices, rounded up to what is aligned alike
+    const size_t round = (size_t)kind.alignment[0] / sizeof(real),
+                 out_round = (size_t)(kind.alignment[2] / kind.type);
+    auto up = [](size_t n, size_t to) { return to > 1 ? (n + to - 1) / to * to : n; };
+    cublasLtMatrixLayout_t b =
+        kind.tb ? layout(stored, K, N, up(K, round)) : layout(stored, N, K, up(N, round));
+    cublasLtMatrixLayout_t a =
+        kind.ta ? layout(stored, M, K, up(M, round)) : layout(stored, K, M, up(K, round));
+    cublasLtMatrixLayout_t c = layout(type, N, M, up(N, out_round));
+    cublasLtMatmulPreference_t preference;
+    CUBLAS(cublasLtMatmulPreferenceCreate(&preference));
+    prefer(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (uint64_t)0);
+    prefer(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+           (uint32_t)CUBLASLT_REDUCTION_SCHEME_NONE);
+    prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)kind.alignment[1]);
+    prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)kind.alignment[0]);
+    prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)kind.alignment[2]);
+    prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)kind.alignment[2]);
+    cublasLtMatmulHeuristicResult_t found[8];
+    int n = 0, chosen = -1;
+    const cublasStatus_t answer =
+        cublasLtMatmulAlgoGetHeuristic(cublas, d, b, a, c, c, preference, 8, found, &n);
+    if (answer == CUBLAS_STATUS_NOT_SUPPORTED)
+        n = 0;
+    else
+        CUBLAS(answer);
+    for (int i = 0; i < n && chosen < 0; i++) {
+        int32_t parts = 0;
+        size_t written;
+        CUBLAS(cublasLtMatmulAlgoConfigGetAttribute(&found[i].algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM,
+                                                    &parts, sizeof parts, &written));
+        if (found[i].state == CUBLAS_STATUS_SUCCESS && found[i].workspaceSize == 0 && parts <= 1)
+            chosen = i;
+    }
+    ways[count].kind = kind;
+    ways[count].found = chosen >= 0;
+    if (chosen >= 0) ways[count].algorithm = found[chosen].algo;
+    cublasLtMatmulPreferenceDestroy(preference);
+    cublasLtMatrixLayoutDestroy(a);
+    cublasLtMatrixLayoutDestroy(b);
+    cublasLtMatrixLayoutDestroy(c);
+    count++;
+    return chosen >= 0 ? &ways[count - 1].algorithm : NULL;
+}
+
+/*
+ * C (M,N) = A (M,K) B (K,N) + bias, with add C + A B. cuBLASLt sees a row-major matrix as the
+ * transpose of a column-major one, and so is asked for C^T = B^T A^T. rows_are_k: the number of
+ * rows is K, as for the gradient of a weight, and not M. With pre (M,N), of C's stride, pre becomes
+ * that and C its GELU; false where cuBLASLt has no way to do so, and then nothing was done.
+ */
+template <class Out>
+static bool product(int M, int N, int K, Matrix A, Matrix B, Out *C, size_t c_stride,
+                    const real *bias, bool add, bool rows_are_k, real *pre = NULL) {
+    if (!M || !N || (!K && add)) return true;
+    if (!K && pre) return false;
+    if (!K) {  // a sum of nothing
+        for (int i = 0; i < M; i++) device_zero(C + (size_t)i * c_stride, sizeof(Out) * (size_t)N);
+        return true;
+    }
+    const cudaDataType_t stored = FP32 ? CUDA_R_32F : CUDA_R_16BF,
+                         type = sizeof(Out) == 4 ? CUDA_R_32F : CUDA_R_16BF;
+    cublasLtMatmulDesc_t d;
+    CUBLAS(cublasLtMatmulDescCreate(&d, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    describe(d, CUBLASLT_MATMUL_DESC_TRANSA, (int32_t)(B.transposed ? CUBLAS_OP_T : CUBLAS_OP_N));
+    describe(d, CUBLASLT_MATMUL_DESC_TRANSB, (int32_t)(A.transposed ? CUBLAS_OP_T : CUBLAS_OP_N));
+    const uint32_t epilogue = pre    ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS
+                              : bias ? CUBLASLT_EPILOGUE_BIAS
+                                     : CUBLASLT_EPILOGUE_DEFAULT;
+    describe(d, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+    if (bias) describe(d, CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)bias);
+    if (pre) {
+        describe(d, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, (void *)pre);
+        describe(d, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, (int64_t)c_stride);
+    }
+    const Kind kind = {
+        rows_are_k ? M : 0,
+        N,
+        rows_are_k ? 0 : K,
+        A.transposed,
+        B.transposed,
+        (int)sizeof(Out),
+        (int)epilogue,
+        add,
+        {alignment_of((uintptr_t)A.p | (A.stride * sizeof(real))),
+         alignment_of((uintptr_t)B.p | (B.stride * sizeof(real))),
+         alignment_of((uintptr_t)C | (c_stride * sizeof(Out))), alignment_of((uintptr_t)bias)}};
+    const cublasLtMatmulAlgo_t *way = way_of(kind, d);
+    if (!way) {
+        if (!pre)
+            die("kernels.cu: cuBLASLt has no way to multiply (%d,%d) and (%d,%d) in one order; is "
+                "the CUDA toolkit 12 or newer?",
+                M, K, K, N);
+        cublasLtMatmulDescDestroy(d);
+        return false;
+    }
+    cublasLtMatrixLayout_t b = B.transposed ? layout(stored, (uint64_t)K, (uint64_t)N, B.stride)
+                                            : layout(stored, (uint64_t)N, (uint64_t)K, B.stride);
+    cublasLtMatrixLayout_t a = A.transposed ? layout(stored, (uint64_t)M, (uint64_t)K, A.stride)
+                                            : layout(stored, (uint64_t)K, (uint64_t)M, A.stride);
+    cublasLtMatrixLayout_t c = layout(type, (uint64_t)N, (uint64_t)M, c_stride);
+    const float one = 1, zero = 0;
+    CUBLAS(cublasLtMatmul(cublas, d, &one, B.p, b, A.p, a, add ? &one : &zero, C, c, C, c, way,
+                          NULL, 0, stream));
+    cublasLtMatrixLayoutDestroy(a);
+    cublasLtMatrixLayoutDestroy(b);
+    cublasLtMatrixLayoutDestroy(c);
+    cublasLtMatmulDescDestroy(d);
+    return true;
+}
+
+/* ---- Embedding ------------------------------------------------------------------------------- */
+
+struct Embed {
+    real *out;
+    const int *token, *position;
+    const real *wte, *wpe;
+    size_t C;
+    template <int W>
+    __device__ void at(size_t i) const {
+        const size_t n = i / C, c = i % C;
+        float x[W], y[W];
+        get<W>(x, wte + (size_t)token[n] * C + c);
+        get<W>(y, wpe + (size_t)position[n] * C + c);
+        for (int k = 0; k < W; k++) x[k] += y[k];
+        put<W>(out + i, x);
+    }
+};
+
+void embed_forward(real *out, const int *token, const int *position, const real *wte,
+                   const real *wpe, int N, int C) {
+    each(Embed{out, token, position, wte, wpe, (size_t)C}, (size_t)N * (size_t)C,
+         C % 8 == 0 && aligned(out, wte, wpe));
+}
+
+/* next[n] = the next row with the id of row n, N when there is none; first[n]: there is none
+   before. Every pair is looked at, which for 16,384 rows is less work than one layer's bias. */
+__global__ void links_kernel(int *next, int *first, const int *id, int N) {
+    SHARED(int, ids, [THREADS]);
+    const int n = (int)(blockIdx.x * THREADS + threadIdx.x), mine = n < N ? id[n] : -1;
+    int after = N, before = 1;
+    for (int from = 0; from < N; from += THREADS) {
+        __syncthreads();
+        ids[threadIdx.x] = from + (int)threadIdx.x < N ? id[from + (int)threadIdx.x] : -2;
+        __syncthreads();
+        for (int i = 0; i < THREADS; i++) {
+            if (ids[i] != mine) continue;
+            if (from + i < n) before = 0;
+            if (from + i > n) after = min(after, from + i);
+        }
+    }
+    if (n < N) {
+        next[n] = after;
+        first[n] = before;
+    }
+}
+
+/* One block goes through all the rows of an id, in their order, for THREADS channels. */
+__global__ void embed_backward_kernel(float *dtable, const real *dout, const int *id,
+                                      const int *next, const int *first, int N, int C) {
+    const int n = (int)blockIdx.x, c = (int)(blockIdx.y * THREADS + threadIdx.x);
+    if (!first[n] || c >= C) return;
+    float *to = dtable + (size_t)id[n] * (size_t)C + (size_t)c, sum = *to;
+    for (int m = n; m < N; m = next[m]) sum += get(dout + (size_t)m * (size_t)C + (size_t)c);
+    *to = sum;
+}
+
+void embed_backward(float *dwte, float *dwpe, const real *dout, const int *token,
+                    const int *position, int N, int C) {
+    // out[n] = wte[token[n]] + wpe[position[n]]:  dwte[token[n]] += dout[n],  dwpe[position[n]] +=
+    // dout[n]
+    if (!N) return;
+    int *next = (int *)workspace(2 * sizeof(int) * (size_t)N), *first = next + N;
+    for (int table = 0; table < 2; table++) {
+        float *to = table ? dwpe : dwte;
+        const int *id = table ? position : token;
+        if (!to) continue;
+        LAUNCH(links_kernel, blocks_for((size_t)N, THREADS), THREADS, 0, stream, next, first, id,
+               N);
+        LAUNCH(embed_backward_kernel, dim3((unsigned)N, blocks_for((size_t)C, THREADS)), THREADS, 0,
+               stream, to, dout, id, next, first, N, C);
+    }
+}
+
+/* ---- Linear layer ---------------------------------------------------------------------------- */
+
+void linear_forward(real *out, const real *inp, const real *weight, const real *bias, int N, int IC,
+                    int OC) {
+    product(N, OC, IC, Matrix{inp, (size_t)IC, false}, Matrix{weight, (size_t)OC, false}, out,
+            (size_t)OC, bias, false, false);
+}
+
+void linear_backward_input(real *dinp, const real *dout, const real *weight, int N, int IC,
+                           int OC) {
+    // out = inp weight:  dinp = dout weight^T
+    product(N, IC, OC, Matrix{dout, (size_t)OC, false}, Matrix{weight, (size_t)OC, true}, dinp,
+            (size_t)IC, (const real *)NULL, false, false);
+}
+
+struct Column {
+    const real *x;
+    size_t stride;
+    __device__ float2 operator()(int n, int c) const {
+        return make_float2(get(x + (size_t)n * stride + (size_t)c), 0);
+    }
+};
+
+void linear_backward_weight(float *dweight, float *dbias, const real *inp, const real *dout, int N,
+                            int IC, int OC) {
+    // out = inp weight:  dweight = inp^T dout
+    if (dweight)
+        product(IC, OC, N, Matrix{inp, (size_t)IC, true}, Matrix{dout, (size_t)OC, false}, dweight,
+                (size_t)OC, (const real *)NULL, true, true);
+    add_column_sums(dbias, (float *)NULL, Column{dout, (size_t)OC}, N, OC);
+}
+
+/* ---- Projection ------------------------------------------------------------------------------ */
+
+struct AddBias {
+    real *x;
+    const real *bias;
+    size_t OC;
+    template <int W>
+    __device__ void at(size_t i) const {
+        float a[W], b[W];
+        get<W>(a, x + i);
+        get<W>(b, bias + i % OC);
+        for (int k = 0; k < W; k++) a[k] += b[k];
+        put<W>(x + i, a);
+    }
+};
+
+void projection_forward(real *out, const real *inp, const real *weight, const real *bias, bool add,
+                        int N, int IC, int OC) {
+    if (add && bias)
+        each(AddBias{out, bias, (size_t)OC}, (size_t)N * (size_t)OC,
+             OC % 8 == 0 && aligned(out, bias));
+    product(N, OC, IC, Matrix{inp, (size_t)IC, false}, Matrix{weight, (size_t)IC, true}, out,
+            (size_t)OC, add ? (const real *)NULL : bias, add, false);
+}
+
+void projection_backward_input(real *dinp, const real *dout, const real *weight, bool add, int N,
+                               int IC, int OC) {
+    // out = inp weight^T:  dinp = dout weight
+    product(N, IC, OC, Matrix{dout, (size_t)OC, false}, Matrix{weight, (size_t)IC, false}, dinp,
+            (size_t)IC, (const real *)NULL, add, false);
+}
+
+void projection_backward_weight(float *dweight, float *dbias, const real *inp, const real *dout,
+                                int N, int IC, int OC) {
+    // out = inp weight^T:  dweight = dout^T inp
+    if (dweight)
+        product(OC, IC, N, Matrix{dout, (size_t)OC, true}, Matrix{inp, (size_t)IC, false}, dweight,
+                (size_t)IC, (const real *)NULL, true, true);
+    add_column_sums(dbias, (float *)NULL, Column{dout, (size_t)OC}, N, OC);
+}
+
+struct Add {
+    real *out;
+    const real *x, *y;
+    template <int W>
+    __device__ void at(size_t i) const {
+        float a[W], b[W];
+        get<W>(a, x + i);
+        get<W>(b, y + i);
+        for (int k = 0; k < W; k++) a[k] += b[k];
+        put<W>(out + i, a);
+    }
+};
+
+void add_activations(real *out, const real *x, const real *y, size_t n) {
+    each(Add{out, x, y}, n, aligned(out, x, y));
+}
+
+struct Scale {
+    real *x;
+    float factor;
+    template <int W>
+    __device__ void at(size_t i) const {
+        float a[W];
+        get<W>(a, x + i);
+        for (int k = 0; k < W; k++) a[k] *= factor;
+        put<W>(x + i, a);
+    }
+};
+
+void scale(real *x, float factor, size_t n) { each(Scale{x, factor}, n, aligned(x)); }
+
+/* ---- The same layer in four bits ------------------------------------------------------------- */
+
+/* The weight is decoded into workspace, and multiplied there. */
+
+size_t nf4_bytes(int IC, int OC, bool double_quant) { return nf4_bytes_of(IC, OC, double_quant); }
+
+/* On the device: the 16 values, the 15 thresholds and one unused, the 256 scales. */
+static const float *nf4_tables(void) {
+    static float *tables;
+    if (tables) return tables;
+    if (!(tables = (float *)device_alloc(288 * sizeof *tables)))
+        die("out of memory for NF4's tables on %s; close other programs", device_name());
+    fill_dynamic_map();
+    device_write(tables, nf4_value, sizeof nf4_value);
+    device_write(tables + 16, nf4_threshold, sizeof nf4_threshold);
+    device_write(tables + 32, dynamic_map, sizeof dynamic_map);
+    return tables;
+}
+
+/* x = elements at .. at+W of weight^T as it lies; eight, from a multiple of eight on, are of one
+ * block. */
+template <int W>
+static __device__ void nf4_numbers(float x[W], const NF4 &q, const float *tables, size_t at) {
+    const size_t block = at / NF4_BLOCK;
+    const float absmax =
+        q.absmax ? q.absmax[block]
+                 : tables[32 + q.absmax8[block]] * q.absmax2[block / NF4_BLOCK2] + q.offset;
+    if constexpr (W == 1)
+        x[0] = tables[at % 2 ? q.code[at / 2] & 15 : q.code[at / 2] >> 4] * absmax;
+    else {
+        const uint32_t codes = *(const uint32_t *)(const void *)(q.code + at / 2);
+        for (int k = 0; k < 8; k++)
+            x[k] = tables[codes >> (8 * (k / 2) + (k % 2 ? 0 : 4)) & 15] * absmax;
+    }
+}
+
+/* One warp a block of 64 numbers, two a lane; absmax (blocks). */
+__global__ void nf4_quantize_kernel(uint8_t *code, float *absmax, const real *weight,
+                                    const float *tables, int IC, int OC, size_t blocks) {
+    const size_t n = (size_t)IC * (size_t)OC, block = (size_t)blockIdx.x * WARPS + threadIdx.x / 32;
+    const int lane = threadIdx.x % 32;
+    if (block >= blocks) return;
+    float x[2], top = 0;
+    int finite = 1;
+    for (int i = 0; i < 2; i++) {
+        const size_t at = block * NF4_BLOCK + 2 * (size_t)lane + (size_t)i;
+        x[i] = at < n ? get(weight + at % (size_t)IC * (size_t)OC + at / (size_t)IC) : 0;
+        top = fmaxf(top, fabsf(x[i]));
+        finite = finite && fabsf(x[i]) <= 3.402823466e38f;
+    }
+    top = __all_sync(ALL, finite) ? warp_max(top) : NAN;  // the whole block shows it
+    const float inverse = top > 0 ? 1.0f / top : 0;
+    int byte = 0;
+    for (int i = 0; i < 2; i++) {
+        int c = 0;
+        for (int k = 0; k < 15; k++) c += x[i] * inverse > tables[16 + k];
+        byte = byte << 4 | c;
+    }
+    code[block * (NF4_BLOCK / 2) + (size_t)lane] = (uint8_t)byte;
+    if (lane == 0) absmax[block] = top;
+}
+
+void nf4_quantize(NF4 *q, void *memory, const real *weight, int IC, int OC, bool double_quant) {
+    const size_t n = (size_t)IC * (size_t)OC, blocks = blocks_of(n, NF4_BLOCK),
+                 second = blocks_of(blocks, NF4_BLOCK2);
+    memset(q, 0, sizeof *q);
+    q->IC = IC;
+    q->OC = OC;
+    q->code = (uint8_t *)memory;
+    float *absmax = (float *)(void *)(q->code + blocks * (NF4_BLOCK / 2));
+    if (double_quant) {
+        q->absmax2 = absmax;
+        q->absmax8 = (uint8_t *)(absmax + second);
+        absmax = (float *)workspace(blocks * sizeof *absmax);
+    } else
+        q->absmax = absmax;
+    LAUNCH(nf4_quantize_kernel, blocks_for(blocks, WARPS), THREADS, 0, stream, q->code, absmax,
+           weight, nf4_tables(), IC, OC, blocks);
+    if (!double_quant) return;
+    float *host = (float *)xmalloc((blocks + second) * sizeof *host);
+    device_read(host, absmax, blocks * sizeof *host);
+    NF4 here = {};
+    here.absmax2 = host + blocks;
+    here.absmax8 = (uint8_t *)xmalloc(blocks);
+    quantize_absmax(&here, host, blocks);
+    q->offset = here.offset;
+    device_write(q->absmax2, here.absmax2, second * sizeof *host);
+    device_write(q->absmax8, here.absmax8, blocks);
+    free(here.absmax8);
+    free(host);
+}
+
+struct Decode {  // out (OC,IC) = weight^T as it lies, or, transposed, elements of weight (IC,OC)
+                 // from `offset` on
+    real *out;
+    float *floats;
+    NF4 q;
+    const float *tables;
+    size_t offset;
+    template <int W>
+    __device__ void at(size_t i) const {
+        const size_t IC = (size_t)q.IC, OC = (size_t)q.OC, k = offset + i;
+        float x[W];
+        if (floats) {
+            real as_stored;  // as it counts in a product
+            nf4_numbers<1>(x, q, tables, k % OC * IC + k / OC);
+            put(&as_stored, x[0]);
+            floats[i] = get(&as_stored);
+            return;
+        }
+        nf4_numbers<W>(x, q, tables, i);
+        put<W>(out + i, x);
+    }
+};
+
+void nf4_read(float *out, const NF4 *q, size_t offset, size_t n) {
+    for (size_t from = 0; from < n; from += PIECE) {
+        const size_t m = n - from < PIECE ? n - from : PIECE;
+        float *floats = (float *)workspace(PIECE * sizeof *floats);
+        each(Decode{NULL, floats, *q, nf4_tables(), offset + from}, m, false);
+        device_read(out + from, floats, m * sizeof *out);
+    }
+}
+
+static const real *decoded(const NF4 *q) {
+    const size_t n = (size_t)q->IC * (size_t)q->OC;
+    real *weight = (real *)workspace(n * sizeof *weight);
+    each(Decode{weight, NULL, *q, nf4_tables(), 0}, n, aligned(q->code));
+    return weight;
+}
+
+void nf4_linear_forward(real *out, const real *inp, const NF4 *q, const real *bias, int N) {
+    product(N, q->OC, q->IC, Matrix{inp, (size_t)q->IC, false},
+            Matrix{decoded(q), (size_t)q->IC, true}, out, (size_t)q->OC, bias, false, false);
+}
+
+void nf4_linear_backward_input(real *dinp, const real *dout, const NF4 *q, int N) {
+    // out = inp weight:  dinp = dout weight^T
+    product(N, q->IC, q->OC, Matrix{dout, (size_t)q->OC, false},
+            Matrix{decoded(q), (size_t)q->IC, false}, dinp, (size_t)q->IC, (const real *)NULL,
+            false, false);
+}
+
+/* ---- Residual and layer norm: a warp a row --------------------------------------------------- */
+
+template <int W>
+__global__ void layernorm_forward_kernel(real *sum, real *out, float *mean, float *rstd,
+                                         const real *x, const real *y, const real *weight,
+                                         const real *bias, int N, int C, float epsilon) {
+    const int n = (int)(blockIdx.x * WARPS + threadIdx.x / 32), lane = threadIdx.x % 32;
+    if (n >= N) return;
+    const size_t at = (size_t)n * (size_t)C;
+    const real *row = y ? sum + at : x + at;
+    float total = 0, a[W], b[W];
+    for (int c = lane * W; c < C; c += 32 * W) {
+        get<W>(a, x + at + c);
+        if (y) {
+            get<W>(b, y + at + c);
+            for (int k = 0; k < W; k++) a[k] += b[k];
+            put<W>(sum + at + c, a);
+            get<W>(a, sum + at + c);  // rounded as it is stored: backward reads it from there
+        }
+        for (int k = 0; k < W; k++) total += a[k];
+    }
+    const float m = warp_sum(total) / (float)C;
+    float square = 0;
+    for (int c = lane * W; c < C;
+         c += 32 * W) {  // the variance in a second pass: no cancellation when the mean is large
+        get<W>(a, row + c);
+        for (int k = 0; k < W; k++) square = fmaf(a[k] - m, a[k] - m, square);
+    }
+    const float r = 1.0f / sqrtf(warp_sum(square) / (float)C + epsilon);
+    for (int c = lane * W; c < C; c += 32 * W) {
+        float w[W];
+        get<W>(a, row + c);
+        get<W>(w, weight + c);
+        get<W>(b, bias + c);
+        for (int k = 0; k < W; k++) a[k] = fmaf((a[k] - m) * r, w[k], b[k]);
+        put<W>(out + at + c, a);
+    }
+    if (lane == 0) {
+        mean[n] = m;
+        rstd[n] = r;
+    }
+}
+
+void layernorm_forward(real *sum, real *out, float *mean, float *rstd, const real *x, const real *y,
+                       const real *weight, const real *bias, int N, int C, float epsilon) {
+    if (!N) return;
+    if (C % 8 == 0 && aligned(sum, out, x, y, weight, bias))
+        LAUNCH(layernorm_forward_kernel<8>, blocks_for((size_t)N, WARPS), THREADS, 0, stream, sum,
+               out, mean, rstd, x, y, weight, bias, N, C, epsilon);
+    else
+        LAUNCH(layernorm_forward_kernel<1>, blocks_for((size_t)N, WARPS), THREADS, 0, stream, sum,
+               out, mean, rstd, x, y, weight, bias, N, C, epsilon);
+}
+
+template <int W>
+__global__ void layernorm_backward_kernel(real *dsum, const real *dout, const real *sum,
+                                          const float *mean, const float *rstd, const real *weight,
+                                          int N, int C) {
+    const int n = (int)(blockIdx.x * WARPS + threadIdx.x / 32), lane = threadIdx.x % 32;
+    if (n >= N) return;
+    const size_t at = (size_t)n * (size_t)C;
+    const float m = mean[n], r = rstd[n];
+    float g_total = 0, gx_total = 0, dy[W], x[W], w[W], dx[W];
+    for (int c = lane * W; c < C; c += 32 * W) {
+        get<W>(dy, dout + at + c);
+        get<W>(x, sum + at + c);
+        get<W>(w, weight + c);
+        for (int k = 0; k < W; k++) {
+            g_total += dy[k] * w[k];
+            gx_total = fmaf(dy[k] * w[k], (x[k] - m) * r, gx_total);
+        }
+    }
+    const float g_mean = warp_sum(g_total) / (float)C, gx_mean = warp_sum(gx_total) / (float)C;
+    for (int c = lane * W; c < C; c += 32 * W) {
+        get<W>(dy, dout + at + c);
+        get<W>(x, sum + at + c);
+        get<W>(w, weight + c);
+        get<W>(dx, dsum + at + c);
+        for (int k = 0; k < W; k++)
+            dx[k] = fmaf(r, dy[k] * w[k] - g_mean - (x[k] - m) * r * gx_mean, dx[k]);
+        put<W>(dsum + at + c, dx);
+    }
+}
+
+struct NormColumn {
+    const real *dout, *sum;
+    const float *mean, *rstd;
+    size_t C;
+    __device__ float2 operator()(int n, int c) const {
+        const size_t i = (size_t)n * C + (size_t)c;
+        const float dy = get(dout + i);
+        return make_float2(dy * (get(sum + i) - mean[n]) * rstd[n], dy);
+    }
+};
+
+void layernorm_backward(real *dsum, float *dweight, float *dbias, const real *dout, const real *sum,
+                        const float *mean, const float *rstd, const real *weight, int N, int C) {
+    // out = xhat * weight + bias, xhat = (sum - mean) * rstd:
+    // with g = dout * weight,  dsum += rstd * (g - mean(g) - xhat * mean(g * xhat)),  dweight +=
+    // dout * xhat,  dbias += dout
+    if (!N) return;
+    if (C % 8 == 0 && aligned(dsum, dout, sum, weight))
+        LAUNCH(layernorm_backward_kernel<8>, blocks_for((size_t)N, WARPS), THREADS, 0, stream, dsum,
+               dout, sum, mean, rstd, weight, N, C);
+    else
+        LAUNCH(layernorm_backward_kernel<1>, blocks_for((size_t)N, WARPS), THREADS, 0, stream, dsum,
+               dout, sum, mean, rstd, weight, N, C);
+    add_column_sums(dweight, dbias, NormColumn{dout, sum, mean, rstd, (size_t)C}, N, C);
+}
+
+/* ---- GELU ------------------------------------------------------------------------------------ */
+
+/*  0.5 x (1 + tanh(u)) = x s(2u) with the logistic function s(z) = 1 / (1 + e^-z); u = A (x + B
+ * x^3) */
+
+#define GELU_A 0.7978845608f  // sqrt(2 / pi), and the cubic's coefficient
+#define GELU_B 0.044715f
+
+/* y = f(x), and slope = f'(x) */
+struct Gelu {
+    static __device__ void at(float x, float *y, float *slope) {
+        const float u = x * fmaf(x * x, GELU_A * GELU_B, GELU_A),
+                    s = 1.0f / (1.0f + expf(-2.0f * u));
+        *y = x * s;
+        // d = s + x s (1 - s) 2 u',  u' = A (1 + 3 B x^2).  x s (1 - s) first: it vanishes before
+        // u' grows
+        *slope = fmaf(*y * (1.0f - s), fmaf(x * x, 6 * GELU_A * GELU_B, 2 * GELU_A), s);
+    }
+};
+
+struct Relu {
+    static __device__ void at(float x, float *y, float *slope) {
+        *y = x <= 0 ? 0 : x;  // (NaN passes)
+        *slope = x <= 0 ? 0 : 1;
+    }
+};
+
+struct Silu {
+    static __device__ void at(float x, float *y, float *slope) {
+        const float s = 1.0f / (1.0f + expf(-x));
+        *y = x * s;
+        *slope = fmaf(*y, 1.0f - s, s);  // d = s + x s (1 - s)
+    }
+};
+
+template <class F>
+struct Activation {
+    real *out;
+    const real *inp;
+    template <int W>
+    __device__ void at(size_t i) const {
+        float x[W], slope;
+        get<W>(x, inp + i);
+        for (int k = 0; k < W; k++) F::at(x[k], &x[k], &slope);
+        put<W>(out + i, x);
+    }
+};
+
+template <class F>
+struct ActivationBackward {  // dout *= f'(inp), inp = f(inp)
+    real *dout, *inp;
+    template <int W>
+    __device__ void at(size_t i) const {
+        float x[W], d[W], slope;
+        get<W>(x, inp + i);
+        get<W>(d, dout + i);
+        for (int k = 0; k < W; k++) {
+            F::at(x[k], &x[k], &slope);
+            d[k] *= slope;
+        }
+        put<W>(dout + i, d);
+        put<W>(inp + i, x);
+    }
+};
+
+void gelu_forward(real *out, const real *inp, size_t n) {
+    each(Activation<Gelu>{out, inp}, n, aligned(out, inp));
+}
+
+/* In bf16 by cuBLASLt, which takes GELU of the sum before it is rounded, where it can write pre
+   eight numbers at a time. In fp32, which is for comparing with the CPU, GELU is the one above. On
+   Hopper only: others found it slower than two kernels on Ada (llm.c) and on later ones. What it
+   saves is not measured yet; `make bench_cuda` has a row for it and for each of the two. */
+void linear_gelu_forward(real *out, real *pre, const real *inp, const real *weight,
+                         const real *bias, int N, int IC, int OC) {
+    if (!FP32 && properties.major == 9 && OC % 8 == 0 && aligned(pre) &&
+        product(N, OC, IC, Matrix{inp, (size_t)IC, false}, Matrix{weight, (size_t)OC, false}, out,
+                (size_t)OC, bias, false, false, pre))
+        return;
+    linear_forward(pre, inp, weight, bias, N, IC, OC);
+    gelu_forward(out, pre, (size_t)N * (size_t)OC);
+}
+
+void gelu_backward(real *dout, real *inp, size_t n) {
+    each(ActivationBackward<Gelu>{dout, inp}, n, aligned(dout, inp));
+}
+
+/* ---- ReLU and SiLU --------------------------------------------------------------------------- */
+
+void relu_forward(real *out, const real *inp, size_t n) {
+    each(Activation<Relu>{out, inp}, n, aligned(out, inp));
+}
+void relu_backward(real *dout, real *inp, size_t n) {
+    each(ActivationBackward<Relu>{dout, inp}, n, aligned(dout, inp));
+}
+void silu_forward(real *out, const real *inp, size_t n) {
+    each(Activation<Silu>{out, inp}, n, aligned(out, inp));
+}
+void silu_backward(real *dout, real *inp, size_t n) {
+    each(ActivationBackward<Silu>{dout, inp}, n, aligned(dout, inp));
+}
+
+/* ---- Random noise: the draws of util.h, the same as on the CPU ------------------------------- */
+
+/* Word c % 4 of the draw for element c of the token in row n. */
+static __device__ float noise_uniform(const Noise &z, int n, uint32_t c) {
+    return random_uniform(
+        random4(z.seed, z.purpose, z.step, z.sequence[n], (uint32_t)z.position[n], c / 4).v[c % 4]);
+}
+
+/* The factors, 0 or 1 / (1-p), of elements c .. c+W of row n; W = 8 needs two draws for its eight.
+ */
+template <int W>
+static __device__ void keep_factors(float keep[W], const Noise &z, int n, uint32_t c) {
+    const float kept = 1.0f / (1.0f - z.p);
+    if constexpr (W == 1)
+        keep[0] = noise_uniform(z, n, c) >= z.p ? kept : 0;
+    else
+        for (uint32_t half = 0; half < W / 4; half++) {
+            const Random4 word = random4(z.seed, z.purpose, z.step, z.sequence[n],
+                                         (uint32_t)z.position[n], c / 4 + half);
+            for (int k = 0; k < 4; k++)
+                keep[4 * half + k] = random_uniform(word.v[k]) >= z.p ? kept : 0;
+        }
+}
+
+struct Dropout {  // out = x keep, or with add out += x keep
+    real *out;
+    const real *x;
+    size_t C;
+    bool add;
+    Noise noise;
+    template <int W>
+    __device__ void at(size_t i) const {
+        float a[W], b[W], keep[W];
+        get<W>(a, x + i);
+        for (int k = 0; k < W; k++) keep[k] = 1;
+        if (noise.p > 0) keep_factors<W>(keep, noise, (int)(i / C), (uint32_t)(i % C));
+        for (int k = 0; k < W; k++)
+            a[k] = keep[k] > 0 ? a[k] * keep[k] : 0;  // (a NaN may be dropped)
+        if (add) {
+            get<W>(b, out + i);
+            for (int k = 0; k < W; k++) a[k] += b[k];
+        }
+        put<W>(out + i, a);
+    }
+};
+
+void dropout(real *x, int N, int C, Noise noise) {
+    if (noise.p > 0)
+        each(Dropout{x, x, (size_t)C, false, noise}, (size_t)N * (size_t)C,
+             C % 8 == 0 && aligned(x));
+}
+
+void dropout_add(real *out, const real *x, int N, int C, Noise noise) {
+    each(Dropout{out, x, (size_t)C, true, noise}, (size_t)N * (size_t)C,
+         C % 8 == 0 && aligned(out, x));
+}
+
+struct UniformNoise {
+    real *x;
+    const float *magnitude;
+    size_t C;
+    Noise noise;
+    template <int W>
+    __device__ void at(size_t i) const {
+        const int n = (int)(i / C);
+        for (int k = 0; k < W; k++)
+            put(x + i + k,
+                get(x + i + k) +
+                    magnitude[n] *
+                        (2.0f * noise_uniform(noise, n, (uint32_t)(i % C) + (uint32_t)k) - 1.0f));
+    }
+};
+
+void add_uniform_noise(real *x, const float *magnitude, int N, int C, Noise noise) {
+    each(UniformNoise{x, magnitude, (size_t)C, noise}, (size_t)N * (size_t)C, false);
+}
+
+/* ---- Attention (Dao et al -------------------------------------------------------------------- */
+
+/* 2022). A block of 4 warps takes 64 consecutive queries of one head, 16 a warp, and goes through
+ * the keys in blocks of 64, counted from the beginning of the sequence. Decoding runs the same code
+ * with one warp. A block of keys that a query does not see adds 0 and rescales by 1, so a row has
+ * the same bits whichever other rows are beside it.  Tiles lie in shared memory with rows of LD
+ * numbers, 16 bytes more than a head, so that the rows of an 8 x 8 matrix fall into different
+ * banks. */
+
+enum { KB = 64 };
+
+template <int HSP>
+struct Tile {
+    enum {
+        LD = HSP + 16 / (int)sizeof(real),
+        SIZE = KB * LD,
+        LDP = KB + 16 / (int)sizeof(real)
+    };  // LDP: of a tile of 64 columns
+};
+
+static size_t shared_bytes(int tiles, int probabilities, int warps, int hsp) {
+    const size_t pad = 16 / sizeof(real);
+    return sizeof(real) * ((size_t)tiles * KB * ((size_t)hsp + pad) +
+                           (size_t)probabilities * (size_t)warps * 16 * (KB + pad)) +
+           2 * KB * sizeof(float);
+}
+
+/* d (16,8 NT) += A (16,K) B (K,8 NT), one warp, both in shared memory. A's element (i,k) is a[i *
+   lda + k], with AT a[k * lda + i]; B's (k,n) is b[k * ldb + n], with BT b[n * ldb + k]. d[j] is
+   columns 8j .. 8j+8, laid out as mma_bf16 does. In fp32 what the tensor cores do is written out.
+ */
+template <int NT, bool AT, bool BT>
+static __device__ void warp_product(float d[][4], const real *a, int lda, const real *b, int ldb,
+                                    int K) {
+    const int lane = threadIdx.x % 32;
+    if constexpr (FP32) {
+        const int g = lane / 4, t = lane % 4;
+        for (int j = 0; j < NT; j++)
+            for (int i = 0; i < 4; i++) {
+                const int row = g + i / 2 * 8, column = 8 * j + 2 * t + i % 2;
+                for (int k = 0; k < K; k++)
+                    d[j][i] = fmaf(get(a + (AT ? k * lda + row : row * lda + k)),
+                                   get(b + (BT ? column * ldb + k : k * ldb + column)), d[j][i]);
+            }
+    } else {
+        const int r = lane % 8, m = lane / 8;
+        for (int k = 0; k < K; k += 16) {
+            uint32_t A[4], B[4];
+            if (AT)
+                ldmatrix_x4_trans(A, a + (k + r + m / 2 * 8) * lda + m % 2 * 8);
+            else
+                ldmatrix_x4(A, a + (r + m % 2 * 8) * lda + k + m / 2 * 8);
+#pragma unroll
+            for (int j = 0; j < NT; j += 2) {
+                if (BT)
+                    ldmatrix_x4(B, b + (8 * j + r + m / 2 * 8) * ldb + k + m % 2 * 8);
+                else
+                    ldmatrix_x4_trans(B, b + (k + r + m % 2 * 8) * ldb + 8 * j + m / 2 * 8);
+                mma_bf16(d[j], A, B);
+                mma_bf16(d[j + 1], A, B + 2);
+            }
+        }
+    }
+}
+
+/* Rows of hs numbers: those before P lie at first, the others at second. */
+typedef struct {
+    const real *first, *second;
+    size_t stride;
+    int P;
+} RowsOf;
+
+static __device__ __forceinline__ const real *row_at(RowsOf x, int t) {
+    return t < x.P ? x.first + (size_t)t * x.stride : x.second + (size_t)(t - x.P) * x.stride;
+}
+
+/* tile (rows,HSP) = rows t0 .. of x, zeros from `end` on and beyond hs; on its way until
+ * cp_async_wait. eights: 16 bytes may be read at once. */
+template <int HSP>
+static __device__ void load_tile(real *tile, RowsOf x, int t0, int end, int rows, int hs,
+                                 bool eights) {
+    enum { E = 16 / (int)sizeof(real), CHUNKS = HSP / E };
+    for (int i = (int)threadIdx.x; i < rows * CHUNKS; i += (int)blockDim.x) {
+        const int row = i / CHUNKS, c = i % CHUNKS * E, t = t0 + row;
+        real *to = tile + row * Tile<HSP>::LD + c;
+        const real *from = t < end && c < hs ? row_at(x, t) + c : NULL;
+        if (from && eights)
+            cp_async16(to, from);
+        else
+            for (int k = 0; k < E; k++) put(to + k, from && c + k < hs ? get(from + k) : 0.0f);
+    }
+}
+
+/* The dropout factor of (query in row n, key, head). */
+static __device__ float attention_keep(const Noise &z, int n, int key, int h, int NH) {
+    return noise_uniform(z, n, (uint32_t)key * (uint32_t)NH + (uint32_t)h) >= z.p
+               ? 1.0f / (1.0f - z.p)
+               : 0.0f;
+}
+
+/*
+ * Attention of `rows` consecutive queries (up to 16 a warp) at positions q0, q0+1, ... over keys 0
+ * .. their own position. The softmax is computed as the blocks of keys go by (Milakov & Gimelshein
+ * 2018): m is the largest score so far, l the sum of e^(score - m), o the weighted values. noise.p
+ * > 0: dropout; n0 is the batch row of q0.
+ */
+template <int HSP, int WARPS_>
+static __device__ void attend(real *out, size_t out_row, float *lse, size_t lse_row, const real *q,
+                              size_t q_row, int rows, int q0, RowsOf keys, RowsOf values, int hs,
+                              bool eights, const Noise &noise, int n0, int h, int NH) {
+    using T = Tile<HSP>;
+    SHARED_DYN(real, memory);
+    real *const Q = memory, *const K = Q + 16 * WARPS_ * T::LD, *const V = K + 2 * T::SIZE,
+                *const P = V + 2 * T::SIZE;
+    const int lane = threadIdx.x % 32, w = threadIdx.x / 32, g = lane / 4, t = lane % 4,
+              end = q0 + rows;
+    real *const mine = P + w * 16 * T::LDP;
+    const float scale = 1.0f / sqrtf((float)hs);
+    float o[HSP / 8][4] = {}, m[2] = {-INFINITY, -INFINITY}, l[2] = {0, 0};
+    load_tile<HSP>(Q, RowsOf{NULL, q, q_row, 0}, 0, rows, 16 * WARPS_, hs, eights);
+    load_tile<HSP>(K, keys, 0, end, KB, hs, eights);
+    load_tile<HSP>(V, values, 0, end, KB, hs, eights);
+    cp_async_commit();
+    for (int k0 = 0, stage = 0; k0 < end; k0 += KB, stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads();  // this block of keys has arrived, for all; and the last one is no longer
+                          // read
+        if (k0 + KB < end) {
+            load_tile<HSP>(K + (stage ^ 1) * T::SIZE, keys, k0 + KB, end, KB, hs, eights);
+            load_tile<HSP>(V + (stage ^ 1) * T::SIZE, values, k0 + KB, end, KB, hs, eights);
+        }
+        cp_async_commit();
+        float s[KB / 8][4] = {};
+        warp_product<KB / 8, false, true>(s, Q + w * 16 * T::LD, T::LD, K + stage * T::SIZE, T::LD,
+                                          HSP);
+        float top[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+        for (int j = 0; j < KB / 8; j++)
+            for (int i = 0; i < 4; i++) {
+                const int key = k0 + 8 * j + 2 * t + i % 2, query = q0 + w * 16 + g + i / 2 * 8;
+                s[j][i] = key <= query ? s[j][i] * scale : -INFINITY;
+                top[i / 2] = fmaxf(top[i / 2], s[j][i]);
+            }
+        float shrink[2];
+        for (int i = 0; i < 2; i++) {  // a row's 64 scores are with four lanes
+            top[i] = fmaxf(top[i], __shfl_xor_sync(ALL, top[i], 1));
+            top[i] = fmaxf(top[i], __shfl_xor_sync(ALL, top[i], 2));
+            const float larger = fmaxf(m[i], top[i]);
+            shrink[i] = m[i] == larger ? 1 : __expf(m[i] - larger);
+            l[i] *= shrink[i];
+            m[i] = larger;
+        }
+#pragma unroll
+        for (int j = 0; j < KB / 8; j++) {
+            float p[4];
+            for (int i = 0; i < 4; i++) {
+                const int row = g + i / 2 * 8, key = k0 + 8 * j + 2 * t + i % 2;
+                p[i] = __expf(s[j][i] - m[i / 2]);
+                l[i / 2] += p[i];
+                if (noise.p > 0 && key < end && w * 16 + row < rows)
+                    p[i] *= attention_keep(noise, n0 + w * 16 + row, key, h, NH);
+            }
+            put2(mine + g * T::LDP + 8 * j + 2 * t, p[0], p[1]);
+            put2(mine + (g + 8) * T::LDP + 8 * j + 2 * t, p[2], p[3]);
+        }
+#pragma unroll
+        for (int j = 0; j < HSP / 8; j++)
+            for (int i = 0; i < 4; i++) o[j][i] *= shrink[i / 2];
+        __syncwarp();
+        warp_product<HSP / 8, false, false>(o, mine, T::LDP, V + stage * T::SIZE, T::LD, KB);
+        __syncwarp();  // the probabilities have been read
+    }
+    for (int i = 0; i < 2; i++) {
+        l[i] += __shfl_xor_sync(ALL, l[i], 1);
+        l[i] += __shfl_xor_sync(ALL, l[i], 2);
+    }
+#pragma unroll
+    for (int j = 0; j < HSP / 8; j++)
+        for (int i = 0; i < 4; i++) {
+            const int row = w * 16 + g + i / 2 * 8, d = 8 * j + 2 * t + i % 2;
+            if (row < rows && d < hs) put(out + (size_t)row * out_row + d, o[j][i] / l[i / 2]);
+        }
+    for (int i = 0; i < 2 && lse && t == 0; i++) {
+        const int row = w * 16 + g + i * 8;
+        if (row < rows) lse[(size_t)row * lse_row] = m[i] + logf(l[i]);
+    }
+}
+
+/* Where the tokens of a sequence lie: those of its parent, P of them from row before, then its own,
+ * T from row own. */
+typedef struct {
+    int before, P, own, T;
+} Rows;
+
+static __device__ Rows rows_of(const int *start, const int *parent, int s) {
+    const int p = parent ? parent[s] : -1;
+    return Rows{p < 0 ? 0 : start[p], p < 0 ? 0 : start[p + 1] - start[p], start[s],
+                start[s + 1] - start[s]};
+}
+
+/* Block b of all sequences' blocks of 64 tokens: which sequence it is of, and which of its blocks.
+   The host does not know how many there are, and starts as many as there can be. */
+static __device__ bool find_block(const int *start, int S, int b, int *s, int *i) {
+    const int lane = threadIdx.x % 32;
+    for (int s0 = 0, before = 0; s0 < S; s0 += 32) {
+        const int mine =
+            s0 + lane < S ? (start[s0 + lane + 1] - start[s0 + lane] + KB - 1) / KB : 0;
+        int sum = mine;
+        for (int d = 1; d < 32; d *= 2) {
+            const int below = __shfl_up_sync(ALL, sum, d);
+            if (lane >= d) sum += below;
+        }
+        const unsigned past = __ballot_sync(ALL, before + sum > b);
+        if (past) {
+            const int at = __ffs((int)past) - 1;
+            *s = s0 + at;
+            *i = b - before - (__shfl_sync(ALL, sum, at) - __shfl_sync(ALL, mine, at));
+            return true;
+        }
+        before += __shfl_sync(ALL, sum, 31);
+    }
+    return false;
+}
+
+/* Part 0 (queries), 1 (keys) or 2 (values) of head h of a sequence's rows. */
+static __device__ RowsOf part_of(const real *qkv, Rows r, int part, int h, int NH, int hs) {
+    const size_t C = (size_t)NH * (size_t)hs, at = (size_t)part * C + (size_t)(h * hs);
+    return RowsOf{qkv + (size_t)r.before * 3 * C + at, qkv + (size_t)r.own * 3 * C + at, 3 * C,
+                  r.P};
+}
+
+enum { ATTENTION_WARPS = 4 };
+
+template <int HSP>
+__global__ void attention_forward_kernel(real *out, float *lse, const real *qkv, const int *start,
+                                         const int *parent, int S, int NH, int hs, bool eights,
+                                         Noise noise) {
+    int s, i;
+    if (!find_block(start, S, (int)blockIdx.x, &s, &i)) return;
+    const Rows r = rows_of(start, parent, s);
+    const int h = (int)blockIdx.y, n0 = r.own + i * KB;
+    const size_t C = (size_t)NH * (size_t)hs;
+    attend<HSP, ATTENTION_WARPS>(
+        out + (size_t)n0 * C + (size_t)(h * hs), C, lse + (size_t)n0 * (size_t)NH + h, (size_t)NH,
+        qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C, min(KB, r.T - i * KB), r.P + i * KB,
+        part_of(qkv, r, 1, h, NH, hs), part_of(qkv, r, 2, h, NH, hs), hs, eights, noise, n0, h, NH);
+}
+
+/* delta (N,NH) = dout . out of each head: what softmax's gradient subtracts. A warp a row and head.
+ */
+__global__ void attention_delta_kernel(float *delta, const real *dout, const real *out, int N,
+                                       int NH, int hs) {
+    const size_t item = (size_t)blockIdx.x * WARPS + threadIdx.x / 32;
+    const int lane = threadIdx.x % 32;
+    if (item >= (size_t)N * (size_t)NH) return;
+    float sum = 0;
+    for (int d = lane; d < hs; d += 32)
+        sum = fmaf(get(dout + item * (size_t)hs + d), get(out + item * (size_t)hs + d), sum);
+    sum = warp_sum(sum);
+    if (lane == 0) delta[item] = sum;
+}
+
+/*
+ * p = softmax(scale q k^T), o = p v:  dv = p^T do,  dp = do v^T,  ds = p (dp - delta) scale,  dq =
+ * ds k,  dk = ds^T q
+ *
+ * dq: a block of 64 queries goes through the keys.
+ */
+template <int HSP>
+__global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qkv, const float *lse,
+                                    const float *delta, const int *start, const int *parent, int S,
+                                    int NH, int hs, bool eights, Noise noise) {
+    using T = Tile<HSP>;
+    SHARED_DYN(real, memory);
+    int s_, i_;
+    if (!find_block(start, S, (int)blockIdx.x, &s_, &i_)) return;
+    const Rows r = rows_of(start, parent, s_);
+    const int h = (int)blockIdx.y, n0 = r.own + i_ * KB, q0 = r.P + i_ * KB,
+              rows = min(KB, r.T - i_ * KB), end = q0 + rows;
+    const int lane = threadIdx.x % 32, w = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const size_t C = (size_t)NH * (size_t)hs;
+    const float scale = 1.0f / sqrtf((float)hs);
+    real *const Q = memory, *const dO = Q + T::SIZE, *const K = dO + T::SIZE,
+                *const V = K + T::SIZE, *const mine = V + T::SIZE + w * 16 * T::LDP;
+    load_tile<HSP>(Q, RowsOf{NULL, qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C, 0}, 0, rows,
+                   KB, hs, eights);
+    load_tile<HSP>(dO, RowsOf{NULL, dout + (size_t)n0 * C + (size_t)(h * hs), C, 0}, 0, rows, KB,
+                   hs, eights);
+    float dq[HSP / 8][4] = {}, lse_[2], delta_[2];
+    for (int i = 0; i < 2; i++) {
+        const int row = w * 16 + g + i * 8;
+        lse_[i] = row < rows ? lse[(size_t)(n0 + row) * (size_t)NH + h] : 0;
+        delta_[i] = row < rows ? delta[(size_t)(n0 + row) * (size_t)NH + h] : 0;
+    }
+    for (int k0 = 0; k0 < end; k0 += KB) {
+        __syncthreads();  // the last block of keys is no longer read, nor what a warp wrote for
+                          // itself
+        load_tile<HSP>(K, part_of(qkv, r, 1, h, NH, hs), k0, end, KB, hs, eights);
+        load_tile<HSP>(V, part_of(qkv, r, 2, h, NH, hs), k0, end, KB, hs, eights);
+        cp_async_commit();
+        cp_async_wait<0>();
+        __syncthreads();
+        float s[KB / 8][4] = {}, dp[KB / 8][4] = {};
+        warp_product<KB / 8, false, true>(s, Q + w * 16 * T::LD, T::LD, K, T::LD, HSP);
+        warp_product<KB / 8, false, true>(dp, dO + w * 16 * T::LD, T::LD, V, T::LD, HSP);
+#pragma unroll
+        for (int j = 0; j < KB / 8; j++) {
+            float ds[4] = {};
+            for (int i = 0; i < 4; i++) {
+                const int row = w * 16 + g + i / 2 * 8, key = k0 + 8 * j + 2 * t + i % 2;
+                const bool seen = row < rows && key <= q0 + row;
+                if (!seen) continue;
+                const float p = __expf(fmaf(s[j][i], scale, -lse_[i / 2])),
+                            keep = noise.p > 0 ? attention_keep(noise, n0 + row, key, h, NH) : 1;
+                ds[i] = p * (dp[j][i] * keep - delta_[i / 2]) * scale;
+            }
+            put2(mine + g * T::LDP + 8 * j + 2 * t, ds[0], ds[1]);
+            put2(mine + (g + 8) * T::LDP + 8 * j + 2 * t, ds[2], ds[3]);
+        }
+        __syncwarp();
+        warp_product<HSP / 8, false, false>(dq, mine, T::LDP, K, T::LD, KB);
+    }
+#pragma unroll
+    for (int j = 0; j < HSP / 8; j++)
+        for (int i = 0; i < 4; i++) {
+            const int row = w * 16 + g + i / 2 * 8, d = 8 * j + 2 * t + i % 2;
+            if (row < rows && d < hs)
+                put(dqkv + (size_t)(n0 + row) * 3 * C + (size_t)(h * hs + d), dq[j][i]);
+        }
+}
+
+/* dk and dv: a block of 64 keys goes through the queries that see them: those of its own sequence,
+   then those of the sequences that go on from it, in their order. So the gradients of shared keys
+   are added up by one block, without atomics; the price is that s and dp are computed twice. */
+template <int HSP>
+__global__ void attention_dkv_kernel(real *dqkv, const real *dout, const real *qkv,
+                                     const float *lse, const float *delta, const int *start,
+                                     const int *parent, int S, int NH, int hs, bool eights,
+                                     Noise noise) {
+    using T = Tile<HSP>;
+    SHARED_DYN(real, memory);
+    int s_, i_;
+    if (!find_block(start, S, (int)blockIdx.x, &s_, &i_)) return;
+    const Rows own = rows_of(start, parent, s_);
+    const int h = (int)blockIdx.y, m0 = own.own + i_ * KB, k0 = own.P + i_ * KB,
+              keys = min(KB, own.T - i_ * KB);
+    const int lane = threadIdx.x % 32, w = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const size_t C = (size_t)NH * (size_t)hs;
+    const float scale = 1.0f / sqrtf((float)hs);
+    real *const K = memory, *const V = K + T::SIZE, *const Q = V + T::SIZE, *const dO = Q + T::SIZE,
+                *const P = dO + T::SIZE + w * 32 * T::LDP;
+    real *const dS = P + 16 * T::LDP;
+    float *const lse_ = (float *)(void *)(dO + T::SIZE + ATTENTION_WARPS * 32 * T::LDP),
+                 *const delta_ = lse_ + KB;
+    load_tile<HSP>(K, RowsOf{NULL, qkv + (size_t)m0 * 3 * C + C + (size_t)(h * hs), 3 * C, 0}, 0,
+                   keys, KB, hs, eights);
+    load_tile<HSP>(V, RowsOf{NULL, qkv + (size_t)m0 * 3 * C + 2 * C + (size_t)(h * hs), 3 * C, 0},
+                   0, keys, KB, hs, eights);
+    float dk[HSP / 8][4] = {}, dv[HSP / 8][4] = {};
+    for (int s = s_; s < S; s++) {
+        if (s != s_ && (!parent || parent[s] != s_)) continue;
+        const Rows r = rows_of(start, parent, s);
+        for (int from = s == s_ ? i_ * KB : 0; from < r.T;
+             from += KB) {  // of the sequence's own tokens
+            const int n0 = r.own + from, q0 = r.P + from, rows = min(KB, r.T - from);
+            __syncthreads();  // the last block of queries is no longer read, nor what a warp wrote
+                              // for itself
+            load_tile<HSP>(Q, RowsOf{NULL, qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C, 0},
+                           0, rows, KB, hs, eights);
+            load_tile<HSP>(dO, RowsOf{NULL, dout + (size_t)n0 * C + (size_t)(h * hs), C, 0}, 0,
+                           rows, KB, hs, eights);
+            cp_async_commit();
+            for (int i = (int)threadIdx.x; i < KB; i += 32 * ATTENTION_WARPS) {
+                lse_[i] = i < rows ? lse[(size_t)(n0 + i) * (size_t)NH + h] : 0;
+                delta_[i] = i < rows ? delta[(size_t)(n0 + i) * (size_t)NH + h] : 0;
+            }
+            cp_async_wait<0>();
+            __syncthreads();
+            float s_t[KB / 8][4] = {},
+                           dp[KB / 8][4] = {};  // transposed: 16 keys a warp, 64 queries
+            warp_product<KB / 8, false, true>(s_t, K + w * 16 * T::LD, T::LD, Q, T::LD, HSP);
+            warp_product<KB / 8, false, true>(dp, V + w * 16 * T::LD, T::LD, dO, T::LD, HSP);
+#pragma unroll
+            for (int j = 0; j < KB / 8; j++) {
+                float p[4] = {}, ds[4] = {};
+                for (int i = 0; i < 4; i++) {
+                    const int key = w * 16 + g + i / 2 * 8, column = 8 * j + 2 * t + i % 2;
+                    if (key >= keys || column >= rows || k0 + key > q0 + column) continue;
+                    const float keep =
+                        noise.p > 0 ? attention_keep(noise, n0 + column, k0 + key, h, NH) : 1;
+                    p[i] = __expf(fmaf(s_t[j][i], scale, -lse_[column]));
+                    ds[i] = p[i] * (dp[j][i] * keep - delta_[column]) * scale;
+                    p[i] *= keep;
+                }
+                for (int i = 0; i < 4; i += 2) {
+                    const int at = (g + i / 2 * 8) * T::LDP + 8 * j + 2 * t;
+                    put2(P + at, p[i], p[i + 1]);
+                    put2(dS + at, ds[i], ds[i + 1]);
+                }
+            }
+            __syncwarp();
+            warp_product<HSP / 8, false, false>(dv, P, T::LDP, dO, T::LD, KB);
+            warp_product<HSP / 8, false, false>(dk, dS, T::LDP, Q, T::LD, KB);
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < HSP / 8; j++)
+        for (int i = 0; i < 4; i++) {
+            const int row = w * 16 + g + i / 2 * 8, d = 8 * j + 2 * t + i % 2;
+            if (row >= keys || d >= hs) continue;
+            real *to = dqkv + (size_t)(m0 + row) * 3 * C + (size_t)(h * hs + d);
+            put(to + C, dk[j][i]);
+            put(to + 2 * C, dv[j][i]);
+        }
+}
+
+/* Calls f.at<HSP>() with hs rounded up to what the kernels are made for. */
+template <class F>
+static void with_head_size(int hs, F f) {
+    if (hs <= 16)
+        f.template at<16>();
+    else if (hs <= 32)
+        f.template at<32>();
+    else if (hs <= 64)
+        f.template at<64>();
+    else if (hs <= 96)
+        f.template at<96>();
+    else if (hs <= 128)
+        f.template at<128>();
+    else
+        die_usage("heads of %d numbers; the GPU's attention has been made for at most 128", hs);
+}
+
+static bool whole_chunks(int hs) { return (size_t)hs * sizeof(real) % 16 == 0; }
+
+/* A kernel must be told when its blocks are to have more than 48 KB of shared memory. */
+template <class K>
+static size_t allow(K kernel, size_t bytes) {
+    if (bytes > properties.sharedMemPerBlockOptin)
+        die_usage(
+            "attention%s takes %zu bytes of shared memory for heads of this size, and a block has "
+            "at most %zu on %s; %s",
+            FP32 ? " in fp32" : "", bytes, properties.sharedMemPerBlockOptin, properties.name,
+            FP32 ? "build without PRECISION=fp32" : "run the program without _cuda in its name");
+    CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    return bytes;
+}
+
+struct AttentionForward {
+    real *out;
+    float *lse;
+    const real *qkv;
+    const int *start, *parent;
+    int N, S, NH, hs;
+    Noise noise;
+    template <int HSP>
+    void at(void) const {
+        auto kernel = attention_forward_kernel<HSP>;
+        const size_t bytes = allow(kernel, shared_bytes(5, 1, ATTENTION_WARPS, HSP));
+        LAUNCH(kernel, dim3((unsigned)(N / KB + S), (unsigned)NH), 32 * ATTENTION_WARPS, bytes,
+               stream, out, lse, qkv, start, parent, S, NH, hs, whole_chunks(hs) && aligned(qkv),
+               noise);
+    }
+};
+
+void attention_forward(real *out, float *lse, const real *qkv, const int *start, const int *parent,
+                       int N, int S, int NH, int hs, Noise noise) {
+    if (N) with_head_size(hs, AttentionForward{out, lse, qkv, start, parent, N, S, NH, hs, noise});
+}
+
+struct AttentionBackward {
+    real *dqkv;
+    const real *dout, *qkv;
+    const float *lse, *delta;
+    const int *start, *parent;
+    int N, S, NH, hs;
+    Noise noise;
+    template <int HSP>
+    void at(void) const {
+        const dim3 grid((unsigned)(N / KB + S), (unsigned)NH);
+        const bool eights = whole_chunks(hs) && aligned(qkv, dout);
+        auto dq = attention_dq_kernel<HSP>;
+        LAUNCH(dq, grid, 32 * ATTENTION_WARPS, allow(dq, shared_bytes(4, 1, ATTENTION_WARPS, HSP)),
+               stream, dqkv, dout, qkv, lse, delta, start, parent, S, NH, hs, eights, noise);
+        auto dkv = attention_dkv_kernel<HSP>;
+        LAUNCH(dkv, grid, 32 * ATTENTION_WARPS,
+               allow(dkv, shared_bytes(4, 2, ATTENTION_WARPS, HSP)), stream, dqkv, dout, qkv, lse,
+               delta, start, parent, S, NH, hs, eights, noise);
+    }
+};
+
+void attention_backward(real *dqkv, const real *dout, const real *qkv, const real *out,
+                        const float *lse, const int *start, const int *parent, int N, int S, int NH,
+                        int hs, Noise noise) {
+    if (!N) return;
+    const size_t items = (size_t)N * (size_t)NH;
+    float *delta = (float *)workspace(sizeof *delta * items);
+    LAUNCH(attention_delta_kernel, blocks_for(items, WARPS), THREADS, 0, stream, delta, dout, out,
+           N, NH, hs);
+    with_head_size(
+        hs, AttentionBackward{dqkv, dout, qkv, lse, delta, start, parent, N, S, NH, hs, noise});
+}
+
+/* A cache is keys and values (slots,NH,2,positions,hs). */
+static size_t cached_head(int positions, int hs) { return (size_t)positions * (size_t)hs; }
+
+size_t cache_bytes(int slots, int positions, int NH, int hs) {
+    return (size_t)slots * (size_t)NH * 2 * cached_head(positions, hs) * sizeof(real);
+}
+
+struct PutKeyValue {
+    real *cache;
+    const real *qkv;
+    const int *slot, *position;
+    size_t head;
+    int NH, hs;
+    template <int W>
+    __device__ void at(size_t i) const {
+        const size_t C = (size_t)NH * (size_t)hs, n = i / C, h = i % C / (size_t)hs,
+                     d = i % C % (size_t)hs;
+        real *to = cache + ((size_t)slot[n] * (size_t)NH + h) * 2 * head +
+                   (size_t)position[n] * (size_t)hs + d;
+        float x[W];
+        get<W>(x, qkv + n * 3 * C + C + i % C);
+        put<W>(to, x);
+        get<W>(x, qkv + n * 3 * C + 2 * C + i % C);
+        put<W>(to + head, x);
+    }
+};
+
+/* Up to 16 rows of one slot at consecutive positions: row, how many, slot, position of the first.
+ */
+typedef struct {
+    int row, rows, slot, position;
+} Group;
+
+template <int HSP>
+__global__ void attention_cached_kernel(real *out, const real *cache, const real *qkv,
+                                        const Group *groups, size_t head, int NH, int hs,
+                                        bool eights) {
+    const Group group = groups[blockIdx.x];
+    const int h = (int)blockIdx.y;
+    const size_t C = (size_t)NH * (size_t)hs, n = (size_t)group.row;
+    const real *keys = cache + ((size_t)group.slot * (size_t)NH + (size_t)h) * 2 * head;
+    const Noise none = {};
+    attend<HSP, 1>(out + n * C + (size_t)(h * hs), C, (float *)NULL, 0,
+                   qkv + n * 3 * C + (size_t)(h * hs), 3 * C, group.rows, group.position,
+                   RowsOf{NULL, keys, (size_t)hs, 0}, RowsOf{NULL, keys + head, (size_t)hs, 0}, hs,
+                   eights, none, 0, h, NH);
+}
+
+struct AttentionCached {
+    real *out;
+    const real *cache, *qkv;
+    const Group *groups;
+    int count;
+    size_t head;
+    int NH, hs;
+    template <int HSP>
+    void at(void) const {
+        auto kernel = attention_cached_kernel<HSP>;
+        const size_t pad = 16 / sizeof(real),
+                     bytes = allow(kernel,
+                                   sizeof(real) * ((16 + 4 * KB) * (HSP + pad) + 16 * (KB + pad)));
+        LAUNCH(kernel, dim3((unsigned)count, (unsigned)NH), 32, bytes, stream, out, cache, qkv,
+               groups, head, NH, hs, whole_chunks(hs) && aligned(cache, qkv));
+    }
+};
+
+/* What attention_cached was told last, on the host and on the device: all layers of a step ask the
+ * same. */
+static struct {
+    int N, room, count;
+    int *slot, *position;  // (room) host
+    int *memory;           // (device) slot (room), position (room), groups (room)
+} asked;
+
+static void ask(const int *slot, const int *position, int N) {
+    if (N == asked.N && !memcmp(slot, asked.slot, sizeof(int) * (size_t)N) &&
+        !memcmp(position, asked.position, sizeof(int) * (size_t)N))
+        return;
+    if (N > asked.room) {
+        if (asked.memory) device_free(asked.memory, 6 * sizeof(int) * (size_t)asked.room);
+        asked.room = N;
+        asked.slot = (int *)xrealloc(asked.slot, (size_t)N, sizeof(int));
+        asked.position = (int *)xrealloc(asked.position, (size_t)N, sizeof(int));
+        if (!(asked.memory = (int *)device_alloc(6 * sizeof(int) * (size_t)N)))
+            die("out of memory for a list of %d rows on %s; close other programs", N,
+                device_name());
+    }
+    Group *groups = (Group *)xmalloc(sizeof *groups * (size_t)N);
+    asked.N = N;
+    asked.count = 0;
+    for (int n = 0, rows; n < N; n += rows) {
+        for (rows = 1; rows < 16 && n + rows < N && slot[n + rows] == slot[n] &&
+                       position[n + rows] == position[n] + rows;
+             rows++) {
+        }
+        groups[asked.count++] = Group{n, rows, slot[n], position[n]};
+    }
+    memcpy(asked.slot, slot, sizeof(int) * (size_t)N);
+    memcpy(asked.position, position, sizeof(int) * (size_t)N);
+    device_write(asked.memory, slot, sizeof(int) * (size_t)N);
+    device_write(asked.memory + asked.room, position, sizeof(int) * (size_t)N);
+    device_write(asked.memory + 2 * asked.room, groups, sizeof *groups * (size_t)asked.count);
+    free(groups);
+}
+
+void attention_cached(real *out, real *cache, const real *qkv, const int *slot, const int *position,
+                      int N, int slots, int positions, int NH, int hs) {
+    (void)slots;
+    if (!N) return;
+    const size_t head = cached_head(positions, hs);
+    ask(slot, position, N);
+    each(PutKeyValue{cache, qkv, asked.memory, asked.memory + asked.room, head, NH, hs},
+         (size_t)N * (size_t)NH * (size_t)hs, hs % 8 == 0 && aligned(cache, qkv));
+    with_head_size(hs, AttentionCached{out, cache, qkv,
+                                       (const Group *)(const void *)(asked.memory + 2 * asked.room),
+                                       asked.count, head, NH, hs});
+}
+
+/* ---- The loss head --------------------------------------------------------------------------- */
+
+struct Gather {  // out[r] = inp[row[r]], or, scatter, out[row[r]] = inp[r]
+    real *out;
+    const real *inp;
+    const int *row;
+    size_t C;
+    bool scatter;
+    template <int W>
+    __device__ void at(size_t i) const {
+        const size_t there = (size_t)row[i / C] * C + i % C;
+        float x[W];
+        get<W>(x, inp + (scatter ? i : there));
+        put<W>(out + (scatter ? there : i), x);
+    }
+};
+
+void gather_rows(real *out, const real *inp, const int *row, int R, int C) {
+    each(Gather{out, inp, row, (size_t)C, false}, (size_t)R * (size_t)C,
+         C % 8 == 0 && aligned(out, inp));
+}
+
+void scatter_rows(real *out, const real *inp, const int *row, int R, int C) {
+    each(Gather{out, inp, row, (size_t)C, true}, (size_t)R * (size_t)C,
+         C % 8 == 0 && aligned(out, inp));
+}
+
+struct ScaleRows {
+    real *x;
+    const float *factor;
+    size_t C;
+    template <int W>
+    __device__ void at(size_t i) const {
+        float a[W];
+        get<W>(a, x + i);
+        for (int k = 0; k < W; k++) a[k] *= factor[i / C];
+        put<W>(x + i, a);
+    }
+};
+
+void scale_rows(real *x, const float *factor, int R, int C) {
+    each(ScaleRows{x, factor, (size_t)C}, (size_t)R * (size_t)C, C % 8 == 0 && aligned(x));
+}
+
+void head_forward(real *logits, const real *inp, const real *wte, int R, int C, int V, int ldv) {
+    product(R, V, C, Matrix{inp, (size_t)C, false}, Matrix{wte, (size_t)C, true}, logits,
+            (size_t)ldv, (const real *)NULL, false, false);
+}
+
+void head_backward(real *dinp, float *dwte, const real *dlogits, const real *inp, const real *wte,
+                   int R, int C, int V, int ldv) {
+    // logits = inp wte^T:  dinp = dlogits wte,  dwte = dlogits^T inp
+    if (dinp)
+        product(R, C, V, Matrix{dlogits, (size_t)ldv, false}, Matrix{wte, (size_t)C, false}, dinp,
+                (size_t)C, (const real *)NULL, false, false);
+    if (dwte)
+        product(V, C, R, Matrix{dlogits, (size_t)ldv, true}, Matrix{inp, (size_t)C, false}, dwte,
+                (size_t)C, (const real *)NULL, true, true);
+}
+
+/* Thread i of a block takes the elements [8i, 8i+8) + 8 THREADS j of a row, however the row is
+   aligned: so sums over it have one order. This calls f(j, x_j) for those of the thread; where x
+   may be written, f may change x_j. */
+template <class T, class F>
+static __device__ void each_of_row(T *x, int V, F f) {
+    const bool eights = (size_t)(uintptr_t)x % 16 == 0;
+    for (int j0 = 8 * (int)threadIdx.x; j0 < V; j0 += 8 * THREADS) {
+        float v[8];
+        const bool whole = eights && j0 + 8 <= V;
+        if (whole)
+            get<8>(v, x + j0);
+        else
+            for (int k = 0; k < 8; k++) v[k] = j0 + k < V ? get(x + j0 + k) : 0;
+        for (int k = 0; k < 8; k++)
+            if (j0 + k < V) f(j0 + k, v[k]);
+        if constexpr (!std::is_const_v<T>) {
+            if (whole)
+                put<8>(x + j0, v);
+            else
+                for (int k = 0; k < 8 && j0 + k < V; k++) put(x + j0 + k, v[k]);
+        }
+    }
+}
+
+/* The largest of a row and the first place where it stands, for every thread. A NaN is never the
+ * largest; the sums below still show it. */
+static __device__ float row_max(const real *x, int V, int *where) {
+    SHARED(float, tops, [WARPS]);
+    SHARED(int, places, [WARPS]);
+    float top = -INFINITY;
+    int place = 0x7fffffff;
+    each_of_row(x, V, [&](int j, float v) {
+        if (v > top) {
+            top = v;
+            place = j;
+        }
+    });
+    for (int d = 16; d; d /= 2) {
+        const float other = __shfl_xor_sync(ALL, top, d);
+        const int there = __shfl_xor_sync(ALL, place, d);
+        if (other > top || (other == top && there < place)) {
+            top = other;
+            place = there;
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) {
+        tops[threadIdx.x / 32] = top;
+        places[threadIdx.x / 32] = place;
+    }
+    __syncthreads();
+    top = tops[0];
+    place = places[0];
+    for (int w = 1; w < WARPS; w++)
+        if (tops[w] > top || (tops[w] == top && places[w] < place)) {
+            top = tops[w];
+            place = places[w];
+        }
+    *where = place < V ? place : 0;
+    return top;
+}
+
+/* sum_j e^((x_j - top) beta), and in *weighted, unless NULL, sum_j e^(..) (x_j - top) beta */
+static __device__ double row_sum(const real *x, int V, float top, float beta, double *weighted) {
+    float sum = 0, more = 0;
+    each_of_row(x, V, [&](int, float v) {
+        const float d = (v - top) * beta, e = expf(d);
+        sum += e;
+        if (weighted) more = fmaf(e, fmaxf(-1e4f, d), more);  // 0 * -infinity would be NaN
+    });
+    if (weighted) *weighted = block_sum((double)more);
+    return block_sum((double)sum);
+}
+
+__global__ void logprob_forward_kernel(float *logp, float *entropy, float *lse, int *best,
+                                       const real *logits, const int *target, float beta, int V,
+                                       int ldv) {
+    const size_t r = blockIdx.x;
+    const real *x = logits + r * (size_t)ldv;
+    int where;
+    double weighted;
+    const float top = row_max(x, V, &where);
+    const double sum = row_sum(x, V, top, beta, entropy ? &weighted : (double *)NULL),
+                 log_sum = log(sum);
+    if (threadIdx.x) return;
+    lse[r] = (float)((double)top * (double)beta + log_sum);
+    logp[r] = (float)((double)(get(x + target[r]) - top) * (double)beta -
+                      log_sum);  // as in sample(), to the bit
+    if (entropy)
+        entropy[r] =
+            (float)(log_sum - weighted / sum);  // -sum p log p, log p = (x - top) beta - log_sum
+    if (best) best[r] = where;
+}
+
+void logprob_forward(float *logp, float *entropy, float *lse, int *best, const real *logits,
+                     const int *target, float beta, int R, int V, int ldv) {
+    if (R)
+        LAUNCH(logprob_forward_kernel, (unsigned)R, THREADS, 0, stream, logp, entropy, lse, best,
+               logits, target, beta, V, ldv);
+}
+
+__global__ void logprob_backward_kernel(real *logits, const float *lse, const float *entropy,
+                                        const int *target, const float *dlogp,
+                                        const float *dentropy, float beta, int V, int ldv) {
+    const size_t r = blockIdx.x;
+    real *x = logits + r * (size_t)ldv;
+    const float lse_ = lse[r], dlogp_ = dlogp[r], dentropy_ = dentropy ? dentropy[r] : 0,
+                entropy_ = dentropy_ != 0 ? entropy[r] : 0;
+    const int target_ = target[r];
+    each_of_row(x, V, [&](int j, float &v) {
+        // log p_j = beta x_j - lse:   d log p[target] / d x_j = beta (1[j = target] - p_j)
+        // entropy = -sum p log p:   d entropy / d x_j = -beta p_j (log p_j + entropy)
+        const float log_p = beta * v - lse_, p = expf(log_p);
+        float d = (j == target_ ? dlogp_ : 0) - p * dlogp_;
+        if (dentropy_ != 0) d -= p * dentropy_ * (fmaxf(-1e4f, log_p) + entropy_);
+        v = beta * d;
+    });
+}
+
+void logprob_backward(real *logits, const float *lse, const float *entropy, const int *target,
+                      const float *dlogp, const float *dentropy, float beta, int R, int V,
+                      int ldv) {
+    if (R)
+        LAUNCH(logprob_backward_kernel, (unsigned)R, THREADS, 0, stream, logits, lse, entropy,
+               target, dlogp, dentropy, beta, V, ldv);
+}
+
+__global__ void kl_kernel(float *kl, const real *logits_p, const float *lse_p, const real *logits_q,
+                          const float *lse_q, float beta, int V, int ldv) {
+    const size_t r = blockIdx.x;
+    const real *y = logits_q + r * (size_t)ldv;
+    float sum = 0;
+    each_of_row(logits_p + r * (size_t)ldv, V, [&](int j, float v) {
+        const float log_p = beta * v - lse_p[r], p = expf(log_p),
+                    log_q = beta * get(y + j) - lse_q[r];
+        if (p != 0)
+            sum += p * (log_p - log_q);  // where p is 0 the term is, even when a logit of -infinity
+                                         // makes the difference NaN
+    });
+    const double total = block_sum((double)sum);
+    if (threadIdx.x == 0) kl[r] = (float)total;
+}
+
+void kl_forward(float *kl, const real *logits_p, const float *lse_p, const real *logits_q,
+                const float *lse_q, float beta, int R, int V, int ldv) {
+    if (R)
+        LAUNCH(kl_kernel, (unsigned)R, THREADS, 0, stream, kl, logits_p, lse_p, logits_q, lse_q,
+               beta, V, ldv);
+}
+
+__global__ void difference_kernel(float *row, const real *a, const real *b, int V, int ldv) {
+    SHARED(float, tops, [WARPS]);
+    const size_t at = blockIdx.x * (size_t)ldv;
+    float top = 0;
+    for (int j = (int)threadIdx.x; j < V; j += THREADS) {
+        const float d = fabsf(get(a + at + j) - (b ? get(b + at + j) : 0));
+        top = d > top || d != d ? (d != d ? INFINITY : d) : top;
+    }
+    top = warp_max(top);
+    if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = top;
+    __syncthreads();
+    if (threadIdx.x) return;
+    for (int w = 1; w < WARPS; w++) top = fmaxf(top, tops[w]);
+    row[blockIdx.x] = top;
+}
+
+float largest_difference(const real *a, const real *b, int R, int V, int ldv) {
+    if (!R) return 0;
+    float *row = (float *)workspace(sizeof *row * (size_t)R),
+          *host = (float *)xmalloc(sizeof *host * (size_t)R), top = 0;
+    LAUNCH(difference_kernel, (unsigned)R, THREADS, 0, stream, row, a, b, V, ldv);
+    device_read(host, row, sizeof *host * (size_t)R);
+    for (int r = 0; r < R; r++) top = fmaxf(top, host[r]);
+    free(host);
+    return top;
+}
+
+/* ---- The scalar head: a warp a row ----------------------------------------------------------- */
+
+__global__ void value_forward_kernel(float *value, const real *inp, const real *weight,
+                                     const real *bias, int N, int C) {
+    const int n = (int)(blockIdx.x * WARPS + threadIdx.x / 32), lane = threadIdx.x % 32;
+    if (n >= N) return;
+    float sum = 0;
+    for (int c = lane; c < C; c += 32)
+        sum = fmaf(get(inp + (size_t)n * (size_t)C + c), get(weight + c), sum);
+    sum = warp_sum(sum);
+    if (lane == 0) value[n] = sum + (bias ? get(bias) : 0);
+}
+
+void value_forward(float *value, const real *inp, const real *weight, const real *bias, int N,
+                   int C) {
+    if (N)
+        LAUNCH(value_forward_kernel, blocks_for((size_t)N, WARPS), THREADS, 0, stream, value, inp,
+               weight, bias, N, C);
+}
+
+struct ValueBackward {
+    real *dinp;
+    const float *dvalue;
+    const real *weight;
+    size_t C;
+    template <int W>
+    __device__ void at(size_t i) const {
+        const float d = dvalue[i / C];
+        if (d != 0) put(dinp + i, fmaf(d, get(weight + i % C), get(dinp + i)));
+    }
+};
+
+struct ValueColumn {
+    const float *dvalue;
+    const real *inp;
+    size_t C;
+    __device__ float2 operator()(int n, int c) const {
+        const float d = dvalue[n];
+        return make_float2(d != 0 ? d * get(inp + (size_t)n * C + (size_t)c) : 0, 0);
+    }
+};
+
+struct Values {
+    const float *dvalue;
+    __device__ float2 operator()(int n, int) const { return make_float2(dvalue[n], 0); }
+};
+
+void value_backward(real *dinp, float *dweight, float *dbias, const float *dvalue, const real *inp,
+                    const real *weight, int N, int C) {
+    // value[n] = sum_c inp[n][c] weight[c] + bias
+    each(ValueBackward{dinp, dvalue, weight, (size_t)C}, (size_t)N * (size_t)C, false);
+    add_column_sums(dweight, (float *)NULL, ValueColumn{dvalue, inp, (size_t)C}, N, C);
+    add_column_sums(dbias, (float *)NULL, Values{dvalue}, N, 1);
+}
+
+/* ---- Sampling: a block a row ----------------------------------------------------------------- */
+
+/* Tokens are ordered by logit, of two alike the lower id first; what top_k and top_p keep is a
+ * beginning of that order, named by its last token. Its end is found by bisection, first of the
+ * logit and then of the id, each time counting what would be kept. */
+
+/* Ascending with the float; the two zeros are one number. */
+static __device__ uint32_t order_of(float x) {
+    const uint32_t bits = __float_as_uint(x + 0.0f);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+typedef struct {
+    uint32_t order;
+    int id;
+} Last;
+
+static __device__ __forceinline__ bool kept(Last last, int j, float v) {
+    const uint32_t order = order_of(v);
+    return order > last.order || (order == last.order && j <= last.id);
+}
+
+typedef struct {
+    double count, weight;
+} Kept;
+
+static __device__ Kept keep_up_to(const real *x, int V, float top, float beta, Last last) {
+    float count = 0, weight = 0;
+    each_of_row(x, V, [&](int j, float v) {
+        if (kept(last, j, v)) {
+            count += 1;
+            weight += expf((v - top) * beta);
+        }
+    });
+    Kept k;
+    k.count = block_sum((double)count);
+    k.weight = block_sum((double)weight);
+    return k;
+}
+
+/* The shortest beginning with `count` tokens or, weighed, of that weight. */
+static __device__ Last shortest(const real *x, int V, float top, float beta, bool weighed,
+                                double enough) {
+    auto reached = [&](uint32_t order, int id) {
+        const Kept k = keep_up_to(x, V, top, beta, Last{order, id});
+        return k.count >= 1 && (weighed ? k.weight : k.count) >= enough;
+    };
+    uint32_t low = 0, high = 0xffffffffu;  // the largest order that reaches it, with all its ids
+    while (low < high) {
+        const uint32_t middle = low + (high - low) / 2 + 1;
+        if (reached(middle, V))
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    int first = 0, last = V - 1;
+    while (first < last) {
+        const int middle = (first + last) / 2;
+        if (reached(low, middle))
+            last = middle;
+        else
+            first = middle + 1;
+    }
+    return Last{low, first};
+}
+
+enum { SEGMENT = 512, SEGMENTS = 1024 };  // of ids; 16 a lane
+
+struct Drawn {
+    int token;
+    float logp;
+};
+
+/* Row r's token is the one in which the running sum over ids passes uniform * total: first the
+ * segment is found, then the lane, then the id. */
+__global__ void sample_kernel(Drawn *out, const real *logits, const float *uniform, int V, int ldv,
+                              float temperature, int top_k, float top_p) {
+    SHARED(double, sums, [SEGMENTS]);
+    const real *x = logits + blockIdx.x * (size_t)ldv;
+    const float beta = temperature > 0 ? 1.0f / temperature : 1.0f;
+    const int lane = threadIdx.x % 32, w = threadIdx.x / 32, segments = (V + SEGMENT - 1) / SEGMENT;
+    int where;
+    const float top = row_max(x, V, &where);
+    const double log_sum = log(row_sum(x, V, top, beta, (double *)NULL));
+    int drawn = where;
+    if (temperature > 0 && top_k != 1) {
+        Last last = {0, V};
+        if (top_k > 0 && top_k < V) last = shortest(x, V, top, beta, false, (double)top_k);
+        if (top_p < 1) {
+            const Last shorter = shortest(x, V, top, beta, true,
+                                          (double)top_p * keep_up_to(x, V, top, beta, last).weight);
+            if (shorter.order > last.order || (shorter.order == last.order && shorter.id < last.id))
+                last = shorter;
+        }
+        auto weight = [&](int j) {
+            const float v = j < V ? get(x + j) : 0;
+            return j < V && kept(last, j, v) ? (double)expf((v - top) * beta) : 0.0;
+        };
+        for (int s = w; s < segments; s += WARPS) {
+            double sum = 0;
+            for (int k = 0; k < SEGMENT / 32; k++)
+                sum += weight(s * SEGMENT + lane * (SEGMENT / 32) + k);
+            sum = warp_sum(sum);
+            if (lane == 0) sums[s] = sum;
+        }
+        __syncthreads();
+        if (w) return;
+        double total = 0, sum = 0;
+        for (int s = 0; s < segments; s++) total += sums[s];
+        const double wanted = (double)uniform[blockIdx.x] * total;
+        int segment = 0;
+        for (int s = 0; s < segments;
+             s++) {  // the last with any weight, should rounding leave the sum short
+            if (sums[s] > 0) segment = s;
+            if (sum + sums[s] > wanted) break;
+            sum += sums[s];
+        }
+        sum = 0;
+        for (int s = 0; s < segment; s++) sum += sums[s];
+        const int from = segment * SEGMENT + lane * (SEGMENT / 32);
+        double mine = 0;
+        int latest = -1, hit = -1;
+        for (int k = 0; k < SEGMENT / 32; k++) mine += weight(from + k);
+        double before = mine;  // becomes the sum of the lanes below
+        for (int d = 1; d < 32; d *= 2) {
+            const double below = __shfl_up_sync(ALL, before, d);
+            if (lane >= d) before += below;
+        }
+        before += sum - mine;
+        for (int k = 0; k < SEGMENT / 32; k++) {
+            const double p = weight(from + k);
+            if (p <= 0) continue;
+            latest = from + k;
+            before += p;
+            if (hit < 0 && before > wanted) hit = from + k;
+        }
+        const unsigned hits = __ballot_sync(ALL, hit >= 0), some = __ballot_sync(ALL, latest >= 0);
+        const int at = hits ? __ffs((int)hits) - 1 : some ? 31 - __clz((int)some) : 0;
+        drawn = __shfl_sync(ALL, hits ? hit : latest, at);
+        if (drawn < 0) drawn = where;
+    }
+    if (threadIdx.x == 0)
+        out[blockIdx.x] =
+            Drawn{drawn, (float)((double)(get(x + drawn) - top) * (double)beta - log_sum)};
+}
+
+void sample(int *token, float *logp, const real *logits, int R, int V, int ldv, float temperature,
+            int top_k, float top_p, const float *uniform) {
+    if (!R) return;
+    if (V > SEGMENT * SEGMENTS)
+        die_usage("a vocabulary of %d; sampling on a GPU has been made for at most %d", V,
+                  SEGMENT * SEGMENTS);
+    const size_t n = (size_t)R;
+    float *u = (float *)workspace(3 * sizeof *u * n);
+    Drawn *drawn_there = (Drawn *)(void *)(u + n), *drawn = (Drawn *)xmalloc(sizeof *drawn * n);
+    device_write(u, uniform, sizeof *u * n);
+    LAUNCH(sample_kernel, (unsigned)R, THREADS, 0, stream, drawn_there, logits, u, V, ldv,
+           temperature, top_k, top_p);
+    device_read(drawn, drawn_there, sizeof *drawn * n);
+    for (size_t r = 0; r < n; r++) {
+        token[r] = drawn[r].token;
+        if (logp) logp[r] = drawn[r].logp;
+    }
+    free(drawn);
+}
+
+/* ---- The optimiser --------------------------------------------------------------------------- */
+
+/* 16 numbers a thread, until that makes enough blocks to keep a GPU busy */
+static size_t square_blocks(size_t n) {
+    return n < 16 * THREADS ? 1 : n / (16 * THREADS) < 1024 ? n / (16 * THREADS) : 1024;
+}
+
+__global__ void squares_kernel(double *part, const float *x, size_t n) {  // part (blocks)
+    double sum = 0;
+    for (size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x; i < n;
+         i += (size_t)gridDim.x * THREADS)
+        sum += (double)x[i] * (double)x[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) part[blockIdx.x] = sum;
+}
+
+__global__ void add_squares_kernel(double *sum, const double *part, int n) {
+    double mine = 0;
+    for (int i = (int)threadIdx.x; i < n; i += THREADS) mine += part[i];
+    mine = block_sum(mine);
+    if (threadIdx.x == 0) *sum = mine;
+}
+
+double sum_of_squares(const float *const *x, const size_t *n, int count) {
+    if (!count) return 0;
+    size_t parts = 0, from = 0;
+    for (int i = 0; i < count; i++) parts += square_blocks(n[i]);
+    double sum = 0, *part = (double *)workspace(sizeof *part * (parts + 1));
+    for (int i = 0; i < count; from += square_blocks(n[i++]))
+        LAUNCH(squares_kernel, (unsigned)square_blocks(n[i]), THREADS, 0, stream, part + from, x[i],
+               n[i]);
+    LAUNCH(add_squares_kernel, 1, THREADS, 0, stream, part + parts, part, (int)parts);
+    device_read(&sum, part + parts, sizeof sum);
+    return sum;
+}
+
+struct Step {
+    real *w;
+    float *master, *g, *m, *v;
+    float scale, lr, beta1, beta2, epsilon, decay, m_correct, v_correct;
+    template <int W>
+    __device__ void at(size_t i) const {
+        const float grad = g[i] * scale, weight = master ? master[i] : get(w + i);
+        const float m1 = fmaf(beta1, m[i], (1 - beta1) * grad),
+                    v1 = fmaf(beta2, v[i], (1 - beta2) * (grad * grad));
+        const float step = fmaf(decay, weight, m1 * m_correct / (sqrtf(v1 * v_correct) + epsilon)),
+                    next = fmaf(-lr, step, weight);
+        put(w + i, next);
+        if (master) master[i] = next;
+        m[i] = m1;
+        v[i] = v1;
+        g[i] = 0;
+    }
+};
+
+void adamw(real *w, float *master, float *g, float *m, float *v, size_t n, float scale, float lr,
+           float beta1, float beta2, float epsilon, float decay, int t) {
+    // m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t); the powers in double, once
+    const float m_correct = (float)(1 / (1 - pow((double)beta1, t))),
+                v_correct = (float)(1 / (1 - pow((double)beta2, t)));
+    each(Step{w, master, g, m, v, scale, lr, beta1, beta2, epsilon, decay, m_correct, v_correct}, n,
+         false);
+}
