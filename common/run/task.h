@@ -1,18 +1,15 @@
 /*
- * task.h - a supervised task: records to learn from, records held out, and what is measured on
- * those.
+ * task.h - a supervised task: records to learn from, records held out, and the figures on those.
  *
- * sft.c, full_ft.c, lora.c and adapter.c learn the same way from the same kinds of record and
- * differ in what they train; this is what they would all explain identically. The loss itself, and
- * the loop, stand in each of them.
+ * sft.c, full_ft.c, lora.c and adapter.c learn in the same way from the same records and differ in
+ * what they train. This is what all four would explain identically. The loop is written out in each
+ * of them, and the loss is in model/loss.h.
  */
 #ifndef POSTTRAIN_TASK_H
 #define POSTTRAIN_TASK_H
 
-#include "model/gpt2.h"
-#include "run/run.h"
 #include "run/chat.h"
-#include "text/text.h"
+#include "run/run.h"
 
 /* Some examples of a dataset: all of them, or one side of a split. */
 typedef struct {
@@ -20,93 +17,84 @@ typedef struct {
     int n, *which;
 } Examples;
 
-/* One number per token of a batch (N). */
+/* Sums over scored tokens. A mean is a sum divided by a count of real tokens, always. */
 typedef struct {
-    float *logp, *entropy, *dlogp;
-    int *best;
-} PerToken;
-
-/* Sums over scored tokens. A mean is a sum over a count of real tokens, always. */
-typedef struct {
-    double loss, entropy, correct, tokens;
-} Totals;
+    double loss, correct, tokens;
+} HeldOut;
 
 typedef struct {
     /* flags */
-    const char *template;
     int max_length, validation_split_percentage, eval_samples;
-    bool train_on_prompt, strict;
-    Talk talk;  // its max_new_tokens is that of answers to held-out prompts, too
-    /* the rest is task_load's and task_reserve's */
-    Tokenizer *tokenizer;
-    char *form;  // what the prompts of run->data are put into, as one line; NULL: plain text
+    bool train_on_prompt, strict, gradient_checkpointing;
+    const char *dropout;
+    Chat chat;  // its max_new_tokens limits the answers to held-out prompts, too
+    /* the rest is task_load's and task_begin's */
+    char *form;  // the template of the prompts of --data, as one line; NULL: plain text
     Examples train, held_out;
-    int answers;  // held-out prompts to answer: eval_samples, or as many as there are
-    RaggedBatch batch;
-    PerToken y;
+    int answers;           // held-out prompts to answer
+    GPT2Noise noise;       // of a forward pass in training: the dropout, this step
+    int *which;            // the examples of this step
+    RaggedBatch ragged;    // the micro-batch
+    float *logp, *entropy, *dlogp;  // (N) numbers of its tokens
+    int *best;
+    long tokens;           // of the step so far
+    HeldOut before, after;
+    double lowest;         // held-out loss so far
+    Generation answered;   // before training
 } Task;
 
-/* The rows of a stage's table of flags that belong to task, a Task in static storage; beside
- * TALK_FLAGS(task.talk, ...). */
+/* Rows of a stage's table of flags, for task, a Task in static storage. */
 #define TASK_FLAGS(task)                                                                           \
-    {"template", FLAG_STRING, &(task).template,                                                    \
-     .help = "text before a response: {instruction}, [[... {input} ...]], \\n"},                   \
-        {"max_length",                                                                             \
-         FLAG_INT,                                                                                 \
-         &(task).max_length,                                                                       \
-         .low = 2,                                                                                 \
-         .high = 1 << 20,                                                                          \
-         .help =                                                                                   \
-             "tokens of an example; a longer one loses the beginning of its prompt, then the end " \
-             "of its response"},                                                                   \
-        {"train_on_prompt", FLAG_BOOL, &(task).train_on_prompt, .help = "score the prompt too"},   \
-        {"strict", FLAG_BOOL, &(task).strict,                                                      \
-         .help = "stop at the first bad line of a data file instead of skipping it"},              \
-        {"validation_split_percentage", FLAG_INT, &(task).validation_split_percentage, .high = 50, \
-         .help = "share of --data held out when there is no --eval, percent"},                     \
-    {                                                                                              \
-        "eval_samples", FLAG_INT, &(task).eval_samples,                                            \
-            .high = 1e6, .free_on_resume = true,                                                   \
-            .help = "held-out prompts answered before and after training; three are shown"         \
-    }
+    TEMPLATE_FLAG((task).chat),                                                                    \
+    {"max_length", NUMBER((task).max_length, "512", 2, 1 << 20),                                   \
+     "The most tokens of an example. A longer one loses the beginning of its prompt, then the "    \
+     "end of its response."},                                                                      \
+    {"train_on_prompt", SWITCH((task).train_on_prompt, "false"),                                   \
+     "Score the tokens of the prompt as well as those of the response."},                          \
+    {"strict", SWITCH((task).strict, "false"),                                                     \
+     "Stop at the first bad line of a data file instead of skipping it."},                         \
+    {"validation_split_percentage", NUMBER((task).validation_split_percentage, "5", 0, 50),        \
+     "The share of --data that is held out when there is no --eval, in percent."},                 \
+    {"eval_samples", NUMBER((task).eval_samples, "8", 0, 1e6),                                     \
+     "The number of held-out prompts answered before and after training; three are shown.",        \
+     .may_change_on_resume = true},                                                                \
+    {"dropout", TEXT((task).dropout, "0"),                                                         \
+     "The dropout probability on embeddings, attention and residuals; without a value, those of "  \
+     "config.json.",                                                                               \
+     .bare = "config"}
 
-/* The settings every stage starts from. */
-Task task_defaults(void);
-/* Reads the tokenizer of run->model and the records of run->data and run->eval (or splits
-   run->data, shuffled by the seed), says what was found, and plans run's steps. Whatever is wrong
-   ends the program with 2. */
-void task_load(Task *t, Run *run, const GPT2Config *config);
-/* Prints examples as the model gets them, what is scored between « and ». */
-void task_show(const Task *t, int examples);
-/* Ceilings for the model: the largest batches these examples can make, and the answers to the
- * held-out prompts. */
+/* A row whose default differs between the four */
+#define GRADIENT_CHECKPOINTING_FLAG(variable, initial)                                             \
+    {"gradient_checkpointing", SWITCH(variable, initial),                                          \
+     "Keep one activation per layer and recompute the others in the backward pass: less memory, "  \
+     "more time."}
+
+/* Reads the records of --data and --eval (or splits --data, shuffled by the seed), prints what was
+   found and the first example, and plans the run's steps. Wrong input ends the program with 2. */
+void task_load(Task *t, Run *run);
+/* The largest batches these examples can make, and the answers to the held-out prompts. */
 GPT2Limits task_limits(const Task *t, const Run *run);
-/* Makes room for the numbers of a batch. */
-void task_reserve(Task *t, const GPT2Limits *limits);
+/* Allocates a batch's numbers; measures the held-out records and answers their prompts. */
+void task_begin(Task *t, Run *run, GPT2 *model);
+
+/* Draws the n examples of this step; *M is the number of tokens that they score. */
+int  task_examples(Task *t, Run *run, double *M);
+/* Examples [from, from + B) of the step, or up to its end, as a micro-batch in t->ragged. */
+const Batch *task_batch(Task *t, int from, int B);
+/* Adds the micro-batch to the figures loss, entropy and mean_token_accuracy. */
+void task_watch(Task *t, Run *run);
+/* Clips, AdamW: run_optimise with the records of this step. */
+void task_optimise(Task *t, Run *run, GPT2 *model, double loss);
+/* Measures the held-out records without noise, and watches the figures. Is their loss the lowest so
+   far? */
+bool task_evaluate(Task *t, Run *run, GPT2 *model);
+/* After training: three held-out prompts with their answers before and after, and the figures. */
+void task_report(Task *t, Run *run, GPT2 *model);
 void task_free(Task *t);
 
-/* Adds the batch in t->batch, scored in t->y, to the totals. */
-void task_add(const Task *t, Totals *totals);
-/* The held-out examples, scored without noise, batch_size at a time (which changes no bit of any
- * token's score). */
-Totals task_evaluate(Task *t, GPT2 *model, int batch_size);
-/* Answers the first t->answers held-out prompts, always with the likeliest token. */
-Generation task_answer(const Task *t, GPT2 *model);
-
-/* Of the answers: the share that is the reference token for token, and the mean ROUGE-L. */
-typedef struct {
-    double exact, rouge;
-} Quality;
-
-Quality task_quality(const Task *t, const Generation *answers);
-/* F-measure of the longest common subsequence of words (Lin 2004), from 0 to 1. Words are runs of
+/* F-measure of the longest common subsequence of words (Lin 2004), from 0 to 1. A word is a run of
    letters and digits, ASCII letters in lower case; every byte of a character beyond ASCII counts as
    a letter. 1 when neither text has a word. */
 double rouge_l(const char *reference, size_t n, const char *candidate, size_t m);
-/* Three examples with their answers before and after, then the held-out figures. */
-void task_report(const Task *t, const Generation *was, const Generation *is, Totals before,
-                 Totals after);
-/* One line: loss, perplexity, token accuracy. */
-void task_print_totals(const char *when, Totals totals);
 
 #endif

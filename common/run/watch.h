@@ -1,0 +1,28 @@
+/*
+ * watch.h - the figures of a run. A figure is declared where it arises, by giving its value. From
+ * then on it is accumulated, kept in checkpoints, written to the log and started anew.
+ *
+ * Figures appear in a log line in the order in which they were first given. A figure that is not a
+ * number is null in log.jsonl.
+ */
+#ifndef POSTTRAIN_WATCH_H
+#define POSTTRAIN_WATCH_H
+
+struct Run;
+
+/* The value of the last step of a log line, such as a gradient norm. */
+void watch(struct Run *run, const char *name, double value);
+/* A mean over everything since the last log line: sums and counts add up, one divides the other. */
+void watch_mean(struct Run *run, const char *name, double sum, double count);
+/* (weight_a sum_a + weight_b sum_b) / count_a of two means, both given before */
+void watch_combined(struct Run *run, const char *name, const char *a, double weight_a,
+                    const char *b, double weight_b);
+/* The least and the largest value since the last log line */
+void watch_min(struct Run *run, const char *name, double value);
+void watch_max(struct Run *run, const char *name, double value);
+/* A sum since the run began, such as the number of tokens. */
+void watch_total(struct Run *run, const char *name, double more);
+/* A held-out figure: it gets a log line of its own, after that of the step. */
+void watch_held_out(struct Run *run, const char *name, double value);
+
+#endif
