@@ -14,7 +14,7 @@
 
 #include "model/gpt2.h"
 #include "run/run.h"
-#include "text/text.h"
+#include "text/tokenizer.h"
 
 typedef struct {
     /* flags */
@@ -106,9 +106,5 @@ char *talk_template(const char *template, const char *adapter, const char *dir);
 char *talk_line(void);
 /* From here on Ctrl-C ends the program at once, with nothing to save. */
 void talk_interrupts(void);
-/* Moves from `bytes` to `text` what can be shown: whole characters, and for each longest part of
-   one that cannot become whole, U+FFFD, as Python and Rust (and so the libraries) decode. The
-   beginning of a character stays until the rest comes, or, at the end, is such a part. */
-void talk_characters(Str *bytes, bool end, Str *text);
 
 #endif

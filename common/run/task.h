@@ -12,7 +12,8 @@
 #include "model/gpt2.h"
 #include "run/run.h"
 #include "run/chat.h"
-#include "text/text.h"
+#include "text/dataset.h"
+#include "text/tokenizer.h"
 
 /* Some examples of a dataset: all of them, or one side of a split. */
 typedef struct {
