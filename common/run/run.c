@@ -348,8 +348,9 @@ static int set_flag(const Flag *f, const char *text, Error *e) {
             if (understood && fits) *(float *)f->value = (float)number;
             break;
         default:
-            understood = f->type == FLAG_CHOICE ? is_choice(f->help, text)
-                                                : f->free_on_resume || utf8_valid(text, strlen(text));
+            understood = f->type == FLAG_CHOICE
+                             ? is_choice(f->help, text)
+                             : f->free_on_resume || utf8_valid(text, strlen(text));
             if (understood) *(const char **)f->value = text;
     }
     if (!understood || !fits)
