@@ -34,6 +34,8 @@
 #include "common/text/text.h"  // tokenizer, prompts, constitutions, dialogues
 #include "common/util.h"       // die, xmalloc
 
+#include <unistd.h>
+
 /* ---- flags ----------------------------------------------------------------------------------- */
 
 static const char about[] =

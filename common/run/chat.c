@@ -4,6 +4,7 @@
 #include "run/chat.h"
 
 #include <signal.h>
+#include <unistd.h>
 
 Talk talk_defaults(void) { return (Talk){.temperature = 0.7f, .top_p = 1, .max_new_tokens = 64}; }
 

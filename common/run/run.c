@@ -11,13 +11,20 @@
 
 #include "run/run.h"
 
+#include "files/safetensors.h"
+
 #include "text/text.h"
 
 #include "model/kernels.h"  // defines: device_init (the machine is checked before anything else is done)
 
 #include <ctype.h>
+#include <dirent.h>
 #include <ftw.h>
+#include <libgen.h>
 #include <limits.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #define STATE_FILE "state.safetensors"
 #define STATE_VERSION "1"
@@ -105,13 +112,6 @@ void run_free(Run *run) {
 }
 
 static bool writes(const Run *run) { return run->output && *run->output && !run->dry_run; }
-
-/* DIR/NAME, to be freed */
-static char *join(const char *dir, const char *name) {
-    Str path = {0};
-    str_printf(&path, "%s/%s", dir, name);
-    return path.s;
-}
 
 /* ---- Numbers as text ------------------------------------------------------------------------- */
 
@@ -723,27 +723,6 @@ bool run_should_save(const Run *run) {
 
 /* ---- Directories ----------------------------------------------------------------------------- */
 
-/* 0, or -1 with errno, like mkdir -p. */
-static int make_directories(const char *path) {
-    char *copy = xstrdup(path);
-    int status = 0;
-    for (char *p = copy + 1; !status; p++) {
-        if (*p && *p != '/') continue;
-        const char end = *p;
-        *p = 0;
-        if (mkdir(copy, 0777) && errno != EEXIST) status = -1;
-        *p = end;
-        if (!end) break;
-    }
-    free(copy);
-    struct stat found;
-    if (!status && !stat(path, &found) && !S_ISDIR(found.st_mode)) {
-        status = -1;
-        errno = ENOTDIR;
-    }
-    return status;
-}
-
 static int remove_entry(const char *path, const struct stat *found, int type, struct FTW *where) {
     (void)found;
     (void)type;
@@ -759,13 +738,6 @@ static int remove_tree(const char *path) {
 static bool same_directory(const char *a, const char *b) {
     struct stat x, y;
     return a && b && !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
-static bool exists_in(const char *dir, const char *name) {
-    char *path = join(dir, name);
-    bool yes = !access(path, F_OK);
-    free(path);
-    return yes;
 }
 
 /* Reads 1 to 9 digits; -1 when there is anything else. */
@@ -829,7 +801,7 @@ static void finish_replacing(const Run *run) {
     struct dirent **list;
     int n = list_directory(run->output, is_replaced, &list);
     for (int i = 0; i < n; i++) {
-        char *old = join(run->output, list[i]->d_name), *place = xstrdup(old);
+        char *old = path_join(run->output, list[i]->d_name), *place = xstrdup(old);
         *strrchr(place, '.') = 0;
         const bool ours = exists_in(old, STATE_FILE) && !same_directory(old, run_model_dir(run));
         if (ours && is_gone(newfile_writer(old, ".old-")) &&
@@ -850,7 +822,7 @@ static void remove_unfinished(const char *output) {
         const char *name = list[i]->d_name;
         const long writer = newfile_writer(name, ".tmp-");
         struct stat found;
-        char *path = join(output, name);
+        char *path = path_join(output, name);
         if (is_gone(writer) && !lstat(path, &found)) {
             if (S_ISREG(found.st_mode)) unlink(path);
             if (S_ISDIR(found.st_mode) && !strncmp(name, "checkpoint-", 11)) remove_tree(path);
@@ -877,7 +849,7 @@ static void rotate_checkpoints(const Run *run, int newest, int keep) {
     struct dirent **list;
     int n = list_directory(run->output, is_checkpoint, &list), older = 0;
     for (int i = n - 1; i >= 0; i--) {
-        char *path = join(run->output, list[i]->d_name);
+        char *path = path_join(run->output, list[i]->d_name);
         if (checkpoint_number(list[i]->d_name) < newest && exists_in(path, STATE_FILE) &&
             ++older >= keep)
             remove_checkpoint(run->state, path);
@@ -895,7 +867,7 @@ static void begin_writing(Run *run) {
     if (s->begun || !writes(run)) return;
     s->begun = true;
     if (!s->goes_on) rotate_checkpoints(run, INT_MAX, 1);
-    char *path = join(run->output, "log.jsonl");
+    char *path = path_join(run->output, "log.jsonl");
     if (make_directories(run->output) || !(s->log = fopen(path, s->goes_on ? "ab" : "wb")))
         die("cannot write %s: %s; choose an --output that is yours to write", path,
             strerror(errno));
@@ -1077,7 +1049,7 @@ static int save_models(const Run *run, const GPT2 *m, const char *dir, bool othe
     if (s->save ? s->save(m, dir, run->model, e) : hf_save(m, dir, s->model_dir, e)) return -1;
     int status = s->template ? hf_save_template(dir, s->template, e) : 0;
     for (int i = 0; i < s->also_n && others && !status; i++) {
-        char *place = join(dir, s->also[i].name);
+        char *place = path_join(dir, s->also[i].name);
         status = hf_save(s->also[i].m, place, s->also[i].from, e);
         free(place);
     }
@@ -1134,7 +1106,7 @@ static int write_state(const Run *run, const GPT2 *m, const char *path, Error *e
 /* Writes the whole checkpoint into dir. */
 static int write_checkpoint(const Run *run, const GPT2 *m, const char *dir, Error *e) {
     if (mkdir(dir, 0777)) return fail(e, "cannot make %s: %s", dir, strerror(errno));
-    char *state = join(dir, STATE_FILE);
+    char *state = path_join(dir, STATE_FILE);
     int status = save_models(run, m, dir, true, e) || write_state(run, m, state, e) ? -1 : 0;
     if (!status) sync_directory_of(state);
     free(state);
@@ -1163,7 +1135,7 @@ static int put_in_place(const char *aside, const char *path, Error *e) {
 void run_save(const Run *run, const GPT2 *m, const char *name) {
     if (!writes(run)) return;
     Error e;
-    char *dir = join(run->output, name);
+    char *dir = path_join(run->output, name);
     if (save_models(run, m, dir, false, &e)) die("%s", e.text);
     free(dir);
 }
@@ -1189,7 +1161,7 @@ void run_checkpoint(Run *run, const GPT2 *m) {
         s->model_dir = xstrdup(path.s);
         for (int i = 0; i < s->also_n; i++) {
             free(s->also[i].from);
-            s->also[i].from = join(path.s, s->also[i].name);
+            s->also[i].from = path_join(path.s, s->also[i].name);
         }
     }
     if (run->save_total_limit > 0) rotate_checkpoints(run, run->step, run->save_total_limit);
@@ -1207,7 +1179,7 @@ static int check_checkpoint(const char *dir, Error *e) {
     for (int i = 0; i < 4; i++) {
         if (i && !exists_in(dir, names[i]))
             continue;  // a large model may be in shards, which hf_load checks
-        char *path = join(dir, names[i]);
+        char *path = path_join(dir, names[i]);
         SafeTensors *st = st_open(path, e);
         free(path);
         if (!st) return -1;
@@ -1225,7 +1197,7 @@ static char *newest_checkpoint(const char *output, Error *e) {
          output);
     for (int i = n - 1; i >= 0 && !found; i--) {
         Error broken;
-        char *dir = join(output, list[i]->d_name);
+        char *dir = path_join(output, list[i]->d_name);
         if (!check_checkpoint(dir, &broken)) {
             found = dir;
         } else {
@@ -1250,7 +1222,7 @@ const char *run_model_dir(const Run *run) {
 }
 
 char *run_also_dir(const Run *run, const char *name, const char *otherwise) {
-    return run_checkpoint_dir(run) ? join(run_checkpoint_dir(run), name) : xstrdup(otherwise);
+    return run_checkpoint_dir(run) ? path_join(run_checkpoint_dir(run), name) : xstrdup(otherwise);
 }
 
 /* Refuses when what the checkpoint says of one thing is not what holds now. */
@@ -1336,7 +1308,7 @@ void run_resume(Run *run, GPT2 *m) {
     struct RunState *s = state_of(run);
     if (!s->checkpoint) return;
     Error e;
-    char *path = join(s->checkpoint, STATE_FILE);
+    char *path = path_join(s->checkpoint, STATE_FILE);
     SafeTensors *st = st_open(path, &e);
     if (!st) die_usage("cannot go on: %s", e.text);
     check_agreement(run, st);
@@ -1356,7 +1328,7 @@ void run_resume(Run *run, GPT2 *m) {
     st_close(st);
     run->step = s->saved_step = (int)step;
     if (s->goes_on && writes(run)) {
-        char *log = join(run->output, "log.jsonl");
+        char *log = path_join(run->output, "log.jsonl");
         run_cut_lines(run, log);
         free(log);
         if (run->save_total_limit > 0)
@@ -1384,7 +1356,7 @@ static int find_checkpoint(Run *run, Error *e) {
         s->checkpoint = xstrdup(run->resume);
     }
     if (!s->checkpoint) return -1;
-    char *parent = join(s->checkpoint, "..");
+    char *parent = path_join(s->checkpoint, "..");
     s->goes_on = same_directory(parent, run->output);
     free(parent);
     return 0;
@@ -1414,7 +1386,7 @@ static int prepare_output(Run *run, Error *e) {
     }
     remove_unfinished(run->output);
     finish_replacing(run);
-    char *path = join(run->output, "log.jsonl");
+    char *path = path_join(run->output, "log.jsonl");
     NewFile probe;
     int status = newfile_open(&probe, path, e);
     if (!status) status = newfile_close(&probe, false, e);

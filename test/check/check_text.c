@@ -8,6 +8,7 @@
 #include "text/text.h"
 
 #include <check.h>
+#include <unistd.h>
 
 #include "../golden/golden_text.h"
 

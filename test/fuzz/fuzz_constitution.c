@@ -10,6 +10,7 @@
 #include "rl/constitution.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -9,6 +9,8 @@
  */
 #include "text/text.h"
 
+#include <unistd.h>
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static char directory[32];
