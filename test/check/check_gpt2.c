@@ -1314,7 +1314,7 @@ typedef struct {
 } Trick;
 
 static int trick_tensor(const Trick *k, const TapCall *c) {
-    return k->first + c->layer * TAP_SITES + (int)c->site;
+    return k->first + (c->site == TAP_WTE ? k->n - 1 : c->layer * TAP_WTE + (int)c->site);
 }
 
 /* (N,channels) of the device, for the host to read, or to change and send back. */
@@ -1322,11 +1322,39 @@ static void fetch(float *into, const real *from, int N, int channels) {
     real_read(into, from, (size_t)N * (size_t)channels);
 }
 
+/* What a token adds at the embedding: -1, 0 or 1, times a */
+static float trick_of(int token) { return (float)(token % 3 - 1); }
+
+/* After the embedding: out[j] += a trick_of(token). */
+static void trick_embedding(Trick *k, const TapCall *c, bool forward) {
+    int *token = (int *)zeros((size_t)c->N, sizeof *token);
+    float a, da, *x = k->host[0];
+    ck_assert(!c->inp && !c->residual && !c->dinp && !c->dresidual && c->layer == 0);
+    device_read(token, c->token, sizeof *token * (size_t)c->N);
+    fetch(&a, gpt2_weight(c->m, trick_tensor(k, c)), 1, 1);
+    fetch(x, forward ? c->out : c->dout, c->N, c->OC);
+    if (!forward) device_read(&da, gpt2_gradient(c->m, trick_tensor(k, c)), sizeof da);
+    for (int n = 0; n < c->N; n++)
+        for (int j = 0; j < c->OC; j++)
+            if (forward)
+                x[n * c->OC + j] += a * trick_of(token[n]);
+            else
+                da += x[n * c->OC + j] * trick_of(token[n]);
+    if (forward)
+        real_write(c->out, x, (size_t)c->N * (size_t)c->OC);
+    else
+        device_write(gpt2_gradient(c->m, trick_tensor(k, c)), &da, sizeof da);
+}
+
 static void trick_forward(void *context, const TapCall *c) {
     Trick *k = context;
     const int N = c->N, OC = c->OC, IC = c->inp ? c->IC : OC;
     float a, *outs = k->host[0], *inps = k->host[1];
     k->calls[0]++;
+    if (c->site == TAP_WTE) {
+        trick_embedding(k, c, true);
+        return;
+    }
     ck_assert((c->inp != NULL) == (c->residual == NULL));
     ck_assert_int_lt(c->save_at, k->places);
     fetch(&a, gpt2_weight(c->m, trick_tensor(k, c)), 1, 1);
@@ -1354,6 +1382,10 @@ static void trick_backward(void *context, const TapCall *c) {
     float a, da, *gradient = gpt2_gradient(c->m, trick_tensor(k, c)), *douts = k->host[0],
                  *inps = k->host[1], *dinps = k->host[2];
     k->calls[1]++;
+    if (c->site == TAP_WTE) {
+        trick_embedding(k, c, false);
+        return;
+    }
     ck_assert_int_ge(c->save_at, 0);
     fetch(&a, gpt2_weight(c->m, trick_tensor(k, c)), 1, 1);
     fetch(douts, c->dout, N, OC);
@@ -1384,13 +1416,12 @@ static void trick_backward(void *context, const TapCall *c) {
 static Trick *trick(const GPT2Config *c, Tap *tap, unsigned mask, bool checkpointing, int N) {
     Trick *k = zeros(1, sizeof *k);
     k->places = checkpointing ? 1 : c->n_layer;
-    for (int l = 0; l < c->n_layer; l++)
-        for (int place = 0; place < TAP_SITES; place++) {
-            GPT2Tensor *t = &k->tensor[k->n++];
-            snprintf(t->name, sizeof t->name, "h.%d.trick.%d", l, place);
-            t->ndim = 1;
-            t->shape[0] = 1;
-        }
+    for (int i = 0; i < c->n_layer * TAP_WTE + 1; i++) {  // the last is the embedding's
+        GPT2Tensor *t = &k->tensor[k->n++];
+        snprintf(t->name, sizeof t->name, "h.%d.trick.%d", i / TAP_WTE, i % TAP_WTE);
+        t->ndim = 1;
+        t->shape[0] = 1;
+    }
     for (int i = 0; i < 2 * k->places; i++) k->kept[i % 2][i / 2] = floats((size_t)(N * c->n_embd));
     for (int i = 0; i < 3; i++) k->host[i] = floats((size_t)(N * 4 * c->n_embd));
     *tap = (Tap){.forward = trick_forward, .backward = trick_backward, .context = k};
@@ -1437,7 +1468,7 @@ START_TEST(a_technique_inside_the_network_gets_its_gradient) {
             Trick *k;
             AT("trains %d%s", trains, checkpointing ? ", checkpointing" : "");
             GPT2 *m = tricked(&MIDDLING->config, fit(t, true, checkpointing), (GPT2Trains)trains,
-                              0x3f, 0.3f, &k);
+                              0x7f, 0.3f, &k);
             learn(m, t, NULL);
             for (int i = 0; i < gpt2_tensors(m); i++) {
                 const char *name = gpt2_tensor(m, i)->name;
@@ -1466,17 +1497,18 @@ START_TEST(a_technique_that_adds_nothing_changes_no_bit_and_places_are_its_own) 
     Text *t = text_of(MIDDLING);
     GPT2 *without = model(&MIDDLING->config, fit(t, true, false));
     Scores want = learn(without, t, NULL);
-    for (unsigned mask = 1; mask <= 0x20; mask <<= 1) {
+    for (unsigned mask = 1; mask <= 0x40; mask <<= 1) {
         Trick *k;
         AT("places %x", mask);
         GPT2 *m = tricked(&MIDDLING->config, fit(t, true, false), TRAIN_ALL, mask, 0, &k);
         Scores got = learn(m, t, NULL);
         ck_same_scores(got, want, (size_t)t->batch.N);
         ck_bits(read_all(m, GPT2_GRADIENT), read_all(without, GPT2_GRADIENT), elements(without));
-        ck_assert(k->calls[0] == m->config.n_layer && k->calls[1] == m->config.n_layer);
+        const int calls = mask == 1 << TAP_WTE ? 1 : m->config.n_layer;
+        ck_assert(k->calls[0] == calls && k->calls[1] == calls);
         for (int i = 0; i < k->n; i++)
             ck_assert((*read_tensor(m, k->first + i, GPT2_GRADIENT) != 0) ==
-                      (mask >> i % TAP_SITES & 1));
+                      (mask >> (i == k->n - 1 ? TAP_WTE : i % TAP_WTE) & 1));
     }
 }
 END_TEST
@@ -1545,7 +1577,7 @@ static void map_tensor(GPT2 *m, int i, const float *w) {
 START_TEST(a_frozen_model_may_be_mapped_and_does_not_change) {
     Text *t = text_of(MIDDLING);
     Tap tap;
-    Trick *k = trick(&MIDDLING->config, &tap, 0x3f, false, t->batch.N);
+    Trick *k = trick(&MIDDLING->config, &tap, 0x7f, false, t->batch.N);
     GPT2Limits limits = fit(t, true, false);
     limits.trains = TRAIN_NONE;
     limits.more = k->tensor;
@@ -1682,7 +1714,7 @@ START_TEST(a_technique_is_there_in_generation) {
     GPT2 *m = tricked(
         &MIDDLING->config,
         (GPT2Limits){.tokens = 64, .sequences = PROMPTS, .scored = 64, .slots = 2, .positions = 24},
-        TRAIN_ALL, 0x3f, 0.3f, &k);
+        TRAIN_ALL, 0x7f, 0.3f, &k);
     const Generation *g = generate(m, &t->batch, plain);
     for (int q = 0; q < PROMPTS; q++) {
         AT("prompt %d", q);
