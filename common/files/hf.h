@@ -10,7 +10,7 @@
 #ifndef POSTTRAIN_HF_H
 #define POSTTRAIN_HF_H
 
-#include "model/gpt2.h"
+#include "model/memory.h"
 #include "util.h"
 
 /* ---- safetensors ----------------------------------------------------------------------------- */

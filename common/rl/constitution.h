@@ -5,7 +5,8 @@
 #ifndef POSTTRAIN_SPEECH_H
 #define POSTTRAIN_SPEECH_H
 
-#include "model/gpt2.h"
+#include "model/generate.h"
+#include "model/memory.h"
 #include "text/text.h"
 
 /* ---- what is said ---------------------------------------------------------------------------- */

@@ -12,7 +12,8 @@
 #ifndef POSTTRAIN_TALK_H
 #define POSTTRAIN_TALK_H
 
-#include "model/gpt2.h"
+#include "model/generate.h"
+#include "model/memory.h"
 #include "run/run.h"
 #include "text/text.h"
 

@@ -28,7 +28,7 @@
 #ifndef POSTTRAIN_RUN_H
 #define POSTTRAIN_RUN_H
 
-#include "model/gpt2.h"
+#include "model/memory.h"
 #include "files/hf.h"
 #include "util.h"
 

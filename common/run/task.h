@@ -9,7 +9,8 @@
 #ifndef POSTTRAIN_TASK_H
 #define POSTTRAIN_TASK_H
 
-#include "model/gpt2.h"
+#include "model/generate.h"
+#include "model/memory.h"
 #include "run/run.h"
 #include "run/chat.h"
 #include "text/text.h"
