@@ -395,7 +395,7 @@ typedef struct {
 } Trick;
 
 static inline int trick_tensor(const Trick *k, const TapCall *c) {
-    return k->first + c->layer * TAP_SITES + (int)c->site;
+    return k->first + (c->site == TAP_WTE ? k->n - 1 : c->layer * TAP_WTE + (int)c->site);
 }
 
 /* Copies (N,channels) from the device to the host. */
@@ -403,11 +403,39 @@ static inline void fetch(float *into, const real *from, int N, int channels) {
     real_read(into, from, (size_t)N * (size_t)channels);
 }
 
+/* What a token adds at the embedding: -1, 0 or 1, times a */
+static inline float trick_of(int token) { return (float)(token % 3 - 1); }
+
+/* After the embedding: out[j] += a trick_of(token). */
+static inline void trick_embedding(Trick *k, const TapCall *c, bool forward) {
+    int *token = (int *)zeros((size_t)c->N, sizeof *token);
+    float a, da, *x = k->host[0];
+    ck_assert(!c->inp && !c->residual && !c->dinp && !c->dresidual && c->layer == 0);
+    device_read(token, c->token, sizeof *token * (size_t)c->N);
+    fetch(&a, gpt2_weight(c->m, trick_tensor(k, c)), 1, 1);
+    fetch(x, forward ? c->out : c->dout, c->N, c->OC);
+    if (!forward) device_read(&da, gpt2_gradient(c->m, trick_tensor(k, c)), sizeof da);
+    for (int n = 0; n < c->N; n++)
+        for (int j = 0; j < c->OC; j++)
+            if (forward)
+                x[n * c->OC + j] += a * trick_of(token[n]);
+            else
+                da += x[n * c->OC + j] * trick_of(token[n]);
+    if (forward)
+        real_write(c->out, x, (size_t)c->N * (size_t)c->OC);
+    else
+        device_write(gpt2_gradient(c->m, trick_tensor(k, c)), &da, sizeof da);
+}
+
 static inline void trick_forward(void *context, const TapCall *c) {
     Trick *k = context;
     const int N = c->N, OC = c->OC, IC = c->inp ? c->IC : OC;
     float a, *outs = k->host[0], *inps = k->host[1];
     k->calls[0]++;
+    if (c->site == TAP_WTE) {
+        trick_embedding(k, c, true);
+        return;
+    }
     ck_assert((c->inp != NULL) == (c->residual == NULL));
     ck_assert_int_lt(c->save_at, k->saves);
     fetch(&a, gpt2_weight(c->m, trick_tensor(k, c)), 1, 1);
@@ -435,6 +463,10 @@ static inline void trick_backward(void *context, const TapCall *c) {
     float a, da, *gradient = gpt2_gradient(c->m, trick_tensor(k, c)), *douts = k->host[0],
                  *inps = k->host[1], *dinps = k->host[2];
     k->calls[1]++;
+    if (c->site == TAP_WTE) {
+        trick_embedding(k, c, false);
+        return;
+    }
     ck_assert_int_ge(c->save_at, 0);
     fetch(&a, gpt2_weight(c->m, trick_tensor(k, c)), 1, 1);
     fetch(douts, c->dout, N, OC);
@@ -465,15 +497,14 @@ static inline void trick_backward(void *context, const TapCall *c) {
 static inline Trick *trick(const GPT2Config *c, Tap *tap, unsigned mask, bool checkpointing,
                            int N) {
     Trick *k = zeros(1, sizeof *k);
-    k->saves = checkpointing ? 1 : c->n_layer;
-    for (int l = 0; l < c->n_layer; l++)
-        for (int site = 0; site < TAP_SITES; site++) {
-            GPT2Tensor *t = &k->tensor[k->n++];
-            snprintf(t->name, sizeof t->name, "h.%d.trick.%d", l, site);
-            t->ndim = 1;
-            t->shape[0] = 1;
-        }
-    for (int i = 0; i < 2 * k->saves; i++) k->saved[i % 2][i / 2] = floats((size_t)(N * c->n_embd));
+    k->places = checkpointing ? 1 : c->n_layer;
+    for (int i = 0; i < c->n_layer * TAP_WTE + 1; i++) {  // the last is the embedding's
+        GPT2Tensor *t = &k->tensor[k->n++];
+        snprintf(t->name, sizeof t->name, "h.%d.trick.%d", i / TAP_WTE, i % TAP_WTE);
+        t->ndim = 1;
+        t->shape[0] = 1;
+    }
+    for (int i = 0; i < 2 * k->places; i++) k->kept[i % 2][i / 2] = floats((size_t)(N * c->n_embd));
     for (int i = 0; i < 3; i++) k->host[i] = floats((size_t)(N * 4 * c->n_embd));
     *tap = (Tap){.forward = trick_forward, .backward = trick_backward, .context = k};
     for (int site = 0; site < TAP_SITES; site++) tap->at[site] = mask >> site & 1;
