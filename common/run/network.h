@@ -11,6 +11,7 @@ typedef struct {
     const char *dir;    // where it is read from; NULL: the first is --model, or the checkpoint
     GPT2Head head;
     GPT2Limits limits;  // limits.train: it trains
+    bool trains;
     int longest;        // most tokens of a sequence it reads; checked against its positions; 0 = not
     bool judges;        // it must hold a scalar head, and have the vocabulary of --model
     bool changes;       // its weights change though nothing trains

@@ -37,14 +37,15 @@ typedef struct {
     const char *loading;  // how to load the result; one %s for OUTPUT
     /* Fills in which tensors there are, from the flags or from the adapter in dir (NULL = none).
        Whatever is wrong ends the program with 2. */
-    void (*plan)(const GPT2Config *config, const char *dir);
+    void (*plan)(const struct Run *run, const char *dir);
     void (*print)(const GPT2Config *config);  // the modules, parameters, bytes
     void (*limits)(GPT2Limits *limits);       // adds its tensors and its Tap
     /* Allocates what it needs besides. Returns the bytes; with count only counts them. */
     size_t (*reserve)(const GPT2Limits *limits, const GPT2Config *config, bool count);
     void (*init)(GPT2 *m, uint64_t seed);
-    void (*load)(GPT2 *m, const char *dir);   // reads its tensors; ends the program with 2
+    void (*load)(const struct Run *run, GPT2 *m, const char *dir);  // reads its tensors; ends the program with 2
     ModelSaver *save;
+    int (*merge)(GPT2 *merged, const GPT2 *m, Error *e);
     void (*release)(void);
 } Technique;
 
