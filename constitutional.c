@@ -39,6 +39,8 @@
 #include "common/text/utf8.h"
 #include "common/util.h"  // die, xmalloc
 
+#include <unistd.h>
+
 /* ---- flags ----------------------------------------------------------------------------------- */
 
 static const char about[] =

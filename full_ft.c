@@ -128,8 +128,7 @@ int main(int argc, char **argv) {
         // 1. Draw the examples of this step. M is the number of tokens that they score
         double loss = 0, M;
         const int n = task_examples(&task, &run, &M);
-        // 2. For each micro-batch: log p of its scored tokens, the loss, the gradients, which add
-        // up
+        // 2. For each micro-batch: log p of the scored tokens, the loss. The gradients add up
         for (int i = 0; i < n; i += B) {
             const Batch *batch = task_batch(&task, i, B);
             const int *target = task.ragged.target;

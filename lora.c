@@ -23,7 +23,7 @@
  * Adapters that use them are refused.
  */
 #include "common/posttrain.h"
-#include "common/files/hf.h"       // LoraConfig: PEFT's adapter_config.json
+#include "common/files/peft.h"     // PEFT's adapter_config.json
 #include "common/model/kernels.h"  // products and dropout on the device
 #include "common/model/tap.h"      // how the technique adds to the network
 #include "common/run/technique.h"  // added tensors, adapters in files, merging
@@ -392,8 +392,9 @@ static const Technique technique = {
 
 /* --merge without --data merges --adapter and does not train. */
 static bool merge_instead(Run *run) {
-    if (args.merge) merge_check(run, args.merge);
-    if (!args.merge || !args.adapter || run->data) return false;
+    if (!args.merge || !run->model) return false;
+    merge_check(run, args.merge);
+    if (!args.adapter || run->data) return false;
     merge_adapter(&technique, run, args.adapter, args.merge, args.verify);
     return !chat_asked(&task.chat);
 }
@@ -429,8 +430,7 @@ int main(int argc, char **argv) {
         // 1. Draw the examples of this step. M is the number of tokens that they score
         double loss = 0, M;
         const int n = task_examples(&task, &run, &M);
-        // 2. For each micro-batch: log p of its scored tokens, the loss, the gradients, which add
-        // up
+        // 2. For each micro-batch: log p of the scored tokens, the loss. The gradients add up
         for (int i = 0; i < n; i += B) {
             const Batch *batch = task_batch(&task, i, B);
             const int *target = task.ragged.target;

@@ -9,6 +9,7 @@
 #include "text/utf8.h"
 
 #include <signal.h>
+#include <unistd.h>
 
 bool chat_asked(const Chat *c) { return c->prompt || c->chat; }
 

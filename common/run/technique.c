@@ -4,6 +4,7 @@
 #include "run/technique.h"
 
 #include "files/hf.h"
+#include "files/peft.h"
 #include "model/kernels.h"
 
 /* ---- added tensors --------------------------------------------------------------------------- */
