@@ -157,13 +157,7 @@ static int lora_plan(const LoraConfig *l, const GPT2Config *c, Error *e) {
                 added_append(&lora.added, l->r, in, "base_model.model.%s.lora_A.weight", module);
             added_append(&lora.added, out, l->r, "base_model.model.%s.lora_B.weight", module);
         }
-    if (!*l->targets) return fail(e, "names no module; they are c_attn, c_proj and c_fc");
-    const char *unused = unused_target(l->targets, used);
-    if (!unused) return 0;
-    return fail(e,
-                "\"%.*s\" is the end of no linear layer's name; they are transformer.h.0 to "
-                "%d.attn.c_attn, .attn.c_proj, .mlp.c_fc, .mlp.c_proj",
-                (int)strcspn(unused, ","), unused, c->n_layer - 1);
+    return check_targets(l->targets, used, c->n_layer, e);
 }
 
 /* Plans the LoRA that the flags describe, or the one in dir. */

@@ -91,10 +91,16 @@ bool is_target(const char *module, const char *targets, bool *used) {
     return is;
 }
 
-const char *unused_target(const char *targets, const bool *used) {
+int check_targets(const char *targets, const bool *used, int layers, Error *e) {
+    if (!*targets) return fail(e, "names no module; they are c_attn, c_proj and c_fc");
     for (const char *name = targets; *name; name = next_name(name))
-        if (!used[name - targets]) return name;
-    return NULL;
+        if (!used[name - targets])
+            return fail(
+                e,
+                "\"%.*s\" is the end of no linear layer's name; they are transformer.h.0 to "
+                "%d.attn.c_attn, .attn.c_proj, .mlp.c_fc, .mlp.c_proj",
+                (int)strcspn(name, ","), name, layers - 1);
+    return 0;
 }
 
 void print_weights(const GPT2Config *c, GPT2Keep format, size_t added) {
