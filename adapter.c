@@ -234,7 +234,7 @@ static void adapter_init(GPT2 *m, uint64_t seed) {
 /* The first tensor of the call's adapter, and where its x (N,C) and z (N,D) are saved. */
 static int adapter_of(const TapCall *c, real **x, real **z) {
     const int site = c->site == TAP_MLP ? adapter.sites - 1 : 0;
-    const int saved = max_int(c->keep, 0) * adapter.sites + site;
+    const int saved = max_int(c->save_at, 0) * adapter.sites + site;
     *x = adapter.x + (size_t)saved * adapter.x_size;
     *z = adapter.z + (size_t)saved * adapter.z_size;
     return gpt2_own_tensors(c->m) + (c->layer * adapter.sites + site) * PER_ADAPTER;

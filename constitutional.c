@@ -27,6 +27,7 @@
  * and the program measures it (--breaches, --evaluate).
  */
 #include "common/model/gpt2.h"  // the model: gpt2_forward, gpt2_logprob, gpt2_backward, gpt2_step
+#include "common/model/loss.h"  // cross_entropy
 #include "common/files/hf.h"    // hf_config, hf_load
 #include "common/run/run.h"     // flags, schedule, log, checkpoints
 #include "common/rl/choices.h"  // a model's replies, labelled pairs, multiple choice
@@ -432,20 +433,6 @@ static void begin(Dialogue *d, int epoch, int id, const char *prompt) {
 }
 
 /* ---- learning from revisions ----------------------------------------------------------------- */
-
-/*
- * Cross-entropy of the scored tokens (target >= 0), this batch's share of the mean over all M of
- * the step: L = -1/M sum_i log p(target_i),   dL/dlogp_i = -1/M Returns the share of L and writes
- * its gradient (N).
- */
-static double cross_entropy(int N, const int *target, const float *logp, double M, float *dlogp) {
-    double loss = 0;
-    for (int i = 0; i < N; i++) {
-        loss -= target[i] >= 0 ? (double)logp[i] / M : 0;
-        dlogp[i] = target[i] >= 0 ? (float)(-1 / M) : 0.0f;
-    }
-    return loss;
-}
 
 static void add_lesson(Records *r, const Dialogue *d, const char *answer) {
     r->v = (Record *)xrealloc(r->v, (size_t)r->n + 1, sizeof *r->v);

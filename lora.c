@@ -300,9 +300,9 @@ static int lora_merge(GPT2 *merged, const GPT2 *m, Error *e) {
 /* ---- the technique --------------------------------------------------------------------------- */
 
 /* How the frozen matrices are stored. */
-static GPT2Keep weight_format(void) {
-    if (!args.load_in_4bit) return KEEP_FLOAT;
-    return args.double_quant ? KEEP_NF4_DOUBLE : KEEP_NF4;
+static GPT2Format weight_format(void) {
+    if (!args.load_in_4bit) return FORMAT_FLOAT;
+    return args.double_quant ? FORMAT_NF4_DOUBLE : FORMAT_NF4;
 }
 
 /* Prints the modules, PEFT's line of counts, and the bytes of the weights. */
@@ -331,7 +331,7 @@ static void lora_limits(GPT2Limits *limits) {
         for (int layer = 0; layer < lora.layers; layer++) tap.at[site] |= lora.A[layer][site] >= 0;
     }
     limits->trains = TRAIN_NONE;
-    limits->keep = weight_format();
+    limits->format = weight_format();
     limits->more = lora.added.tensor;
     limits->more_n = lora.added.n;
     limits->tap = &tap;

@@ -3,6 +3,8 @@
  */
 #include "run/technique.h"
 
+#include <sys/stat.h>
+
 #include "files/hf.h"
 #include "files/peft.h"
 #include "model/kernels.h"
@@ -103,24 +105,24 @@ int check_targets(const char *targets, const bool *used, int layers, Error *e) {
     return 0;
 }
 
-void print_weights(const GPT2Config *c, GPT2Keep format, size_t added) {
+void print_weights(const GPT2Config *c, GPT2Format format, size_t added) {
     const int C = c->n_embd, F = c->n_inner;
     const int shape[][2] = {{C, 3 * C}, {C, C}, {C, F}, {F, C}};  // in and out, of each block
     size_t matrices = 0, packed = 0;
     for (int i = 0; i < 4; i++) {
         const int in = shape[i][0], out = shape[i][1];
         matrices += (size_t)c->n_layer * (size_t)in * (size_t)out;
-        packed += (size_t)c->n_layer * nf4_bytes(in, out, format == KEEP_NF4_DOUBLE);
+        packed += (size_t)c->n_layer * nf4_bytes(in, out, format == FORMAT_NF4_DOUBLE);
     }
     const size_t base = gpt2_parameters(c, TRAIN_ALL);
     const size_t embeddings = ((size_t)c->vocab_size + (size_t)c->n_positions) * (size_t)C;
     printf("weights: embeddings %.1f MB (float32), matrices of the blocks ",
            4e-6 * (double)embeddings);
-    if (format == KEEP_FLOAT)
+    if (format == FORMAT_FLOAT)
         printf("%.1f MB (float32)", 4e-6 * (double)matrices);
     else
         printf("%.1f MB (NF4%s, %.3f bits each; %.1f MB in float32)", 1e-6 * (double)packed,
-               format == KEEP_NF4_DOUBLE ? ", doubly quantised" : "",
+               format == FORMAT_NF4_DOUBLE ? ", doubly quantised" : "",
                8 * (double)packed / (double)matrices, 4e-6 * (double)matrices);
     printf(", norms and biases %.1f MB, LoRA %.1f MB\n",
            4e-6 * (double)(base - embeddings - matrices), 4e-6 * (double)added);
@@ -151,32 +153,30 @@ GPT2 *technique_open(const Technique *t, const Run *run, const char *dir, GPT2Li
 /* ---- merging --------------------------------------------------------------------------------- */
 
 void merge_check(const Run *run, const char *dir) {
-    Str path = {0};
     struct stat a, b;
     if (!stat(dir, &a) && !stat(run->model, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino)
         die_usage(
             "--merge %s is the directory of --model, which is never written; choose another "
             "directory",
             dir);
-    str_printf(&path, "%s/model.safetensors", dir);
     // A resumed run checked the directory when it began. It may hold an older result of the same
     // run
-    if (!access(path.s, F_OK) && !run->overwrite_output_dir && !run_checkpoint_dir(run))
+    if (exists_in(dir, "model.safetensors") && !run->overwrite_output_dir &&
+        !run_checkpoint_dir(run))
         die_usage(
             "--merge %s already holds a model; choose another directory, or allow it with "
             "--overwrite_output_dir",
             dir);
-    free(path.s);
 }
 
 /* The model of --model with the adapter of m, its frozen weights in the given format. */
 static GPT2 *copy_unmerged(const Technique *t, const Run *run, const GPT2 *m, GPT2Limits limits,
-                           GPT2Keep format) {
+                           GPT2Format format) {
     Error e;
     GPT2 *copy = hf_load(run->model, true, &e);
     if (!copy) die_usage("%s", e.text);
     t->limits(&limits);
-    limits.keep = format;
+    limits.format = format;
     gpt2_reserve(copy, &limits);
     t->reserve(&limits, &run->config, false);
     for (int k = 0; gpt2_own_tensors(m) + k < gpt2_tensors(m); k++) {
@@ -192,7 +192,7 @@ enum { VERIFIED = 128 };  // tokens whose logits --verify compares
 /* The largest difference between the logits of merged and of the model with the adapter of m, over
    N random tokens; and in *largest the largest logit of the merged model. */
 static double logit_difference(const Technique *t, const Run *run, GPT2 *merged, const GPT2 *m,
-                               GPT2Limits limits, GPT2Keep format, double *largest) {
+                               GPT2Limits limits, GPT2Format format, double *largest) {
     const int N = limits.tokens, start[2] = {0, N};
     int *token = (int *)xmalloc(sizeof(int) * (size_t)N);
     int *target = (int *)xcalloc((size_t)N, sizeof(int));
@@ -217,17 +217,17 @@ static double logit_difference(const Technique *t, const Run *run, GPT2 *merged,
 }
 
 static void merge_verify(const Technique *t, const Run *run, GPT2 *merged, const GPT2 *m,
-                         GPT2Keep format) {
+                         GPT2Format format) {
     const int N = min_int(run->config.n_positions, VERIFIED);
     const GPT2Limits limits = {.tokens = N, .sequences = 1, .scored = N};
     double largest;
     gpt2_reserve(merged, &limits);
-    double difference = logit_difference(t, run, merged, m, limits, KEEP_FLOAT, &largest);
+    double difference = logit_difference(t, run, merged, m, limits, FORMAT_FLOAT, &largest);
     printf(
         "verified on %d tokens: the logits of the merged and the unmerged model differ by at "
         "most %.3g; the largest logit is %.3g\n",
         N, difference, largest);
-    if (format == KEEP_FLOAT) return;
+    if (format == FORMAT_FLOAT) return;
     difference = logit_difference(t, run, merged, m, limits, format, &largest);
     printf(
         "the logits of the merged model and of the four-bit model with the adapter differ by at "
@@ -249,12 +249,12 @@ void merge_write(const Technique *t, const Run *run, const GPT2 *m, const char *
         "the merged model is in %s: give it to --model, or in Python to "
         "AutoModelForCausalLM.from_pretrained(\"%s\")\n",
         dir, dir);
-    if (limits.keep != KEEP_FLOAT)
+    if (limits.format != FORMAT_FLOAT)
         printf(
             "the update was added to the float32 weights of %s, not to the four-bit weights that "
             "it was trained on\n",
             run->model);
-    if (verify) merge_verify(t, run, merged, m, limits.keep);
+    if (verify) merge_verify(t, run, merged, m, limits.format);
     gpt2_free(merged);
 }
 

@@ -45,7 +45,7 @@ bool is_target(const char *module, const char *targets, bool *used);
 /* -1 with e filled if a name means no module of a model with so many layers. */
 int check_targets(const char *targets, const bool *used, int layers, Error *e);
 /* Prints the bytes of the model's weights in that format, and those of `added` numbers of LoRA. */
-void print_weights(const GPT2Config *c, GPT2Keep format, size_t added);
+void print_weights(const GPT2Config *c, GPT2Format format, size_t added);
 /* Makes *memory (device) a block of `bytes`, in place of one of *have bytes. Ends the program with
    1 if there is not enough memory. */
 void technique_allocate(void **memory, size_t *have, size_t bytes);
