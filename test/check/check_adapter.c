@@ -13,6 +13,7 @@
 
 #include <omp.h>
 #include "program.h"
+#include "files/safetensors.h"
 
 #include "../golden/golden_adapter.h"
 #include "../golden/golden_gpt2.h"

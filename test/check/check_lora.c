@@ -13,6 +13,8 @@
 #include <check.h>
 #include <omp.h>
 #include "program.h"
+#include "files/hf.h"
+#include "files/safetensors.h"
 
 static char work[] = "/tmp/check_lora.XXXXXX";
 
