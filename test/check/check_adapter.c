@@ -52,7 +52,7 @@ static void set_defaults(void) {
     Run run = {0};
     Error e;
     char *argv[] = {"adapter", "--model=m", NULL};
-    ck_assert_msg(run_parse(&run, &adapter_program, 2, argv, &e) == 0, "%s", e.text);
+    if (run_parse(&run, &adapter_program, 2, argv, &e)) die("%s", e.text);
     run_free(&run);
 }
 
