@@ -380,7 +380,9 @@ static const Program adapter_program = {
     .flags = flags,
     .lines = {defaults, .example = example, .example_unless = "model data adapter prompt chat"},
     .needs = "model data",
-    .usage = "or --model, --adapter, and --prompt or --chat",
+    .usage =
+        "--model DIR and --data FILE are both needed (or neither, for the built-in example); or "
+        "--model, --adapter, and --prompt or --chat",
     .chat = &task.chat,
     .technique = &technique,
     .adapter = &args.adapter,

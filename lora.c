@@ -401,7 +401,9 @@ static const Program lora_program = {
     .flags = flags,
     .lines = {defaults, .example = example, .example_unless = "model data adapter prompt chat"},
     .needs = "model data",
-    .usage = "or --model, --adapter, and --prompt, --chat or --merge",
+    .usage =
+        "--model DIR and --data FILE are both needed (or neither, for the built-in example); or "
+        "--model, --adapter, and --prompt, --chat or --merge",
     .chat = &task.chat,
     .technique = &technique,
     .adapter = &args.adapter,
