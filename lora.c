@@ -114,11 +114,11 @@ static const char *const site_names[SITES] = {[TAP_C_ATTN] = "attn.c_attn",
 /* The technique's state: its configuration, its tensors and its scratch memory. */
 static struct {
     LoraConfig config;
-    float scale;         // s = alpha / r
-    int layers;          // of the model
-    int (*A)[SITES];     // (layers,SITES) k of a layer's A, or -1 = no LoRA there; its B is k + 1
-    AddedTensors added;  // A and B of every layer that has a LoRA
-    void *memory;        // (device) one block for the next two
+    float scale;          // s = alpha / r
+    int layers;           // of the model
+    int (*A)[TAP_SITES];  // (layers,TAP_SITES) k of a site's A, whose B is k + 1; -1 = no LoRA
+    AddedTensors added;   // A and B of every layer that has a LoRA
+    void *memory;         // (device) one block for the next two
     size_t bytes;
     real *low, *wide;  // scratch: (N,r); (N, the largest in), only for dropout
 } lora;
@@ -145,13 +145,13 @@ static int lora_plan(const LoraConfig *l, const GPT2Config *c, Error *e) {
     lora.scale = l->alpha / (l->rslora ? sqrtf((float)l->r) : (float)l->r);
     lora.layers = c->n_layer;
     lora.A = xmalloc(sizeof *lora.A * (size_t)c->n_layer);
+    memset(lora.A, -1, sizeof *lora.A * (size_t)c->n_layer);
     for (int layer = 0; layer < c->n_layer; layer++)
         for (int site = 0; site < SITES; site++) {
             int in, out;
             char module[64];
             site_shape(c, site, &in, &out);
             snprintf(module, sizeof module, "transformer.h.%d.%s", layer, site_names[site]);
-            lora.A[layer][site] = -1;
             if (!is_target(module, l->targets, used)) continue;
             lora.A[layer][site] =
                 added_append(&lora.added, l->r, in, "base_model.model.%s.lora_A.weight", module);
@@ -326,7 +326,7 @@ static Tap tap = {.forward = lora_forward, .backward = lora_backward};
 
 /* Adds to the model's limits what is frozen, how, the tensors of LoRA, and the sites of its Tap. */
 static void lora_limits(GPT2Limits *limits) {
-    for (int site = 0; site < SITES; site++) {
+    for (int site = 0; site < TAP_SITES; site++) {
         tap.at[site] = false;
         for (int layer = 0; layer < lora.layers; layer++) tap.at[site] |= lora.A[layer][site] >= 0;
     }
