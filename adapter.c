@@ -372,7 +372,7 @@ static const Technique technique = {
     .release = adapter_free,
 };
 
-static const Program adapter_program = {
+static const Program program = {
     .name = "adapter",
     .about =
         "Fine-tuning of a frozen GPT-2 by bottleneck adapters, on a task or on plain text.\n"
@@ -392,7 +392,7 @@ static const Program adapter_program = {
 
 #ifndef TESTING
 int main(int argc, char **argv) {
-    Run run = run_begin(&adapter_program, argc, argv);
+    Run run = run_begin(&program, argc, argv);
     task_load(&task, &run);
     Network network = {.role = "model", .limits = task_limits(&task, &run), .trains = true};
     networks_open(&run, (Network *[]){&network, NULL});

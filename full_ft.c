@@ -66,7 +66,7 @@ static const char *const example[] = {"--model=test/tiny",
                                       "--max_new_tokens=96",
                                       NULL};
 
-static const Program full_ft = {
+static const Program program = {
     .name = "full_ft",
     .about = "Fine-tuning of all parameters of a GPT-2 on a task or on plain text.",
     .flags = flags,
@@ -114,7 +114,7 @@ static GPT2 *random_model(const GPT2Config *config, uint64_t seed) {
 
 #ifndef TESTING
 int main(int argc, char **argv) {
-    Run run = run_begin(&full_ft, argc, argv);
+    Run run = run_begin(&program, argc, argv);
     const bool from_scratch = init_shape(&run);
     task_load(&task, &run);
     Network network = {.role = "model", .limits = task_limits(&task, &run), .trains = true};

@@ -19,8 +19,8 @@
  * are mapped from, which is never written. The result is a directory of a few megabytes, in the
  * format of the PEFT library.
  *
- * Left out: LoRA on the embeddings, trained biases, DoRA, and ranks that differ between layers.
- * Adapters that use them are refused.
+ * Left out: LoRA on the embeddings (its site would be TAP_WTE of tap.h), trained biases, DoRA, and
+ * ranks that differ between layers. Adapters that use them are refused.
  */
 #include "common/posttrain.h"
 #include "common/files/peft.h"     // PEFT's adapter_config.json
@@ -393,7 +393,7 @@ static bool merge_instead(Run *run) {
     return !chat_asked(&task.chat);
 }
 
-static const Program lora_program = {
+static const Program program = {
     .name = "lora",
     .about =
         "Fine-tuning of a frozen GPT-2 by low-rank matrices (LoRA), on a task or on plain text.\n"
@@ -414,7 +414,7 @@ static const Program lora_program = {
 
 #ifndef TESTING
 int main(int argc, char **argv) {
-    Run run = run_begin(&lora_program, argc, argv);
+    Run run = run_begin(&program, argc, argv);
     task_load(&task, &run);
     Network network = {.role = "model", .limits = task_limits(&task, &run), .trains = true};
     networks_open(&run, (Network *[]){&network, NULL});

@@ -54,7 +54,7 @@ static const char *const example[] = {"--model=test/tiny",
                                       "--eval_samples=72",
                                       NULL};
 
-static const Program sft = {
+static const Program program = {
     .name = "sft",
     .about = "Supervised fine-tuning of a GPT-2 on prompts and responses.",
     .flags = flags,
@@ -67,7 +67,7 @@ static const Program sft = {
 
 #ifndef TESTING
 int main(int argc, char **argv) {
-    Run run = run_begin(&sft, argc, argv);
+    Run run = run_begin(&program, argc, argv);
     task_load(&task, &run);
     Network network = {.role = "model", .limits = task_limits(&task, &run), .trains = true};
     networks_open(&run, (Network *[]){&network, NULL});

@@ -159,8 +159,7 @@ void merge_check(const Run *run, const char *dir) {
             "--merge %s is the directory of --model, which is never written; choose another "
             "directory",
             dir);
-    // A resumed run checked the directory when it began. It may hold an older result of the same
-    // run
+    // A resumed run checked the directory when it began
     if (exists_in(dir, "model.safetensors") && !run->overwrite_output_dir &&
         !run_checkpoint_dir(run))
         die_usage(

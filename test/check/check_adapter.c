@@ -52,7 +52,7 @@ static void set_defaults(void) {
     Run run = {0};
     Error e;
     char *argv[] = {"adapter", "--model=m", NULL};
-    if (run_parse(&run, &adapter_program, 2, argv, &e)) die("%s", e.text);
+    if (run_parse(&run, &program, 2, argv, &e)) die("%s", e.text);
     run_free(&run);
 }
 
@@ -614,7 +614,7 @@ START_TEST(the_defaults_are_the_published_ones) {
     Run run = {0};
     Error e;
     char *none[] = {"adapter", "--model=m", NULL};
-    ck_assert_msg(run_parse(&run, &adapter_program, 2, none, &e) == 0, "%s", e.text);
+    ck_assert_msg(run_parse(&run, &program, 2, none, &e) == 0, "%s", e.text);
     ck_assert(run.learning_rate == 1e-4f && args.adapter_dropout == 0.1f &&
               run.weight_decay == 0.01f);
     ck_assert_int_eq(args.adapter_dim, 64);
@@ -624,11 +624,11 @@ START_TEST(the_defaults_are_the_published_ones) {
     run_free(&run);
     char *argv[] = {"adapter", "--placement=pfeiffer", "--activation", "silu", "--reduction_factor",
                     "16",      "--train_layernorm",    "--init",       "bert", NULL};
-    ck_assert_msg(run_parse(&run, &adapter_program, 9, argv, &e) == 0, "%s", e.text);
+    ck_assert_msg(run_parse(&run, &program, 9, argv, &e) == 0, "%s", e.text);
     ck_assert(args.placement == PFEIFFER && args.activation == SILU &&
               args.reduction_factor == 16 && args.train_layernorm);
     run_free(&run);
-    ck_assert(strlen(adapter_program.about) > 20);
+    ck_assert(strlen(program.about) > 20);
 }
 END_TEST
 

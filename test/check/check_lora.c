@@ -23,7 +23,7 @@ static void set_defaults(void) {
     Run run = {0};
     Error e;
     char *argv[] = {"lora", "--model=m", NULL};
-    if (run_parse(&run, &lora_program, 2, argv, &e)) die("%s", e.text);
+    if (run_parse(&run, &program, 2, argv, &e)) die("%s", e.text);
     run_free(&run);
 }
 
@@ -151,7 +151,7 @@ START_TEST(the_defaults_are_the_published_ones) {
     Run run = {0};
     Error e;
     char *none[] = {"lora", "--model=m", NULL};
-    ck_assert_msg(run_parse(&run, &lora_program, 2, none, &e) == 0, "%s", e.text);
+    ck_assert_msg(run_parse(&run, &program, 2, none, &e) == 0, "%s", e.text);
     ck_assert(run.learning_rate == 2e-4f && run.warmup_steps == 20 &&
               run.per_device_train_batch_size == 2 && run.gradient_accumulation_steps == 4);
     ck_assert(args.r == 16 && args.lora_alpha == 32 && args.lora_dropout == 0.1f &&
@@ -168,7 +168,7 @@ START_TEST(the_defaults_are_the_published_ones) {
                     "--use-rslora",
                     "--lora-alpha=8",
                     NULL};
-    ck_assert_msg(run_parse(&run, &lora_program, 7, argv, &e) == 0, "%s", e.text);
+    ck_assert_msg(run_parse(&run, &program, 7, argv, &e) == 0, "%s", e.text);
     ck_assert(args.r == 4 && args.load_in_4bit && !args.double_quant && args.use_rslora &&
               args.lora_alpha == 8);
     run_free(&run);
@@ -636,7 +636,7 @@ static int says(const char *name, const char *text) {
 
 /* lora on a copy of the built-in model that nobody may write, and what it prints in work/NAME.txt.
  */
-static int program(const char *name, const char *more) {
+static int run_lora(const char *name, const char *more) {
     if (shell("test -d %s/tiny", work))
         ck_assert_int_eq(shell("mkdir %s/tiny && cp test/tiny/*.json test/tiny/merges.txt "
                                "test/tiny/model.safetensors %s/tiny && chmod -R a-w %s/tiny",
@@ -654,7 +654,7 @@ static int train(const char *name, const char *more) {
              "--warmup_steps 2 --learning_rate 1e-2 --per_device_train_batch_size 3 "
              "--gradient_accumulation_steps 1 --output %s/%s %s",
              work, name, more);
-    return program(name, flags);
+    return run_lora(name, flags);
 }
 
 START_TEST(it_trains_and_leaves_the_base_alone) {
@@ -744,7 +744,7 @@ START_TEST(it_merges_and_answers) {
              "--adapter %s/first --merge %s/merged --verify --prompt 'What is the job of Nora?' "
              "--max_new_tokens 12 --temperature 0",
              work, work);
-    ck_assert_int_eq(program("merge", more), 0);
+    ck_assert_int_eq(run_lora("merge", more), 0);
     ck_assert(says("merge",
                    "verified on 128 tokens: the logits of the merged and the unmerged model "
                    "differ by at most"));
@@ -760,15 +760,15 @@ START_TEST(it_merges_and_answers) {
               work, work),
         0);
     // what is there is not overwritten, and the base least of all
-    ck_assert_int_eq(program("merge", more), 2);
+    ck_assert_int_eq(run_lora("merge", more), 2);
     ck_assert(says("merge", "already holds a model"));
     snprintf(more, sizeof more, "--adapter %s/first --merge %s/../%s/tiny --overwrite_output_dir",
              work, work, strrchr(work, '/') + 1);
-    ck_assert_int_eq(program("merge", more), 2);
+    ck_assert_int_eq(run_lora("merge", more), 2);
     ck_assert(says("merge", "is never written"));
     snprintf(more, sizeof more, "--adapter %s/first --load_in_4bit --merge %s/merged4 --verify",
              work, work);
-    ck_assert_int_eq(program("merge4", more), 0);
+    ck_assert_int_eq(run_lora("merge4", more), 0);
     ck_assert(says("merge4", "not to the four-bit weights") &&
               says("merge4", "of the four-bit model with the adapter differ by at most"));
     ck_assert(same("merged/model.safetensors", "merged4/model.safetensors"));
@@ -803,7 +803,7 @@ START_TEST(a_wrong_adapter_is_refused) {
         ck_assert_int_eq(shell("cd %s && rm -rf bad && cp -r first bad && %s", work, bad[i].spoil),
                          0);
         snprintf(more, sizeof more, "--adapter %s/bad --prompt x", work);
-        ck_assert_msg(program("bad", more) == 2, "%s", bad[i].spoil);
+        ck_assert_msg(run_lora("bad", more) == 2, "%s", bad[i].spoil);
         ck_assert_msg(says("bad", bad[i].says[0]) && says("bad", bad[i].says[1]), "%s",
                       bad[i].spoil);
     }
@@ -812,17 +812,17 @@ START_TEST(a_wrong_adapter_is_refused) {
                            "'s/h.2.attn/h.7.attn/g' bad/adapter_model.safetensors",
                            work),
                      0);
-    ck_assert_int_eq(program("bad", more), 2);
+    ck_assert_int_eq(run_lora("bad", more), 2);
     ck_assert(says("bad", "h.2.attn.c_attn.lora_A.weight is missing"));
     // never trained
     ck_assert_int_eq(shell("rm -rf %s/zero", work), 0);
     ck_assert_int_eq(train("zero", "--max_steps 1 --warmup_steps 5 --save_steps 0"),
                      0);  // the first step of a warm-up has rate 0
     snprintf(more, sizeof more, "--adapter %s/zero --prompt x --max_new_tokens 3", work);
-    ck_assert_int_eq(program("zero", more), 2);
+    ck_assert_int_eq(run_lora("zero", more), 2);
     ck_assert(says("zero", "every B is zero"));
     strcat(more, " --allow_untrained");
-    ck_assert_int_eq(program("zero", more), 0);
+    ck_assert_int_eq(run_lora("zero", more), 0);
     snprintf(more, sizeof more, "--max_steps 2 --adapter %s/zero",
              work);  // to train on from it is nothing unusual
     ck_assert_int_eq(train("on", more), 0);
@@ -835,7 +835,7 @@ START_TEST(bad_flags_end_with_2_and_leave_no_output) {
         "--dropout 2", "--model /nowhere",         "--adapter /nowhere"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         ck_assert_msg(train("none", bad[i]) == 2, "%s", bad[i]);
-    ck_assert_int_eq(program("none", "--prompt x"), 2);
+    ck_assert_int_eq(run_lora("none", "--prompt x"), 2);
     ck_assert(says("none", "--adapter"));
     ck_assert_int_ne(shell("test -e %s/none/adapter_model.safetensors", work), 0);
 }
