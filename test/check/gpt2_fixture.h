@@ -381,9 +381,9 @@ static inline const char *compare_texts(const Generation *got, const Generation 
 
 /* ---- A technique for tap.h ------------------------------------------------------------------- */
 
-/* It has one parameter a for each site of each layer. At a linear layer, out[j] += a inp[j mod IC].
-   At TAP_ATTN and TAP_MLP, f becomes f + a (f + residual), and f + residual is saved for the
-   backward pass. */
+/* It has one parameter a for each site of each layer, and one for TAP_WTE, where a token adds -a, 0
+   or a to each channel. At a linear layer, out[j] += a inp[j mod IC]. At TAP_ATTN and TAP_MLP, f
+   becomes f + a (f + residual), and f + residual is saved for the backward pass. */
 
 typedef struct {
     GPT2Tensor tensor[64];
@@ -497,14 +497,14 @@ static inline void trick_backward(void *context, const TapCall *c) {
 static inline Trick *trick(const GPT2Config *c, Tap *tap, unsigned mask, bool checkpointing,
                            int N) {
     Trick *k = zeros(1, sizeof *k);
-    k->places = checkpointing ? 1 : c->n_layer;
+    k->saves = checkpointing ? 1 : c->n_layer;
     for (int i = 0; i < c->n_layer * TAP_WTE + 1; i++) {  // the last is the embedding's
         GPT2Tensor *t = &k->tensor[k->n++];
         snprintf(t->name, sizeof t->name, "h.%d.trick.%d", i / TAP_WTE, i % TAP_WTE);
         t->ndim = 1;
         t->shape[0] = 1;
     }
-    for (int i = 0; i < 2 * k->places; i++) k->kept[i % 2][i / 2] = floats((size_t)(N * c->n_embd));
+    for (int i = 0; i < 2 * k->saves; i++) k->saved[i % 2][i / 2] = floats((size_t)(N * c->n_embd));
     for (int i = 0; i < 3; i++) k->host[i] = floats((size_t)(N * 4 * c->n_embd));
     *tap = (Tap){.forward = trick_forward, .backward = trick_backward, .context = k};
     for (int site = 0; site < TAP_SITES; site++) tap->at[site] = mask >> site & 1;
