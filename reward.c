@@ -52,8 +52,7 @@ static const Flag flags[] = {
     GRADIENT_CHECKPOINTING_FLAG(args.gradient_checkpointing, "false"),
     {"normalize", TEXT(args.normalize, NULL),
      "After training, scale and shift the rewards to mean 0 and standard deviation 1 on the "
-     "answers "
-     "of this JSONL file (in the form of --score); without a value, on those of --data.",
+     "answers of this JSONL file (in the form of --score); without a value, on those of --data.",
      .bare = "data"},
     SCORING_FLAGS(scoring),
     {0},
