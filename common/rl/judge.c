@@ -5,6 +5,9 @@
 
 #include "files/hf.h"
 #include "run/chat.h"
+#include "text/dataset.h"
+#include "text/json.h"
+#include "text/template.h"
 
 /* ---- texts and their rewards ----------------------------------------------------------------- */
 

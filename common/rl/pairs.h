@@ -10,6 +10,7 @@
 
 #include "run/chat.h"
 #include "run/run.h"
+#include "text/dataset.h"
 
 /* ---- the preference data of a run ------------------------------------------------------------ */
 

@@ -7,8 +7,8 @@
 #ifndef POSTTRAIN_ROLLOUTS_H
 #define POSTTRAIN_ROLLOUTS_H
 
-#include "model/gpt2.h"
-#include "text/text.h"
+#include "model/generate.h"
+#include "text/tokenizer.h"
 #include "util.h"
 
 /* ---- prompts as tokens ----------------------------------------------------------------------- */

@@ -106,7 +106,7 @@ START_TEST(labels_of_ai_feedback_arrive_in_the_loss) {
     snprintf(path, sizeof path, "%s/labelled.jsonl", work);
     Tokenizer *t = tokenizer_load("test/tiny", &e);
     ck_assert(t && !labelled_write(path, labelled, 2, &e) &&
-              !pairs_read(path, TEMPLATE_DEFAULT, true, &records, &e));
+              !pairs_read(path, NULL, true, &records, &e));
     pairs_build(&p, &records, t, 64);
     ck_assert_int_eq(p.n, 2);
     ck_assert(p.p_chosen[0] == 0.8125f && p.p_chosen[1] == 0.75f);
