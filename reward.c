@@ -105,7 +105,7 @@ static double sigmoid(double x) { return exp(-softplus(-x)); }
  * With D = r_c - r_r - m, and p the probability that the chosen answer is the better one (1 without
  * soft labels), the share of these P pairs in the loss of a step of M pairs is
  *
- *     L = 1/M sum  -[p log sigmoid(D) + (1-p) log sigmoid(-D)]  +  c (r_c + r_r)^2
+ *     L = 1/M sum { -[p log sigmoid(D) + (1-p) log sigmoid(-D)] + c (r_c + r_r)^2 }
  *     dL/dD   = 1/M (sigmoid(D) - p)
  *     dL/dr_c =  dL/dD + 2c/M (r_c + r_r)
  *     dL/dr_r = -dL/dD + 2c/M (r_c + r_r)
