@@ -99,6 +99,10 @@ $(B)/bench $(B)/world: $(B)/%: $(B)/%.o $(B)/common.a
 
 # --- a device with memory of its own: kernels.cu in the place of kernels.c --------------------------------------------------
 
+# The tests of kernels and model, which run on a device as well
+MODEL_CHECKS  = check_gpt2 check_training check_generate check_memory
+DEVICE_CHECKS = check_kernels $(MODEL_CHECKS)
+
 # One directory a kind: cuda and cuda_fp32 for a GPU, emu and emu_bf16 for tests on the CPU (test/emu/cuda_emu.h).
 # $(call device,directory,flags of C,libraries). The C++ compiler links, because a sanitizer may have a part of its own for C++.
 LINK_CU = $(CXX) $(CFLAGS) $(SANITIZE) -fopenmp
@@ -111,7 +115,7 @@ $(B)/$(1)/common.a: $(addprefix $(B)/$(1)/,$(COMMON_O))
 	rm -f $$@ && ar rcs $$@ $$^
 $(addprefix $(B)/$(1)/,$(STAGES) bench): %: %.o $(B)/$(1)/common.a
 	$$(LINK_CU) $$^ -o $$@ $$(LDLIBS) $(3)
-$(addprefix $(B)/$(1)/,check_kernels check_gpt2): %: %.o $(B)/$(1)/common.a
+$(addprefix $(B)/$(1)/,$(DEVICE_CHECKS)): %: %.o $(B)/$(1)/common.a
 	$$(LINK_CU) $$^ -o $$@ $$(LDLIBS) $$(shell pkg-config --libs check) $(3)
 $(B)/$(1):
 	mkdir -p $$@
@@ -170,7 +174,8 @@ $(PROGRAMS): %: $(B)/% FORCE
 FORCE:
 
 # Of the emulated GPU one order of threads for each kind of numbers here; test_emu is all of them. CHECKS=... leaves it out.
-EMULATED ?= $(if $(filter command,$(origin CHECKS)),,emu-check_kernels-forward emu_bf16-check_kernels-reverse emu-check_gpt2-reverse emu_bf16-check_gpt2-forward emu-curve emu-bench)
+EMULATED ?= $(if $(filter command,$(origin CHECKS)),,emu-check_kernels-forward emu_bf16-check_kernels-reverse \
+    $(MODEL_CHECKS:%=emu-%-reverse) $(MODEL_CHECKS:%=emu_bf16-%-forward) emu-curve emu-bench)
 test: $(addprefix run-,$(CHECKS)) $(EMULATED)
 	@echo "✓ all $(words $(CHECKS) $(EMULATED)) test programs passed ($(FLAVOUR))"
 
@@ -178,16 +183,15 @@ test: $(addprefix run-,$(CHECKS)) $(EMULATED)
 ORDERS   = forward reverse random:1 random:2 random:3
 test_emu: emu-curve emu-bench
 	+for order in $(ORDERS); do \
-	    $(MAKE) emu-check_kernels-$$order emu_bf16-check_kernels-$$order emu-check_gpt2-$$order emu_bf16-check_gpt2-$$order || exit 1; done
+	    $(MAKE) $(foreach check,$(DEVICE_CHECKS),emu-$(check)-$$order emu_bf16-$(check)-$$order) || exit 1; done
 run_emulated = CUDA_EMU_ORDER=$(lastword $(subst -, ,$@)) BUILD=$(B) $<
-emu-check_kernels-%: $(B)/emu/check_kernels FORCE
-	$(run_emulated)
-emu_bf16-check_kernels-%: $(B)/emu_bf16/check_kernels FORCE
-	$(run_emulated)
-emu-check_gpt2-%: $(B)/emu/check_gpt2 FORCE
-	$(run_emulated)
-emu_bf16-check_gpt2-%: $(B)/emu_bf16/check_gpt2 FORCE
-	$(run_emulated)
+# $(call emulated,kind,test)
+define emulated
+$(1)-$(2)-%: $(B)/$(1)/$(2) FORCE
+	$$(run_emulated)
+
+endef
+$(foreach kind,$(EMU),$(foreach check,$(DEVICE_CHECKS),$(eval $(call emulated,$(kind),$(check)))))
 # The losses of a few steps, those of the CPU to 1e-4
 emu-curve: $(B)/sft $(B)/emu/sft FORCE
 	sh test/emu/curve.sh $(B)/sft $(B)/emu/sft $(B)/emu 3
@@ -203,11 +207,8 @@ planted: $(B)/emu/check_kernels $(B)/emu_bf16/check_kernels FORCE
 
 # The same on a GPU
 test_cuda: nvcc
-	+@$(MAKE) --no-print-directory $(B)/sft $(foreach kind,cuda cuda_fp32,$(addprefix $(B)/$(kind)/,check_kernels check_gpt2 sft))
-	$(B)/cuda/check_kernels
-	$(B)/cuda/check_gpt2
-	$(B)/cuda_fp32/check_kernels
-	$(B)/cuda_fp32/check_gpt2
+	+@$(MAKE) --no-print-directory $(B)/sft $(foreach kind,cuda cuda_fp32,$(addprefix $(B)/$(kind)/,$(DEVICE_CHECKS) sft))
+	for check in $(foreach kind,cuda cuda_fp32,$(DEVICE_CHECKS:%=$(kind)/%)); do $(B)/$$check || exit 1; done
 	sh test/emu/curve.sh $(B)/sft $(B)/cuda_fp32/sft $(B)/cuda_fp32 50
 
 run-%: $(B)/% $(addprefix $(B)/,$(PROGRAMS)) FORCE
@@ -233,7 +234,7 @@ ubsan:
 # must do without that option, which would hide what they do through memset() and memcpy().
 TSAN = CK_TIMEOUT_MULTIPLIER=4 $(MAKE) test CC=clang FLAVOUR=clang-tsan CFLAGS="-O1 -g" SANITIZE="-fsanitize=thread"
 tsan: tsan_cuda
-	+ARCHER_OPTIONS="verbose=0" TSAN_OPTIONS="ignore_noninstrumented_modules=1" $(TSAN) CHECKS="check_kernels check_gpt2"
+	+ARCHER_OPTIONS="verbose=0" TSAN_OPTIONS="ignore_noninstrumented_modules=1" $(TSAN) CHECKS="$(DEVICE_CHECKS)"
 	+$(TSAN) CHECKS= EMULATED="emu-check_kernels-forward emu_bf16-check_kernels-forward"
 # What ThreadSanitizer sees of an emulated GPU: the emulator's own tests, and each kernel on small shapes. The large ones, above, take half an hour.
 tsan_cuda:

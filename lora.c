@@ -469,7 +469,7 @@ static double largest_logit_difference(GPT2 *merged, const GPT2 *m, const char *
         target[i] = 0;
     }
     const Batch batch = {.S = 1, .N = N, .start = start, .tokens = token};
-    GPT2 *model[2] = {merged, beside(m, base, limits, keep)};
+    GPT2 *model[2] = {merged, beside(m, base, limits, format)};
     for (int i = 0; i < 2; i++) {
         gpt2_forward(model[i], &batch, NULL);
         gpt2_logprob(model[i], target, 1, logp, NULL, NULL);
