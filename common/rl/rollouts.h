@@ -1,14 +1,12 @@
 /*
- * rollouts.h - answers of a policy to prompts, the numbers of their tokens, and who judges them.
+ * rollouts.h - answers of a policy to prompts, and the numbers of their tokens.
  *
- * What reinforcement learning from a language model's own answers needs and does not explain:
- * sampling, batches of answers, scores from a reward model or a program, a file with every number.
- * The algorithm is the stage's.
+ * Reinforcement learning from a language model's own answers needs sampling, batches of answers,
+ * and a file with every number. The algorithm is the stage's; judge.h scores the answers.
  */
 #ifndef POSTTRAIN_ROLLOUTS_H
 #define POSTTRAIN_ROLLOUTS_H
 
-#include "rl/child.h"
 #include "model/generate.h"
 #include "text/tokenizer.h"
 #include "util.h"
@@ -79,23 +77,5 @@ void rows_free(Rows *b);
 void rows_fill(Rows *b, const Rollouts *r, const int *which, int n);
 /* numbers[of[i]] = row[i], for the rows that predict an answer's token. */
 void rows_keep(const Rows *b, const float *row, float *numbers);
-
-/* ---- the judge ------------------------------------------------------------------------------- */
-
-/* One of model and program. */
-typedef struct {
-    GPT2 *model;      // SCORE_HEAD
-    Child *program;   // reads {"prompt", "response"} lines, answers {"score"} lines
-    double patience;  // seconds of silence until it is given up
-    const Tokenizer *tokenizer;
-} Judge;
-
-/* r->score, of texts B at a time: the model's value at the last token that is not the end of text;
-   or what the program says. A score that is not finite, and a program that fails, end this program
-   with 1 and say so. */
-void judge_score(const Judge *j, Rollouts *r, const Queries *q, Rows *b, int B);
-/* Ends the program with 2 unless the tokenizer in dir has the same tokens, as a model that reads
- * the policy's must. */
-void judge_reads(const Tokenizer *t, const char *dir);
 
 #endif
