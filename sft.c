@@ -26,9 +26,7 @@
 
 static Task task;
 
-static struct {
-    float neftune_noise_alpha;
-} args;
+static struct { float neftune_noise_alpha; } args;
 
 static const Flag flags[] = {
     TITLE("Supervised fine-tuning"),
@@ -41,11 +39,20 @@ static const Flag flags[] = {
 };
 
 /* The built-in example learns to answer in half a minute. */
-static const char *const example[] = {
-    "--model=test/tiny", "--data=test/tiny/sft.jsonl", "--eval=test/tiny/sft-eval.jsonl",
-    "--per_device_train_batch_size=16", "--gradient_accumulation_steps=1", "--max_steps=180",
-    "--learning_rate=5e-4", "--adam_beta2=0.99", "--lr_scheduler_type=cosine",
-    "--warmup_steps=20", "--logging_steps=20", "--eval_steps=60", "--eval_samples=72", NULL};
+static const char *const example[] = {"--model=test/tiny",
+                                      "--data=test/tiny/sft.jsonl",
+                                      "--eval=test/tiny/sft-eval.jsonl",
+                                      "--per_device_train_batch_size=16",
+                                      "--gradient_accumulation_steps=1",
+                                      "--max_steps=180",
+                                      "--learning_rate=5e-4",
+                                      "--adam_beta2=0.99",
+                                      "--lr_scheduler_type=cosine",
+                                      "--warmup_steps=20",
+                                      "--logging_steps=20",
+                                      "--eval_steps=60",
+                                      "--eval_samples=72",
+                                      NULL};
 
 static const Program sft = {
     .name = "sft",
@@ -62,7 +69,7 @@ static const Program sft = {
 int main(int argc, char **argv) {
     Run run = run_begin(&sft, argc, argv);
     task_load(&task, &run);
-    Network network = {.role = "model", .limits = task_limits(&task, &run)};
+    Network network = {.role = "model", .limits = task_limits(&task, &run), .trains = true};
     networks_open(&run, (Network *[]){&network, NULL});
     GPT2 *model = network.model;
     task_begin(&task, &run, model);

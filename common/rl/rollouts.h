@@ -9,8 +9,8 @@
 #define POSTTRAIN_ROLLOUTS_H
 
 #include "rl/child.h"
-#include "model/gpt2.h"
-#include "text/text.h"
+#include "model/generate.h"
+#include "text/tokenizer.h"
 #include "util.h"
 
 /* ---- prompts as tokens ----------------------------------------------------------------------- */

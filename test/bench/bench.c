@@ -35,14 +35,17 @@
 #include "files/hf.h"
 #include "model/kernels.h"
 #include "run/run.h"
+#include "rl/choices.h"
 #include "rl/constitution.h"
-#include "text/text.h"
+#include "text/dataset.h"
+#include "text/template.h"
 #include "util.h"
 
 #include <dirent.h>
 #include <immintrin.h>
 #include <omp.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 static const struct {
     const char *name;

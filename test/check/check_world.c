@@ -10,11 +10,13 @@
 #define TESTING
 #include "../world.c"
 
-#include "text/text.h"
+#include "text/records.h"
+#include "text/template.h"
 #include "program.h"
 
 #include <check.h>  // after util.h, whose fail() it hides behind a macro of its own
 #include <jansson.h>
+#include <unistd.h>
 
 enum { CONTEXT = 256, LARGEST_FILE = 150 * 1024 };
 
