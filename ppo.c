@@ -27,12 +27,13 @@
  *      6 whitening the rewards         13 clipping the value        20 mixing in pre-training text
  *      7 γ and λ                       14 the value's weight        21 the critic's start, warm-up
  *
- * Nothing is padded: every mean is over real tokens, and the score is on an answer's last token. The
- * log-probabilities of a rollout equal those of training to the bit: the first ratio is exactly 1.
+ * Nothing is padded: every mean is over real tokens, and the score is on an answer's last token.
+ * The log-probabilities of a rollout equal those of training to the bit: the first ratio is
+ * exactly 1.
  *
- * Left out: rollouts by top-k or top-p (they sample another policy, and KL turns negative), a reward
- * on the token after the end (a known slip of padded programs), truncation at a full stop (the style
- * task of 24 tokens), and dropout, which would make ρ noise.
+ * Left out: rollouts by top-k or top-p (they sample another policy, and KL turns negative), a
+ * reward on the token after the end (a known slip of padded programs), truncation at a full stop
+ * (the style task of 24 tokens), and dropout, which would make ρ noise.
  */
 #include "common/posttrain.h"
 
@@ -95,7 +96,8 @@ static const Flag flags[] = {
      "the batch (batch_mean) or of the prompt's other answers (rloo), or standardise it among the "
      "prompt's answers (grpo)."},
     {"whiten_advantages", CHOICE(args.whiten_advantages, "batch", "batch|minibatch|none"),
-     "(9) Bring the advantages to mean 0 and deviation 1 over the tokens of an iteration (batch) or "
+     "(9) Bring the advantages to mean 0 and deviation 1 over the tokens of an iteration (batch) "
+     "or "
      "a minibatch."},
     {"whitening_variance", CHOICE(args.whitening_variance, "unbiased", "unbiased|population"),
      "(10) The variance of whitening divides n squares by n - 1 (unbiased) or by n (population)."},
@@ -140,46 +142,42 @@ static const Flag flags[] = {
     {0},
 };
 
-static const char *const defaults[] = {
-    "--per_device_train_batch_size=8", "--num_train_epochs=1", "--learning_rate=3e-6",
-    "--adam_epsilon=1e-5", "--weight_decay=0", "--warmup_steps=0", "--logging_steps=1",
-    "--eval_steps=10", "--save_steps=50", NULL};
-static const char *const lmhp[] = {
-    "--learning_rate=1e-5", "--max_grad_norm=0", "--total_episodes=1000000", "--batch_size=512",
-    "--max_prompt_length=64", "--response_length=24", "--kl_coef=0.15", "--adap_kl_ctrl",
-    "--non_eos_penalty", "--whiten_rewards", "--whiten_advantages=minibatch",
-    "--whitening_variance=population", "--shared_value_head", "--adam_eps_convention=tensorflow",
-    NULL};
-static const char *const nplus[] = {"--max_grad_norm=0", "--total_episodes=1000000",
-                                    "--batch_size=512", "--non_eos_penalty", NULL};
-static const char *const textbook[] = {
-    "--learning_rate=1e-5", "--lr_scheduler_type=constant", "--max_steps=5",
-    "--response_length=100", "--advantage=batch_mean", "--whiten_advantages=none", "--kl_coef=0",
-    NULL};
 static const Preset presets[] = {
-    {"lmhp", "Ziegler et al. 2019, the style tasks", lmhp},
-    {"nplus", "Huang et al. 2024, summaries of TL;DR", nplus},
-    {"textbook", "what tutorials show", textbook},
+    {"lmhp", "Ziegler et al. 2019, the style tasks",
+     COMMAND_LINE("--learning_rate=1e-5", "--max_grad_norm=0", "--total_episodes=1000000",
+                  "--batch_size=512", "--max_prompt_length=64", "--response_length=24",
+                  "--kl_coef=0.15", "--adap_kl_ctrl", "--non_eos_penalty", "--whiten_rewards",
+                  "--whiten_advantages=minibatch", "--whitening_variance=population",
+                  "--shared_value_head", "--adam_eps_convention=tensorflow")},
+    {"nplus", "Huang et al. 2024, summaries of TL;DR",
+     COMMAND_LINE("--max_grad_norm=0", "--total_episodes=1000000", "--batch_size=512",
+                  "--non_eos_penalty")},
+    {"textbook", "what tutorials show",
+     COMMAND_LINE("--learning_rate=1e-5", "--lr_scheduler_type=constant", "--max_steps=5",
+                  "--response_length=100", "--advantage=batch_mean", "--whiten_advantages=none",
+                  "--kl_coef=0")},
     {0},
 };
-/* The built-in example learns something in under a minute. */
-static const char *const example[] = {
-    "--model=test/tiny/chat", "--reward_model=test/tiny/reward", "--data=test/tiny/prompts.jsonl",
-    "--eval=test/tiny/prompts-eval.jsonl", "--per_device_train_batch_size=16", "--max_steps=20",
-    "--learning_rate=1e-4", "--adam_beta2=0.99", "--lr_scheduler_type=constant",
-    "--logging_steps=5", "--critic_learning_rate=2e-4", "--critic_warmup_steps=2",
-    "--eval_samples=72", "--num_ppo_epochs=2", "--num_mini_batches=2", "--response_length=64",
-    "--temperature=1", "--kl_coef=0.15", "--score_clip=4", "--non_eos_penalty",
-    "--penalty_reward_value=-4", NULL};
 
+/* The built-in example learns something in under a minute. */
 static const Program ppo = {
     .name = "ppo",
     .about = "PPO: reinforcement learning of a GPT-2 from a reward model or a program.",
     .flags = flags,
-    .lines = {.program = defaults,
-              .presets = presets,
-              .example = example,
-              .example_unless = "model data prompt chat"},
+    .lines.program =
+        COMMAND_LINE("--per_device_train_batch_size=8", "--num_train_epochs=1",
+                     "--learning_rate=3e-6", "--adam_epsilon=1e-5", "--weight_decay=0",
+                     "--warmup_steps=0", "--logging_steps=1", "--eval_steps=10", "--save_steps=50"),
+    .lines.presets = presets,
+    .lines.example = COMMAND_LINE(
+        "--model=test/tiny/chat", "--reward_model=test/tiny/reward",
+        "--data=test/tiny/prompts.jsonl", "--eval=test/tiny/prompts-eval.jsonl",
+        "--per_device_train_batch_size=16", "--max_steps=20", "--learning_rate=1e-4",
+        "--adam_beta2=0.99", "--lr_scheduler_type=constant", "--logging_steps=5",
+        "--critic_learning_rate=2e-4", "--critic_warmup_steps=2", "--eval_samples=72",
+        "--num_ppo_epochs=2", "--num_mini_batches=2", "--response_length=64", "--temperature=1",
+        "--kl_coef=0.15", "--score_clip=4", "--non_eos_penalty", "--penalty_reward_value=-4"),
+    .lines.example_unless = "model data prompt chat",
     .without = "gradient_accumulation_steps dataloader_drop_last",
     .needs = "model data",
     .usage = "--model DIR and --data FILE are both needed (or neither, for the built-in example)",
@@ -196,12 +194,14 @@ static void check_flags(const Run *run) {
         die_usage("--batch_size %d is not a multiple of --num_mini_batches %d", task.batch_size,
                   args.num_mini_batches);
     if ((args.advantage == RLOO || args.advantage == GRPO) && task.num_generations < 2)
-        die_usage("--advantage rloo and grpo compare answers to one prompt: --num_generations must "
-                  "be 2 or more");
+        die_usage(
+            "--advantage rloo and grpo compare answers to one prompt: --num_generations must "
+            "be 2 or more");
     if (!own_critic && (args.critic_warmup_steps || run_given(run, "critic_model") ||
                         run_given(run, "critic_learning_rate")))
-        die_usage("--critic_model, --critic_learning_rate and --critic_warmup_steps need a critic "
-                  "that is a model of its own: --advantage gae without --shared_value_head");
+        die_usage(
+            "--critic_model, --critic_learning_rate and --critic_warmup_steps need a critic "
+            "that is a model of its own: --advantage gae without --shared_value_head");
 }
 
 /* ---- the mathematics, one number per token --------------------------------------------------- */
@@ -296,8 +296,8 @@ static void surrogate(int N, const int *target, const float *logp, const float *
     }
 }
 
-/* L = c_v / M sum_i ½ max((V - R)², (clip(V, V_old ± ε_v) - R)²) over the rows with a target; ε_v 0:
-   no clip. dL/dV = c_v (V - R) / M; it is 0 where the clipped side is larger. Arrays are (N). */
+/* L = c_v / M sum_i ½ max((V - R)², (clip(V, V_old ± ε_v) - R)²) over the rows with a target; ε_v
+   0: no clip. dL/dV = c_v (V - R) / M; it is 0 where the clipped side is larger. Arrays are (N). */
 static void value_loss(int N, const int *target, const float *V, const float *V_old, const float *R,
                        double epsilon, double coefficient, double M, float *dvalue, Sums *s) {
     for (int i = 0; i < N; i++) {
@@ -391,8 +391,8 @@ static void reward_tokens(Rollouts *r, double beta) {
         whiten(r->T, r->reward, args.whitening_variance == UNBIASED, false);  // (6)
 }
 
-/* 6. The advantage and the return of every token. Without a critic, all tokens of an answer have the
-   answer's. */
+/* 6. The advantage and the return of every token. Without a critic, all tokens of an answer have
+   the answer's. */
 static void advantages(Rollouts *r) {
     double R[r->E], A[r->E];
     memset(R, 0, sizeof R);
@@ -443,8 +443,8 @@ static void mix_in_pretraining(Trainer *p, Sums *s) {
     gpt2_backward(p->policy, b->dlogp, NULL, NULL);
 }
 
-/* The loss of the answers which[0..n) and its gradients, B answers at a time. M counts the tokens of
-   all n, so B does not change the loss. */
+/* The loss of the answers which[0..n) and its gradients, B answers at a time. M counts the tokens
+   of all n, so B does not change the loss. */
 static Sums minibatch(Trainer *p, Rollouts *r, const int *which, int n, int B, bool policy_trains) {
     Rows *b = &task.rows;
     Sums s = {0};
@@ -522,7 +522,7 @@ static Sums update(Trainer *p, Rollouts *r, const Run *run) {
             }
             sums_add(&all, &s);
             if (!isfinite(s.policy) || !isfinite(s.value) || !isfinite(all.grad_norm))
-                rollouts_diverged(r, order[from], run, &s, all.grad_norm);
+                rollout_task_diverged(&task, run, epoch, order[from], &s, all.grad_norm);
         }
     }
     return all;
@@ -533,8 +533,7 @@ static Sums update(Trainer *p, Rollouts *r, const Run *run) {
 /* The sum of kl_t over an answer, averaged over the answers. */
 static double kl_per_answer(const Rollouts *r, KLEstimator estimator) {
     double kl = 0;
-    for (int t = 0; t < r->T; t++)
-        kl += kl_estimate(estimator, r->logp[t], r->ref_logp[t]) / r->E;
+    for (int t = 0; t < r->T; t++) kl += kl_estimate(estimator, r->logp[t], r->ref_logp[t]) / r->E;
     return kl;
 }
 

@@ -8,8 +8,8 @@
 #include "rl/rollouts.h"
 #include "run/run.h"
 
-/* Figures of a set of answers. "Per answer": summed over its tokens, then averaged over the answers.
-   NAN: not measured. */
+/* Figures of a set of answers. "Per answer": summed over its tokens, then averaged over the
+   answers. NAN: not measured. */
 typedef struct {
     double kl, k1, k3;  // the stage's estimates of KL(policy || reference) per answer, in nats
     double kl_exact;    // the same over the whole vocabulary
@@ -28,21 +28,21 @@ Figures figures_measure(const Rollouts *r);
 
 /* Sums over the tokens of minibatches. Divided by a number of tokens they are means. */
 typedef struct {
-    double tokens, policy, clipped;        // of the policy's loss; how many tokens are clipped
-    double ratio, ratio_squared;           // ρ, ρ²
-    double approxkl;                       // ½ (log ρ)²
-    double entropy;                        // of the policy's distribution
+    double tokens, policy, clipped;             // of the policy's loss; how many tokens are clipped
+    double ratio, ratio_squared;                // ρ, ρ²
+    double approxkl;                            // ½ (log ρ)²
+    double entropy;                             // of the policy's distribution
     double value_tokens, value, value_clipped;  // the same of the critic's loss
-    double ptx_tokens, ptx;                // cross-entropy of the pre-training text
-    double skipped;                        // minibatches without an update
-    double grad_norm;                      // no sum: of the last optimiser step
+    double ptx_tokens, ptx;                     // cross-entropy of the pre-training text
+    double skipped;                             // minibatches without an update
+    double grad_norm;                           // no sum: of the last optimiser step
 } Sums;
 
 /* Adds the sums of s to those of all. */
 void sums_add(Sums *all, const Sums *s);
 /* Watches the figures of an iteration: of its answers (objective/, lengths/), and means over the
-   tokens of its minibatches (policy/, loss/, val/). beta: the weight of the KL penalty; episode: the
-   number of answers since the run began. */
+   tokens of its minibatches (policy/, loss/, val/). beta: the weight of the KL penalty; episode:
+   the number of answers since the run began. */
 void figures_watch(Run *run, const Figures *f, const Sums *s, double beta, double episode);
 
 #endif

@@ -3,6 +3,8 @@
  */
 #include "rl/rollout_task.h"
 
+#include "text/records.h"
+
 /* ---- before the loop ------------------------------------------------------------------------- */
 
 void rollout_task_load(RolloutTask *t, Run *run, const char *template) {
@@ -32,8 +34,7 @@ void rollout_task_load(RolloutTask *t, Run *run, const char *template) {
 
 GPT2Limits rollout_task_limits(const RolloutTask *t, const Run *run) {
     const int B = run->per_device_train_batch_size;
-    return (GPT2Limits){
-        .tokens = B * t->longest, .sequences = B, .scored = B * t->response_length};
+    return (GPT2Limits){.tokens = B * t->longest, .sequences = B, .scored = B * t->response_length};
 }
 
 GPT2Limits rollout_task_policy_limits(const RolloutTask *t, const Run *run) {
@@ -59,9 +60,8 @@ void rollout_task_begin(RolloutTask *t, const Run *run, GPT2 *reward, const GPT2
     t->r = rollouts_new(max_int(t->batch_size, t->answers), t->longest - t->response_length,
                         t->response_length);
     t->rows = rows_new(limits->sequences, limits->tokens);
-    t->judge = (Judge){.model = reward,
-                       .patience = (double)t->reward_timeout,
-                       .tokenizer = run->tokenizer};
+    t->judge = (Judge){
+        .model = reward, .patience = (double)t->reward_timeout, .tokenizer = run->tokenizer};
     if (!reward && !(t->judge.program = child_start(t->reward_cmd, &e))) die("%s", e.text);
     if (t->dump_rollouts) begin_dump(run, t->dump_rollouts);
 }
@@ -108,6 +108,16 @@ void rollout_task_judge(RolloutTask *t, const Run *run) {
 void rollout_task_dump(const RolloutTask *t, const Run *run) {
     if (t->dump_rollouts)
         rollouts_dump(&t->r, &t->train, run->tokenizer, run->step + 1, t->dump_rollouts);
+}
+
+void rollout_task_diverged(const RolloutTask *t, const Run *run, int epoch, int e, const Sums *s,
+                           double norm) {
+    Str text = {0};
+    rollouts_text(&t->r, e, true, run->tokenizer, &text);
+    die("step %d, epoch %d: the policy's loss is %g, the critic's %g, the gradient's norm %g; "
+        "lower "
+        "--learning_rate. The first answer of the minibatch: \"%.300s\"",
+        run->step + 1, epoch + 1, s->policy / s->tokens, s->value / s->value_tokens, norm, text.s);
 }
 
 /* ---- held-out prompts ------------------------------------------------------------------------ */
