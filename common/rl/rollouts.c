@@ -61,6 +61,7 @@ Rollouts rollouts_new(int E, int prompt, int answer) {
                       .start = xcalloc(n + 1, i),
                       .ended = xmalloc(n),
                       .score = xmalloc(n * f),
+                      .shaped = xcalloc(n, sizeof(double)),
                       .logp = xcalloc(T, f),
                       .ref_logp = xcalloc(T, f),
                       .kl = xcalloc(T, f),
@@ -68,7 +69,8 @@ Rollouts rollouts_new(int E, int prompt, int answer) {
                       .reward = xcalloc(T, f),
                       .advantage = xcalloc(T, f),
                       .ret = xcalloc(T, f),
-                      .A = xcalloc(T, f)};
+                      .A = xcalloc(T, f),
+                      .gathered = xcalloc(T, f)};
 }
 
 void rollouts_free(Rollouts *r) {
@@ -78,6 +80,7 @@ void rollouts_free(Rollouts *r) {
     free(r->start);
     free(r->ended);
     free(r->score);
+    free(r->shaped);
     free(r->logp);
     free(r->ref_logp);
     free(r->kl);
@@ -86,6 +89,7 @@ void rollouts_free(Rollouts *r) {
     free(r->advantage);
     free(r->ret);
     free(r->A);
+    free(r->gathered);
 }
 
 void rollouts_sample(Rollouts *r, GPT2 *policy, const Queries *q, const Sampler *s) {
@@ -122,6 +126,21 @@ void rollouts_text(const Rollouts *r, int e, bool answer, const Tokenizer *t, St
         tokenizer_decode(t, r->tokens + middle, (size_t)(T - r->ended[e]), out);
     else
         tokenizer_decode(t, r->tokens + r->begin[e], (size_t)(middle - r->begin[e]), out);
+}
+
+int rollouts_gather(const Rollouts *r, const float *numbers, const int *which, int n, float *out) {
+    int M = 0;
+    for (int k = 0; k < n; k++)
+        for (int t = r->start[which[k]]; t < r->start[which[k] + 1]; t++) out[M++] = numbers[t];
+    return M;
+}
+
+void rollouts_scatter(const Rollouts *r, const float *gathered, const int *which, int n,
+                      float *numbers) {
+    int at = 0;
+    for (int k = 0; k < n; k++)
+        for (int t = r->start[which[k]]; t < r->start[which[k] + 1]; t++)
+            numbers[t] = gathered[at++];
 }
 
 /* ---- batches of answers ---------------------------------------------------------------------- */
@@ -176,9 +195,25 @@ void rows_fill(Rows *b, const Rollouts *r, const int *which, int n) {
     b->batch = (Batch){.S = n, .N = N, .start = b->start, .tokens = b->tokens};
 }
 
+void rows_range(Rows *b, const Rollouts *r, int from, int B) {
+    const int n = min_int(B, r->E - from);
+    int which[n];
+    for (int k = 0; k < n; k++) which[k] = from + k;
+    rows_fill(b, r, which, n);
+}
+
 void rows_keep(const Rows *b, const float *row, float *numbers) {
     for (int i = 0; i < b->batch.N; i++)
         if (b->of[i] >= 0) numbers[b->of[i]] = row[i];
+}
+
+void rows_check(const Rows *b) {
+    for (int i = 0; i < b->batch.N; i++)
+        if (b->of[i] >= 0 && b->logp[i] != b->old_logp[i])
+            die("a token's log-probability is %.9g in the rollout and %.9g in training; the two "
+                "must "
+                "be equal",
+                (double)b->old_logp[i], (double)b->logp[i]);
 }
 
 /* ---- the file of rollouts -------------------------------------------------------------------- */
