@@ -88,13 +88,21 @@ static const char *find(const char *text, const char *what) {
     return NULL;
 }
 
-/* Is the quote at this place of a file made of whole statements? What comes before it ends a
- * statement, a block or a comment; its last line ends one, comments aside. */
+/* Does this line, n characters long, end a statement, a block or a comment? */
+static bool is_end(const char *line, size_t n) {
+    for (size_t i = 0; i + 1 < n; i++)
+        if (line[i] == '/' && line[i + 1] == '/') n = i;
+    while (n && isspace((unsigned char)line[n - 1])) n--;
+    return !n || strchr(";{}/", line[n - 1]);
+}
+
+/* Is the quote at this place of a file made of whole statements? */
 static bool is_whole(const char *text, const char *at, const char *last) {
-    const char *comment = strstr(last, "//"), *end = comment ? comment : last + strlen(last);
-    while (at > text && isspace((unsigned char)at[-1])) at--;
-    while (end > last && isspace((unsigned char)end[-1])) end--;
-    return (at == text || strchr(";{}/", at[-1])) && (end == last || strchr(";{}", end[-1]));
+    while (at > text && at[-1] != '\n' && isspace((unsigned char)at[-1])) at--;
+    if (at > text && at[-1] != '\n') return false;
+    const char *end = at > text ? at - 1 : text, *begin = end;
+    while (begin > text && begin[-1] != '\n') begin--;
+    return is_end(begin, (size_t)(end - begin)) && is_end(last, strlen(last));
 }
 
 START_TEST(the_code_they_quote_exists) {
