@@ -98,6 +98,7 @@ static bool is_end(const char *line, size_t n) {
 
 /* Is the quote at this place of a file made of whole statements? */
 static bool is_whole(const char *text, const char *at, const char *last) {
+    while (isspace((unsigned char)*at)) at++;
     while (at > text && at[-1] != '\n' && isspace((unsigned char)at[-1])) at--;
     if (at > text && at[-1] != '\n') return false;
     const char *end = at > text ? at - 1 : text, *begin = end;
