@@ -371,8 +371,8 @@ format format-check:
 
 help:
 	@echo "make            build all programs: $(PROGRAMS)"
-	@echo "make sft        build one program; ./sft runs an example, ./sft --help lists the flags"
-	@echo "make test       run all tests; CC=clang or CFLAGS='-O3 -g -Werror' selects compiler and flags"
+	@echo "make sft        build one program; ./sft runs an example, ./sft --help lists flags"
+	@echo "make test       run all tests; CC=clang or CFLAGS='-O3 -Werror' selects another build"
 	@echo "make asan       run the tests under AddressSanitizer; also ubsan, tsan (clang)"
 	@echo "make test_emu   test the GPU kernels without a GPU; test_cuda tests them on a GPU"
 	@echo "make planted    plant bugs in the GPU kernels, and check that the tests see each"
