@@ -1,5 +1,5 @@
 /*
- * check_text.c - the tokenizer, records, templates and datasets of common/text.c.
+ * check_text.c - the tokenizer, records, templates and datasets of common/text/text.c.
  *
  * Most tests run on a vocabulary small enough that every id can be derived by hand, which they
  * write themselves. A naive BPE is the second opinion on merging; golden_text.h, made by the

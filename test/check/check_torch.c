@@ -3,7 +3,7 @@
  * hostile ones.
  *
  * What is in the real ones is known from numpy and transformers (golden_torch.h). The builders here
- * share nothing with common/torch.c.
+ * share nothing with common/files/torch.c.
  */
 #include "files/torch.h"
 #include "../golden/golden_torch.h"

@@ -3,8 +3,7 @@
  * index of shards. A model is never loaded, as there are no weights; a config that is accepted must
  * be one a model can have.
  *
- *   clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined test/fuzz_config.c common/hf.c
- * common/gpt2.c common/kernels.c ...
+ *     make fuzz        builds and runs it
  */
 #include "files/hf.h"
 

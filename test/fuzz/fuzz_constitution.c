@@ -1,7 +1,6 @@
 /*
  * fuzz_constitution.c - constitutions, questions, transcripts and headings from arbitrary bytes,
- * under libFuzzer: clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined
- * test/fuzz_constitution.c common/*.c -ljansson -lpcre2-8
+ * under libFuzzer (make fuzz builds and runs it).
  *
  * Beyond not crashing: what is read must be whole, what is refused must leave nothing, and what is
  * cut must stay cut.

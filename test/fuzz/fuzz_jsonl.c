@@ -1,7 +1,6 @@
 /*
- * fuzz_jsonl.c - records, prompts, templates and datasets from arbitrary bytes, under libFuzzer:
- *     clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined test/fuzz_jsonl.c common/text.c
- * -ljansson -lpcre2-8
+ * fuzz_jsonl.c - records, prompts, templates and datasets from arbitrary bytes, under libFuzzer
+ * (make fuzz builds and runs it).
  *
  * The first byte says whether a template comes (up to the first newline); the rest is a JSONL file.
  * Beyond not crashing: what is read must be whole records, and the dataset or the pairs made of

@@ -2,8 +2,7 @@
  * fuzz_safetensors.c - libFuzzer on the safetensors reader: bytes are a file. What is accepted is
  * then read whole.
  *
- *   clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined test/fuzz_safetensors.c common/hf.c
- * common/gpt2.c common/kernels.c ...
+ *     make fuzz        builds and runs it
  */
 #include "files/hf.h"
 

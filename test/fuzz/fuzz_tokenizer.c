@@ -1,7 +1,6 @@
 /*
- * fuzz_tokenizer.c - the tokenizer on arbitrary files and arbitrary text, under libFuzzer:
- *     clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined test/fuzz_tokenizer.c
- * common/text.c -ljansson -lpcre2-8
+ * fuzz_tokenizer.c - the tokenizer on arbitrary files and arbitrary text, under libFuzzer
+ * (make fuzz builds and runs it).
  *
  * The first byte picks what the rest is: a tokenizer.json; a vocab.json and a merges.txt with a NUL
  * between; a list of merges to put beside a good vocabulary, and a text, again with a NUL between.

@@ -3,7 +3,7 @@
  * is then read whole. Nothing comes of an empty corpus here, so the mutator starts from what
  * torch.save wrote.
  *
- *   clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined test/fuzz_torch.c common/torch.c
+ *     make fuzz        builds and runs it
  */
 #include "files/torch.h"
 #include "../golden/golden_torch.h"
