@@ -29,10 +29,15 @@
 #include "common/model/gpt2.h"  // the model: gpt2_forward, gpt2_logprob, gpt2_backward, gpt2_step
 #include "common/files/hf.h"    // hf_config, hf_load
 #include "common/run/run.h"     // flags, schedule, log, checkpoints
-#include "common/rl/constitution.h"  // what a model says to a prompt, and which option it would sooner say
+#include "common/rl/choices.h"  // a model's replies, labelled pairs, multiple choice
+#include "common/rl/constitution.h"  // principles, layouts, dialogues, transcripts
 #include "common/run/chat.h"         // --prompt and --chat
-#include "common/text/text.h"  // tokenizer, prompts, constitutions, dialogues
-#include "common/util.h"       // die, xmalloc
+#include "common/text/dataset.h"     // lessons as tokens
+#include "common/text/records.h"     // prompts, records, questions
+#include "common/text/template.h"
+#include "common/text/tokenizer.h"
+#include "common/text/utf8.h"
+#include "common/util.h"  // die, xmalloc
 
 /* ---- flags ----------------------------------------------------------------------------------- */
 
@@ -335,7 +340,7 @@ static void speak(const Voice *v, Dialogue *d, int n, uint32_t epoch, int turn, 
     uint32_t *id = (uint32_t *)xmalloc(sizeof *id * (size_t)n);
     int *who = (int *)xmalloc(sizeof *who * (size_t)n), speakers = 0;
     for (int i = 0; i < n; i++) {
-        if (d[i].ending != GOES_ON) continue;
+        if (d[i].ending != UNFINISHED) continue;
         prompt[speakers] = what_fits(v, &d[i], dropped);
         if (prompt[speakers]) {
             id[speakers] = (uint32_t)d[i].id;
@@ -386,7 +391,7 @@ static Ending after_critique(const Dialogue *d) {
     free(question);
     if (!*own) return copy ? ECHOED : SILENT;
     if (strstr(d->prompt, own) || strstr(dialogue_answer(d), own)) return ECHOED;
-    return text_says(own, args.stop_phrases) ? PRAISED : GOES_ON;
+    return text_says(own, args.stop_phrases) ? PRAISED : UNFINISHED;
 }
 
 /* The procedure of section 3.1, for all dialogues together; each drops out as it ends. False:
@@ -398,24 +403,24 @@ static bool converse(const Voice *v, Dialogue *d, int n, uint32_t epoch, int64_t
     for (int r = 0; r < args.max_iterations && !run_interrupted(); r++) {
         // 2. a principle, and a critique of the answer by it
         for (int i = 0; i < n; i++)
-            if (d[i].ending == GOES_ON) open_round(&d[i], epoch, seed);
+            if (d[i].ending == UNFINISHED) open_round(&d[i], epoch, seed);
         speak(v, d, n, epoch, 1 + 2 * r, args.critique_temperature, dropped);
         for (int i = 0; i < n; i++) {
             if (d[i].rounds == r + 1 && !d[i].round[r].critique)
                 drop_round(&d[i]);  // no room for it
-            if (d[i].ending == GOES_ON) d[i].ending = after_critique(&d[i]);
+            if (d[i].ending == UNFINISHED) d[i].ending = after_critique(&d[i]);
         }
         // 3. a revision, where there is something to revise; it is the next round's answer
         speak(v, d, n, epoch, 2 + 2 * r, args.revision_temperature, dropped);
         for (int i = 0; i < n; i++) {
-            if (d[i].ending != GOES_ON || *d[i].round[r].revision) continue;
+            if (d[i].ending != UNFINISHED || *d[i].round[r].revision) continue;
             free(d[i].round[r].revision);
             d[i].round[r].revision = NULL;
             d[i].ending = SILENT;
         }
     }
     for (int i = 0; i < n; i++)
-        if (d[i].ending == GOES_ON) d[i].ending = ROUNDS_USED;
+        if (d[i].ending == UNFINISHED) d[i].ending = ROUNDS_USED;
     return !run_interrupted();
 }
 
@@ -627,7 +632,8 @@ typedef struct {
 static void load_prompts(const char *path, Prompts *p) {
     Error e;
     if (prompts_read(path, args.template, args.strict, p, &e)) die_usage("%s", e.text);
-    printf("%s: %d prompts, %d lines skipped\n", path, p->n, p->skipped);
+    say_skipped(path, p->skipped, "prompt", &p->first_skipped);
+    printf("%s: %d prompts\n", path, p->n);
     for (int i = 0; i < p->n; i++) {
         Str s = {p->v[i].text, p->v[i].n, p->v[i].n + 1};
         text_repair(&s, 0);
@@ -765,12 +771,11 @@ static void load_world(World *w, Run *run, Questions *q) {
     if (run->eval && learns && args.eval_samples) load_prompts(run->eval, &w->held_out);
     if (run->data && learns && records_read(run->data, args.template, args.strict, &w->helpful, &e))
         die_usage("%s", e.text);
-    if (run->data && learns)
-        printf("%s: %d records to mix in, %d lines skipped\n", run->data, w->helpful.n,
-               w->helpful.skipped);
+    say_skipped(run->data, w->helpful.skipped, "record", &w->helpful.first_skipped);
+    if (run->data && learns) printf("%s: %d records to mix in\n", run->data, w->helpful.n);
     if (args.evaluate && questions_read(args.evaluate, args.strict, q, &e)) die_usage("%s", e.text);
-    if (args.evaluate)
-        printf("%s: %d questions, %d lines skipped\n", args.evaluate, q->n, q->skipped);
+    say_skipped(args.evaluate, q->skipped, "question", &q->first_skipped);
+    if (args.evaluate) printf("%s: %d questions\n", args.evaluate, q->n);
     run_fingerprint(run, "prompts", args.prompts);
     run_fingerprint(run, "data", run->data);
     run_fingerprint(run, "constitution", args.constitution);

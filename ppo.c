@@ -36,12 +36,13 @@
  * style task's truncation at a full stop, and dropout, which would make ρ noise.
  */
 #include "common/model/gpt2.h"  // the models: gpt2_generate, gpt2_forward, gpt2_logprob, gpt2_value, gpt2_backward, gpt2_step
-#include "common/files/hf.h"     // hf_config, hf_load_head
-#include "common/rl/rollouts.h"  // prompts, answers, the numbers of their tokens, the judge
-#include "common/run/run.h"      // flags, schedule, log, checkpoints
-#include "common/run/chat.h"     // --prompt and --chat
-#include "common/text/text.h"    // tokenizer, records
-#include "common/util.h"         // die, xmalloc, random_permutation
+#include "common/files/hf.h"      // hf_config, hf_load_head
+#include "common/rl/rollouts.h"   // prompts, answers, the numbers of their tokens, the judge
+#include "common/run/run.h"       // flags, schedule, log, checkpoints
+#include "common/run/chat.h"      // --prompt and --chat
+#include "common/text/dataset.h"  // records as tokens
+#include "common/text/tokenizer.h"
+#include "common/util.h"  // die, xmalloc, random_permutation
 
 /* ---- flags ----------------------------------------------------------------------------------- */
 

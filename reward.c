@@ -17,19 +17,20 @@
  *
  * Two things go wrong in other implementations and cannot here. Nothing is padded, so a reward does
  * not depend on what else is in the batch, and no end-of-text token is taken for padding: where a
- * reward is read is said once, in text.h (judged_tokens), and ppo.c reads it there. And a prompt
+ * reward is read is said once, in dataset.h (judged_tokens), and ppo.c reads it there. And a prompt
  * that chosen and rejected share goes through the model once, not twice, with the same rewards to
  * the bit.
  *
  * Left out: rankings of more than two answers (write them as pairs), scalar ratings, and a bias of
  * the head, which no difference can see; what --normalize needs of one goes into ln_f.bias.
  */
-#include "common/model/gpt2.h"  // the model: gpt2_forward, gpt2_value, gpt2_backward, gpt2_step
-#include "common/files/hf.h"    // hf_config, hf_load_head
-#include "common/run/run.h"     // flags, schedule, log, checkpoints
-#include "common/run/chat.h"    // the template a model was trained in, lines of answers
-#include "common/text/text.h"   // pairs of answers, as tokens
-#include "common/util.h"        // die, xmalloc
+#include "common/model/gpt2.h"    // the model: gpt2_forward, gpt2_value, gpt2_backward, gpt2_step
+#include "common/files/hf.h"      // hf_config, hf_load_head
+#include "common/run/run.h"       // flags, schedule, log, checkpoints
+#include "common/run/chat.h"      // the template a model was trained in, lines of answers
+#include "common/text/dataset.h"  // pairs of answers, as tokens
+#include "common/text/template.h"
+#include "common/util.h"  // die, xmalloc
 
 /* ---- flags ----------------------------------------------------------------------------------- */
 
@@ -152,21 +153,14 @@ typedef struct {
     int n, *which;
 } Examples;
 
-/* Says what a file holds beside what is used of it. */
-static void say_skipped(const char *path, const Records *r) {
-    if (r->skipped)
-        printf("%s: skipped %d line%s that %s no record; the first: %s\n", path, r->skipped,
-               r->skipped == 1 ? "" : "s", r->skipped == 1 ? "is" : "are", r->first_skipped.text);
-    if (r->apart)
-        printf("%s: left out %d pairs whose chosen and rejected answer different prompts\n", path,
-               r->apart);
-}
-
 static Pairs *read_pairs(const char *path, const Tokenizer *t) {
     Error e;
     Records records;
     if (pairs_read(path, args.template, args.strict, &records, &e)) die_usage("%s", e.text);
-    say_skipped(path, &records);
+    say_skipped(path, records.skipped, "record", &records.first_skipped);
+    if (records.mismatched)
+        printf("%s: left out %d pairs whose chosen and rejected answer different prompts\n", path,
+               records.mismatched);
     Pairs *p = (Pairs *)xcalloc(1, sizeof *p);
     pairs_build(p, &records, t, args.max_length);
     printf("%s: %d pairs of kind %s; the longest has %d tokens with its prompt\n", path, records.n,
@@ -211,8 +205,6 @@ static void print_baselines(const char *what, const Examples *x) {
             what, (int)judged, 100 * longer / judged, 100 - 100 * longer / judged,
             100 * ties / judged);
 }
-
-static int largest_first(const void *a, const void *b) { return *(const int *)b - *(const int *)a; }
 
 /* The most tokens any P of the pairs can have. */
 static int largest_batch(const Examples *x, int P) {

@@ -142,6 +142,19 @@ __attribute__((format(printf, 2, 3))) static inline void str_printf(Str *a, cons
     va_end(again);
 }
 
+/* Bytes that belong to something else. s NULL: there is no text, unlike a text of 0 bytes. */
+typedef struct {
+    const char *s;
+    size_t n;
+} Slice;
+
+/* Makes room for one more element of `size` bytes in an array of n elements that was only ever
+   grown here: at n = 0 and at each power of two it doubles. Returns the array. */
+static inline void *grow(void *v, int n, size_t size) {
+    const bool full = (n & (n - 1)) == 0;
+    return full ? xrealloc(v, n ? 2 * (size_t)n : 1, size) : v;
+}
+
 /* ---- Files ----------------------------------------------------------------------------------- */
 
 /* A file is written beside its place, synced and renamed: a reader sees the old one or the new one,
@@ -262,6 +275,15 @@ static inline int read_file(const char *path, size_t limit, Str *out, Error *e) 
 
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int max_int(int a, int b) { return a > b ? a : b; }
+
+/* FNV-1a, 64 bits (Fowler, Noll, Vo): the hash of n more bytes, after those that gave `hash`. The
+   first call gets HASH_START. */
+#define HASH_START 0xcbf29ce484222325u
+static inline uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t n) {
+    const unsigned char *b = (const unsigned char *)bytes;
+    for (size_t i = 0; i < n; i++) hash = (hash ^ b[i]) * 0x100000001b3u;
+    return hash;
+}
 
 /* Seconds on a clock that never goes back. */
 static inline double now_seconds(void) {

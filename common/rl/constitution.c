@@ -1,59 +1,213 @@
 /*
- * speech.c - texts in, texts out: see speech.h.
+ * constitution.c - principles, layouts, dialogues and their transcripts: see constitution.h.
  */
 #include "rl/constitution.h"
 
+#include "text/json.h"
+#include "text/jsonl.h"
+#include "text/tokenizer.h"
+#include "text/utf8.h"
+
+#include <limits.h>
 #include <strings.h>
 
-/* ---- what is said ---------------------------------------------------------------------------- */
+/* ---- constitutions --------------------------------------------------------------------------- */
 
-int text_tokens(const Tokenizer *t, const char *text) {
-    Ints tokens = {0};
-    tokenizer_encode(t, text, strlen(text), true, &tokens);
-    free(tokens.v);
-    return (int)tokens.n;
+enum { CONSTITUTION_LIMIT = 16 << 20 };  // bytes
+
+/* Copies field `name` of object into *out, if the object has it. It must be a string that is not
+   empty. what: the object's name in messages. */
+static int take_string(const json_t *object, const char *name, const char *what, char **out,
+                       Error *e) {
+    const json_t *value = json_object_get(object, name);
+    if (!value) return 0;
+    if (!json_is_string(value) || !json_string_length(value))
+        return fail(e, "\"%s\" of %s is %s, expected a text", name, what,
+                    json_is_string(value) ? "empty" : json_type_name(value));
+    *out = xstrdup(json_string_value(value));
+    return 0;
 }
 
-static bool speaker_fits(void *context, const char *prompt) {
-    const Speaker *s = (const Speaker *)context;
-    const int n = text_tokens(s->tokenizer, prompt);
-    return n > 0 && n <= s->positions &&
-           s->max_new_tokens <= s->positions + 1 - n;  // the last token is drawn, not fed
-}
-
-static void speaker_say(void *context, int n, char *const *prompt, const uint32_t *id,
-                        uint32_t turn, float temperature, char **text) {
-    const Speaker *s = (const Speaker *)context;
-    int *start = (int *)xcalloc((size_t)n + 1, sizeof *start);
-    Ints tokens = {0};
-    for (int i = 0; i < n; i++) {
-        tokenizer_encode(s->tokenizer, prompt[i], strlen(prompt[i]), true, &tokens);
-        start[i + 1] = (int)tokens.n;
+static int refuse_other_fields(const json_t *object, const char *const *known, const char *what,
+                               Error *e) {
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)object, name, value) {
+        int i = 0;
+        while (known[i] && strcmp(known[i], name)) i++;
+        if (!known[i]) return fail(e, "%s has an unknown field \"%.40s\"", what, name);
     }
-    Batch batch = {.S = n, .N = (int)tokens.n, .start = start, .tokens = tokens.v, .id = id};
-    Sampler sampler = {.temperature = temperature,
-                       .top_p = 1,
-                       .max_new_tokens = s->max_new_tokens,
-                       .stop_token = tokenizer_eos(s->tokenizer),
-                       .seed = s->seed,
-                       .step = turn};
-    Generation g;
-    gpt2_generate(s->model, &batch, &sampler, &g, NULL, NULL);
-    for (int i = 0; i < n; i++) {
-        Str out = {0};
-        tokenizer_decode(s->tokenizer, g.tokens + g.start[i],
-                         (size_t)(g.start[i + 1] - g.start[i] - g.ended[i]), &out);
-        text_repair(&out, 0);
-        text[i] = out.s;
-    }
-    generation_free(&g);
-    free(start);
-    free(tokens.v);
+    return 0;
 }
 
-Voice speaker_voice(Speaker *s) { return (Voice){speaker_say, speaker_fits, s}; }
+static Principle *add_principle(Constitution *c, const char *name) {
+    c->v = grow(c->v, c->n, sizeof *c->v);
+    Principle *p = &c->v[c->n++];
+    *p = (Principle){0};
+    Str numbered = {0};
+    str_printf(&numbered, "principle %d", c->n);
+    p->name = name ? xstrdup(name) : xstrdup(numbered.s);
+    free(numbered.s);
+    return p;
+}
 
-/* ---- texts ----------------------------------------------------------------------------------- */
+static int read_principle(const json_t *item, Constitution *c, Error *e) {
+    static const char *const known[] = {"name", "critique_request", "revision_request",
+                                        "comparison", NULL};
+    Principle *p = add_principle(c, NULL);
+    if (json_is_string(item) && json_string_length(item)) {
+        p->text = xstrdup(json_string_value(item));
+        return 0;
+    }
+    if (!json_is_object(item))
+        return fail(e, "%s is %s, expected a text or an object", p->name,
+                    json_is_string(item) ? "empty" : json_type_name(item));
+    char *name = NULL;
+    if (refuse_other_fields(item, known, p->name, e) ||
+        take_string(item, "critique_request", p->name, &p->critique_request, e) ||
+        take_string(item, "revision_request", p->name, &p->revision_request, e) ||
+        take_string(item, "comparison", p->name, &p->comparison, e) ||
+        take_string(item, "name", p->name, &name, e))
+        return -1;
+    if (!p->critique_request || !p->revision_request) {
+        free(name);
+        return fail(e, "%s needs both \"critique_request\" and \"revision_request\"", p->name);
+    }
+    if (name) {
+        free(p->name);
+        p->name = name;
+    }
+    return 0;
+}
+
+/* Reads {"name": {"prompt": [...], "edit_request": "..."}}: one principle for each text of prompt.
+ */
+static int read_published(const json_t *top, Constitution *c, Error *e) {
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)top, name, value) {
+        const json_t *prompt = json_object_get(value, "prompt"),
+                     *edit = json_object_get(value, "edit_request");
+        const size_t n = json_is_array(prompt) ? json_array_size(prompt) : json_is_string(prompt);
+        if (!n || !json_is_string(edit) || !json_string_length(edit))
+            return fail(
+                e,
+                "\"%.40s\" is not {\"prompt\": [...], \"edit_request\": \"...\"}, and there "
+                "is no list \"principles\"",
+                name);
+        for (size_t i = 0; i < n; i++) {
+            const json_t *text = json_is_array(prompt) ? json_array_get(prompt, i) : prompt;
+            if (!json_is_string(text) || !json_string_length(text))
+                return fail(
+                    e, "\"prompt\" of \"%.40s\" holds a value that is not a text, or an empty text",
+                    name);
+            Principle *p = add_principle(c, name);
+            p->critique_request = xstrdup(json_string_value(text));
+            p->revision_request = xstrdup(json_string_value(edit));
+        }
+    }
+    return 0;
+}
+
+static int read_principles(const json_t *list, Constitution *c, Error *e) {
+    for (size_t i = 0; i < json_array_size(list); i++)
+        if (read_principle(json_array_get(list, i), c, e)) return -1;
+    return 0;
+}
+
+static int read_own_form(const json_t *top, Constitution *c, Error *e) {
+    static const char *const known[] = {
+        "principles", "few_shot", "critique_request", "revision_request", "comparison",
+        "options",    NULL};
+    static const char what[] = "the constitution";
+    if (refuse_other_fields(top, known, what, e) ||
+        take_string(top, "critique_request", what, &c->critique_request, e) ||
+        take_string(top, "revision_request", what, &c->revision_request, e) ||
+        take_string(top, "comparison", what, &c->comparison, e))
+        return -1;
+    const json_t *few = json_object_get(top, "few_shot"),
+                 *options = json_object_get(top, "options"), *item;
+    if (few && !json_is_array(few))
+        return fail(e, "\"few_shot\" is %s, expected an array of texts", json_type_name(few));
+    size_t i;
+    json_array_foreach(few, i, item) {
+        if (!json_is_string(item) || !json_string_length(item))
+            return fail(e, "few_shot[%zu] is not a text", i);
+        c->few_shot = grow(c->few_shot, c->few_shot_n, sizeof *c->few_shot);
+        c->few_shot[c->few_shot_n++] = xstrdup(json_string_value(item));
+    }
+    for (i = 0; options && i < 2; i++) {
+        item = json_array_get(options, i);
+        if (json_array_size(options) != 2 || !json_is_string(item) || !json_string_length(item))
+            return fail(e, "\"options\" is not an array of two texts");
+        c->option[i] = xstrdup(json_string_value(item));
+    }
+    if (options && !strcmp(c->option[0], c->option[1]))
+        return fail(e, "the two \"options\" are the same text");
+    return read_principles(json_object_get(top, "principles"), c, e);
+}
+
+static int read_constitution(const json_t *top, Constitution *c, Error *e) {
+    if (!json_is_array(top) && !json_is_object(top))
+        return fail(e, "the file is %s, expected an array or an object", json_type_name(top));
+    int status;
+    if (json_is_array(top))
+        status = read_principles(top, c, e);
+    else if (json_is_array(json_object_get(top, "principles")))
+        status = read_own_form(top, c, e);
+    else
+        status = read_published(top, c, e);
+    if (status) return -1;
+    return c->n ? 0 : fail(e, "it holds no principle");
+}
+
+int constitution_read(const char *path, Constitution *out, Error *e) {
+    *out = (Constitution){0};
+    Str text = {0};
+    json_error_t where;
+    Error why;
+    if (read_file(path, CONSTITUTION_LIMIT, &text, e)) {
+        free(text.s);
+        return -1;
+    }
+    const size_t mark = text.n >= 3 && !memcmp(text.s, "\xEF\xBB\xBF", 3) ? 3 : 0;
+    json_t *top =
+        json_loadb(text.s + mark, text.n - mark,
+                   JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL, &where);
+    int status =
+        top ? 0 : fail(&why, "line %d, column %d: %s", where.line, where.column, where.text);
+    if (!status) status = read_constitution(top, out, &why);
+    if (status) {
+        make_printable(&why);
+        fail(e, "%s: %s", path, why.text);
+        constitution_free(out);
+    }
+    json_decref(top);
+    free(text.s);
+    return status;
+}
+
+void constitution_free(Constitution *c) {
+    for (int i = 0; i < c->n; i++) {
+        Principle *p = &c->v[i];
+        free(p->name);
+        free(p->text);
+        free(p->critique_request);
+        free(p->revision_request);
+        free(p->comparison);
+    }
+    for (int i = 0; i < c->few_shot_n; i++) free(c->few_shot[i]);
+    free(c->v);
+    free(c->few_shot);
+    free(c->critique_request);
+    free(c->revision_request);
+    free(c->comparison);
+    free(c->option[0]);
+    free(c->option[1]);
+    *c = (Constitution){0};
+}
+
+/* ---- layouts --------------------------------------------------------------------------------- */
 
 static bool begins(const char *text, const char *with) {
     return !strncmp(text, with, strlen(with));
@@ -74,18 +228,18 @@ char *text_fill(const char *template, const Hole *holes) {
     return out.s;
 }
 
-/* Bytes 0xEA to 0xED begin U+A000 to U+DFFF, the syllables U+AC00 to U+D7A3 among them. */
 bool text_is_korean(const char *text) {
-    for (const unsigned char *c = (const unsigned char *)text; c && *c; c++)
-        if (*c >= 0xEA && *c <= 0xED && c[1] && c[2]) {
-            const int code = (c[0] & 15) << 12 | (c[1] & 63) << 6 | (c[2] & 63);
-            if (code >= 0xAC00 && code <= 0xD7A3) return true;
-        }
+    const size_t n = text ? strlen(text) : 0;
+    for (size_t i = 0; i < n;) {
+        const Utf8 c = utf8_decode(text + i, n - i);
+        if (c.code >= 0xAC00 && c.code <= 0xD7A3) return true;
+        i += c.n;
+    }
     return false;
 }
 
-/* Does a word begin at text[i]? Not after a letter. Beyond ASCII, what begins with 0xC2, 0xE2, 0xE3
- * or 0xEF is punctuation for the most part. */
+/* True if a word can begin at text[i]: not after a letter or digit. Beyond ASCII a character counts
+   as a letter unless it begins with byte C2, E2, E3 or EF, which is mostly punctuation. */
 static bool word_begins(const char *text, size_t i) {
     if (!i) return true;
     size_t lead = i - 1;
@@ -135,7 +289,7 @@ void headings_free(Headings *h) {
 
 void headings_cut(const Headings *h, char *text) {
     for (char *line = text; *line; line += *line == '\n') {
-        bool foreign = begins(line, "<|endoftext|>");
+        bool foreign = begins(line, END_OF_TEXT);
         for (int i = 0; i < h->n; i++) foreign |= begins(line, h->v[i]);
         if (foreign) *line = 0;
         line += strcspn(line, "\n");
@@ -144,262 +298,182 @@ void headings_cut(const Headings *h, char *text) {
     while (n && strchr(" \t\r\n", text[n - 1])) text[--n] = 0;
 }
 
-/* ---- labelled pairs -------------------------------------------------------------------------- */
+/* ---- dialogues ------------------------------------------------------------------------------- */
 
-int labelled_read(const char *path, const char *template, bool strict, Labelled **out) {
-    Error e;
-    Records r;
-    if (pairs_read(path, template, strict, &r, &e)) die_usage("%s", e.text);
-    printf("%s: %d pairs, %d lines skipped\n", path, r.n, r.skipped);
-    *out = (Labelled *)xcalloc((size_t)r.n, sizeof **out);
-    for (int i = 0; i < r.n; i++) {
-        const Record *x = &r.v[i];
-        Str text[3] = {
-            {0}};  // prompt, chosen, rejected; what comes before the last two spans is the prompt
-        for (int k = 0; k < x->n; k++)
-            str_add(&text[k < x->n - 2 ? 0 : k - x->n + 3], x->spans[k].text, x->spans[k].n);
-        for (int k = 0; k < 3; k++) text_repair(&text[k], 0);
-        (*out)[i] = (Labelled){
-            .prompt = text[0].s, .a = text[1].s, .b = text[2].s, .p = (double)x->p_chosen};
+const char *const endings[ENDINGS] = {"unfinished",      "nothing left to criticise",
+                                      "nothing said",    "what was given said again",
+                                      "all rounds used", "no room"};
+
+char *prompt_question(const char *prompt, bool bare) {
+    static const char *const forms[][2] = {{"### Instruction:\n", "\n\n### Response:\n"},
+                                           {"\n\nHuman:", "\n\nAssistant:"}};
+    const size_t n = strlen(prompt);
+    for (int i = 0; i < 2; i++) {
+        const size_t head = strlen(forms[i][0]), tail = strlen(forms[i][1]);
+        if (n < head + tail || strncmp(prompt, forms[i][0], head) ||
+            strcmp(prompt + n - tail, forms[i][1]))
+            continue;
+        return checked_memory(
+            bare ? strndup(prompt + head, n - head - tail) : strndup(prompt, n - tail), n, 1,
+            __FILE__, __LINE__);
     }
-    const int n = r.n;
-    records_free(&r);
-    return n;
+    return xstrdup(prompt);
 }
 
-void labelled_free(Labelled *pairs, int n) {
-    for (int i = 0; i < n; i++) {
-        free(pairs[i].prompt);
-        free(pairs[i].a);
-        free(pairs[i].b);
+const char *dialogue_answer(const Dialogue *d) {
+    for (int r = d->rounds - 1; r >= 0; r--)
+        if (d->round[r].revision) return d->round[r].revision;
+    return d->answer;
+}
+
+void dialogue_free(Dialogue *d) {
+    for (int i = 0; i < d->rounds; i++) {
+        Round *r = &d->round[i];
+        free(r->principle);
+        free(r->critique_request);
+        free(r->critique);
+        free(r->revision_request);
+        free(r->revision);
     }
-    free(pairs);
+    free(d->prompt);
+    free(d->answer);
+    free(d->round);
+    *d = (Dialogue){0};
 }
 
-void labelled_take(Labelled *pairs, int n, const char *path, const char *template, bool strict) {
-    Labelled *known;
-    const int K = labelled_read(path, template, strict, &known);
-    int taken = 0, at = 0;
-    for (int i = 0; i < n; i++)  // a file in our order is gone through once
-        for (int k = 0; k < K && !pairs[i].given; k++) {
-            const Labelled *x = &known[(at + k) % K];
-            const bool same = !strcmp(x->a, pairs[i].a) && !strcmp(x->b, pairs[i].b),
-                       turned = !strcmp(x->a, pairs[i].b) && !strcmp(x->b, pairs[i].a);
-            if (!(same || turned) || strcmp(x->prompt, pairs[i].prompt)) continue;
-            pairs[i].p = same ? x->p : 1 - x->p;
-            pairs[i].given = true;
-            at = (at + k + 1) % K;
-            taken++;
-        }
-    printf("labels from %s for %d of %d pairs\n", path, taken, n);
-    labelled_free(known, K);
-}
-
-static void add_text(Str *line, const char *before, const char *text) {
-    str_printf(line, "%s", before);
+/* Appends "name": "text", after a comma unless it is the first field. text NULL: nothing. */
+static void write_field(Str *line, const char *name, const char *text) {
+    if (!text) return;
+    str_printf(line, "%s\"%s\": ", line->s[line->n - 1] == '{' ? "" : ", ", name);
     json_add_string(line, text, strlen(text));
 }
 
-int labelled_write(const char *path, const Labelled *pairs, int n, Error *e) {
-    NewFile file;
-    if (newfile_open(&file, path, e)) return -1;
-    for (int i = 0; i < n; i++) {
-        const Labelled *x = &pairs[i];
-        const bool a = x->p >= 0.5;
-        Str line = {0};
-        add_text(&line, "{\"prompt\": ", x->prompt);
-        add_text(&line, ", \"chosen\": ", a ? x->a : x->b);
-        add_text(&line, ", \"rejected\": ", a ? x->b : x->a);
-        str_printf(&line, ", \"p_chosen\": %.9g}\n",
-                   (double)(float)(a ? x->p : 1 - x->p));  // reads back as the same float
-        fwrite(line.s, 1, line.n, file.f);
-        free(line.s);
+static void write_dialogue(const Dialogue *d, Str *line) {
+    const char *answer = d->answer ? d->answer : "", *final = dialogue_answer(d);
+    char *question = prompt_question(d->prompt, true);
+    str_printf(line, "{\"epoch\": %d, \"id\": %d", d->epoch, d->id);
+    write_field(line, "init_prompt", d->prompt);
+    write_field(line, "init_response", answer);
+    str_printf(line, ", \"rounds\": [");
+    for (int i = 0; i < d->rounds; i++) {
+        const Round *r = &d->round[i];
+        str_printf(line, "%s{", i ? ", " : "");
+        write_field(line, "principle", r->principle);
+        write_field(line, "critic_prompt", r->critique_request);
+        write_field(line, "critic_response", r->critique);
+        write_field(line, "revision_prompt", r->revision_request);
+        write_field(line, "revision_response", r->revision);
+        str_printf(line, "}");
     }
+    str_printf(line, "]");
+    write_field(line, "ended", endings[d->ending]);
+    str_printf(line, ", \"messages\": [{");
+    write_field(line, "role", "user");
+    write_field(line, "content", question);
+    str_printf(line, "}, {");
+    write_field(line, "role", "assistant");
+    write_field(line, "content", final ? final : "");
+    str_printf(line, "}]");
+    if (final && final != d->answer) {
+        write_field(line, "prompt", d->prompt);
+        write_field(line, "chosen", final);
+        write_field(line, "rejected", answer);
+    }
+    str_printf(line, "}\n");
+    free(question);
+}
+
+/* A copy of a field if it is a string, else NULL. */
+static char *copy_field(const json_t *object, const char *name) {
+    const char *text = json_string_value(json_object_get(object, name));
+    return text ? xstrdup(text) : NULL;
+}
+
+/* A field that is an integer >= 0, or -1. */
+static int count_field(const json_t *object, const char *name) {
+    const json_t *value = json_object_get(object, name);
+    const double x = json_number_value(value);
+    return json_is_number(value) && x >= 0 && x <= INT_MAX ? (int)x : -1;
+}
+
+static int add_dialogue(void *context, const json_t *object, int line, Fault *f) {
+    Dialogues *out = context;
+    Dialogue d = {
+        .line = line, .epoch = count_field(object, "epoch"), .id = count_field(object, "id")};
+    const json_t *rounds = json_object_get(object, "rounds"), *item;
+    size_t i;
+    d.prompt = copy_field(object, "init_prompt");
+    d.answer = copy_field(object, "init_response");
+    char *ended = copy_field(object, "ended");
+    while (d.ending < ENDINGS && ended && strcmp(endings[d.ending], ended)) d.ending++;
+    bool whole = d.epoch >= 0 && d.id >= 0 && d.prompt && d.answer && ended && d.ending < ENDINGS &&
+                 json_is_array(rounds);
+    json_array_foreach(rounds, i, item) {
+        d.round = grow(d.round, d.rounds, sizeof *d.round);
+        Round *r = &d.round[d.rounds++];
+        *r = (Round){copy_field(item, "principle"), copy_field(item, "critic_prompt"),
+                     copy_field(item, "critic_response"), copy_field(item, "revision_prompt"),
+                     copy_field(item, "revision_response")};
+        whole = whole && r->critique && r->critique_request;
+    }
+    free(ended);
+    if (!whole) {
+        dialogue_free(&d);
+        return fault(f, NULL, "the line is not a dialogue of constitutional.c");
+    }
+    out->v = grow(out->v, out->n, sizeof *out->v);
+    out->v[out->n++] = d;
+    return 0;
+}
+
+int dialogues_append(const char *path, const Dialogue *d, int n, Error *e) {
+    Str lines = {0};
+    str_add(&lines, "", 0);
+    for (int i = 0; i < n; i++) write_dialogue(&d[i], &lines);
+    FILE *f = fopen(path, "ab");
+    bool bad = !f || fwrite(lines.s, 1, lines.n, f) != lines.n || fflush(f) || fsync(fileno(f));
+    if (bad) fail(e, "cannot write %s: %s", path, strerror(errno));
+    if (f) fclose(f);
+    free(lines.s);
+    return bad ? -1 : 0;
+}
+
+int dialogues_keep(const char *from, int epoch, const char *to, Dialogues *out, Error *e) {
+    *out = (Dialogues){0};
+    JsonlCounts counts;
+    // strict: it stops at the first bad line, and the dialogues before that line are in out
+    jsonl_read(from, true, add_dialogue, out, &counts, NULL);
+    int keep = 0;
+    while (keep < out->n && out->v[keep].epoch <= epoch) keep++;
+    for (int i = keep; i < out->n; i++) dialogue_free(&out->v[i]);
+    out->n = keep;
+    if (!to) return 0;
+    NewFile file;
+    if (newfile_open(&file, to, e)) return -1;
+    Str lines = {0};
+    str_add(&lines, "", 0);
+    for (int i = 0; i < keep; i++) write_dialogue(&out->v[i], &lines);
+    fwrite(lines.s, 1, lines.n, file.f);
+    free(lines.s);
     return newfile_close(&file, true, e);
 }
 
-/* ---- which of several ------------------------------------------------------------------------ */
+static void show_text(const char *label, const char *text) {
+    printf("  %-8s | ", label);
+    for (; text && *text; text++)
+        if (*text == '\n')
+            printf("\n           | ");
+        else
+            putchar(*text);
+    putchar('\n');
+}
 
-/* Tokens of all options of a question together; the longest's in *longest. */
-static int option_tokens(const Question *q, const Tokenizer *t, int *longest) {
-    int all = 0;
-    *longest = 0;
-    for (int o = 0; o < q->n; o++) {
-        const int n = text_tokens(t, q->option[o]);
-        all += n;
-        *longest = max_int(*longest, n);
+void dialogue_show(const Dialogue *d, const char *when) {
+    printf("prompt %d, %s: %s\n", d->id + 1, when, endings[d->ending]);
+    show_text("prompt", d->prompt);
+    show_text("answer", d->answer);
+    for (int r = 0; r < d->rounds; r++) {
+        show_text("critique", d->round[r].critique);
+        if (d->round[r].revision) show_text("revision", d->round[r].revision);
     }
-    return all;
-}
-
-void chooser_ceilings(GPT2Limits *limits, const Questions *q, const Tokenizer *t, int positions) {
-    for (int i = 0, longest; i < q->n; i++) {
-        const int all = option_tokens(&q->v[i], t, &longest);
-        limits->tokens = max_int(limits->tokens, positions + all);
-        limits->scored = max_int(limits->scored, all);
-        limits->sequences = max_int(limits->sequences, 1 + q->v[i].n);
-    }
-}
-
-/* A batch being collected. sum[s] is where the log-probability of sequence s goes, NULL for a
- * prompt. */
-typedef struct {
-    Ints start, tokens, target, parent;
-    double **sum;
-    int scored;
-} Gathering;
-
-static void add_sequence(Gathering *g, int parent, double *sum) {
-    ints_push(&g->start, (int)g->tokens.n);
-    g->sum[g->parent.n] = sum;
-    ints_push(&g->parent, parent);
-}
-
-static void add_row(Gathering *g, int token, int target) {
-    ints_push(&g->tokens, token);
-    ints_push(&g->target, target);
-}
-
-/* Scores what was collected, and empties it. */
-static void score(const Chooser *j, Gathering *g) {
-    const int S = (int)g->parent.n, N = (int)g->tokens.n;
-    if (!S) return;
-    ints_push(&g->start, N);
-    Batch batch = {
-        .S = S, .N = N, .start = g->start.v, .tokens = g->tokens.v, .parent = g->parent.v};
-    float *logp = (float *)xmalloc(sizeof(float) * (size_t)N);
-    gpt2_forward(j->model, &batch, NULL);
-    gpt2_logprob(j->model, g->target.v, 1, logp, NULL, NULL);
-    for (int s = 0; s < S; s++) {
-        for (int i = g->start.v[s]; g->sum[s] && i < g->start.v[s + 1]; i++)
-            *g->sum[s] += (double)logp[i];
-        if (g->sum[s] && !isfinite(*g->sum[s]))
-            die("the model's output is not finite; its weights are damaged or training has "
-                "diverged");
-    }
-    free(logp);
-    g->start.n = g->tokens.n = g->target.n = g->parent.n = 0;
-    g->scored = 0;
-}
-
-void chooser_ask(Chooser *j, const Questions *q, double **logp) {
-    Gathering g = {.sum = (double **)xmalloc(sizeof(double *) * (size_t)j->limits.sequences)};
-    Ints prompt = {0}, option = {0};
-    for (int k = 0; k < q->n; k++) {
-        const Question *x = &q->v[k];
-        int longest;
-        const int all = option_tokens(x, j->tokenizer, &longest);
-        prompt.n = 0;
-        tokenizer_encode(j->tokenizer, x->prompt, strlen(x->prompt), true, &prompt);
-        int from = max_int(0, (int)prompt.n + longest - 1 -
-                                  j->positions);  // of what does not fit, the beginning goes
-        j->cut += from > 0;
-        if (from >= (int)prompt.n || !prompt.n)
-            die_usage("line %d: an option of %d tokens leaves no room for its question in %d",
-                      x->line, longest, j->positions);
-        // the options go on from the prompt's last token, which is the first of their rows; what
-        // comes before it is common to them
-        const int shared = (int)prompt.n - 1 - from;
-        if ((int)g.tokens.n + shared + all > j->limits.tokens ||
-            (int)g.parent.n + 1 + x->n > j->limits.sequences || g.scored + all > j->limits.scored)
-            score(j, &g);
-        const int parent = shared ? (int)g.parent.n : -1;
-        if (shared) add_sequence(&g, -1, NULL);
-        for (int i = 0; i < shared; i++) add_row(&g, prompt.v[from + i], -1);
-        for (int o = 0; o < x->n; o++) {
-            option.n = 0;
-            tokenizer_encode(j->tokenizer, x->option[o], strlen(x->option[o]), true, &option);
-            logp[k][o] = 0;
-            add_sequence(&g, parent, &logp[k][o]);
-            for (size_t i = 0; i < option.n; i++)
-                add_row(&g, i ? option.v[i - 1] : prompt.v[prompt.n - 1], option.v[i]);
-        }
-        g.scored += all;
-    }
-    score(j, &g);
-    free(g.start.v);
-    free(g.tokens.v);
-    free(g.target.v);
-    free(g.parent.v);
-    free(g.sum);
-    free(prompt.v);
-    free(option.v);
-}
-
-void among_options(double *x, int n) {
-    double top = x[0], sum = 0;
-    for (int o = 1; o < n; o++) top = fmax(top, x[o]);
-    for (int o = 0; o < n; o++) sum += exp(x[o] - top);
-    for (int o = 0; o < n; o++) x[o] -= top + log(sum);
-}
-
-static int largest(const double *x, int n) {
-    int best = 0;
-    for (int o = 1; o < n; o++)
-        if (x[o] > x[best]) best = o;
-    return best;
-}
-
-/* Where an option's text occurs. */
-typedef struct {
-    const char *text;
-    int question;
-    double *x;
-} Place;
-
-static int by_text(const void *p, const void *q) {
-    const Place *a = (const Place *)p, *b = (const Place *)q;
-    const int order = strcmp(a->text, b->text);
-    return order ? order : a->question - b->question;  // sums in one order, whatever qsort does
-}
-
-/* x -= the mean of the others of the same text. */
-static void debias(Place *place, int n) {
-    qsort(place, (size_t)n, sizeof *place, by_text);
-    for (int from = 0, to; from < n; from = to) {
-        double sum = 0;
-        for (to = from; to < n && !strcmp(place[to].text, place[from].text); to++)
-            sum += *place[to].x;
-        for (int k = from; k < to && to - from > 1; k++)
-            *place[k].x -= (sum - *place[k].x) / (to - from - 1);
-    }
-}
-
-Choices chooser_choose(const Questions *q, double **logp) {
-    Choices c = {0};
-    int n = 0;
-    for (int i = 0; i < q->n; i++) n += q->v[i].n;
-    Place *place = (Place *)xmalloc(sizeof *place * (size_t)n);
-    n = 0;
-    for (int i = 0; i < q->n; i++) {
-        const Question *x = &q->v[i];
-        int first = 0;
-        among_options(logp[i], x->n);
-        for (int o = 0; o < x->n; o++) {
-            place[n++] = (Place){x->option[o], i, &logp[i][o]};
-            if (strcmp(x->option[o], x->option[first]) < 0) first = o;
-        }
-        c.raw += largest(logp[i], x->n) < x->corrects;
-        c.first += first < x->corrects;
-    }
-    debias(place, n);
-    for (int i = 0; i < q->n; i++) c.debiased += largest(logp[i], q->v[i].n) < q->v[i].corrects;
-    free(place);
-    return (Choices){c.raw / q->n, c.debiased / q->n, c.first / q->n};
-}
-
-Choices chooser_report(Chooser *j, const Questions *q, const char *when) {
-    double **logp = (double **)xmalloc(sizeof *logp * (size_t)q->n);
-    for (int i = 0; i < q->n; i++) logp[i] = (double *)xcalloc((size_t)q->v[i].n, sizeof **logp);
-    j->cut = 0;
-    chooser_ask(j, q, logp);
-    const Choices c = chooser_choose(q, logp);
-    for (int i = 0; i < q->n; i++) free(logp[i]);
-    free(logp);
-    printf(
-        "multiple choice, %-6s  a right one is preferred in %.1f %% of %d questions, debiased in "
-        "%.1f %%; always the first option: %.1f %%\n",
-        when, 100 * c.raw, q->n, 100 * c.debiased, 100 * c.first);
-    if (j->cut) printf("%ld of the questions were too long and lost their beginning\n", j->cut);
-    return c;
 }

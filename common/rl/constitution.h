@@ -1,124 +1,120 @@
 /*
- * speech.h - texts in, texts out: what a model says to a prompt, where it stopped making sense, and
- * which of several texts it would sooner say.
+ * constitution.h - what constitutional.c reads and writes: the principles of a constitution, the
+ * layouts of its conversations, dialogues of critique and revision, and their transcripts.
  */
-#ifndef POSTTRAIN_SPEECH_H
-#define POSTTRAIN_SPEECH_H
+#ifndef POSTTRAIN_CONSTITUTION_H
+#define POSTTRAIN_CONSTITUTION_H
 
-#include "model/gpt2.h"
-#include "text/text.h"
+#include "util.h"
 
-/* ---- what is said ---------------------------------------------------------------------------- */
+/* ---- constitutions --------------------------------------------------------------------------- */
 
-/* Who speaks. say goes on from n prompts, and makes text[i] what follows prompt[i] (UTF-8, to be
-   freed); id and turn name it in the random streams. fits: does a prompt leave room for an answer?
-   A test has its own. */
+/* A plain principle is a sentence (text). Any other brings its own requests, as they are written in
+   the conversation, and the text that compares two answers (comparison). NULL: the file does not
+   say. */
 typedef struct {
-    void (*say)(void *context, int n, char *const *prompt, const uint32_t *id, uint32_t turn,
-                float temperature, char **text);
-    bool (*fits)(void *context, const char *prompt);
-    void *context;
-} Voice;
+    char *name, *text, *critique_request, *revision_request, *comparison;
+} Principle;
 
-/* A model's voice: all prompts together through gpt2_generate, each until <|endoftext|> or
- * max_new_tokens. positions: prompt and answer together. */
 typedef struct {
-    GPT2 *model;
-    const Tokenizer *tokenizer;
-    int positions, max_new_tokens;
-    uint64_t seed;
-} Speaker;
+    int n, few_shot_n;
+    Principle *v;
+    char **few_shot;  // whole conversations, shown before each dialogue
+    char *critique_request, *revision_request, *comparison;  // layouts of the whole file, or NULL
+    char *option[2];                                         // labels of two answers, or NULL
+} Constitution;
 
-Voice speaker_voice(Speaker *s);  // s must outlive it
-int text_tokens(const Tokenizer *t, const char *text);
+/*
+ * Reads a JSON file (16 MiB at most) of one of these forms:
+ *
+ *     [principle, ...]
+ *         a principle is a string, or
+ *         {"critique_request", "revision_request"[, "comparison"][, "name"]}
+ *     {"name": {"prompt": [...], "edit_request": "..."}, ...}
+ *         as Bai et al. 2022 published theirs
+ *     {"principles": [principle, ...][, "few_shot": ["...", ...]][, "critique_request"]
+ *      [, "revision_request"][, "comparison"][, "options": ["A", "B"]]}
+ *         with the file's own layouts, where {principle} is replaced by a plain principle
+ *
+ * 0, or -1 with e filled: not JSON, another form, no principle, an empty request, or an unknown
+ * field.
+ */
+int constitution_read(const char *path, Constitution *out, Error *e);
+void constitution_free(Constitution *c);
 
-/* ---- texts ----------------------------------------------------------------------------------- */
+/* ---- layouts --------------------------------------------------------------------------------- */
 
 typedef struct {
     const char *name, *text;
 } Hole;
 
-/* template with each name of holes (which end with {0}) replaced by its text, where nothing is
- * replaced again. To be freed. */
+/* Replaces each name of holes (which end with {0}) in template by its text. The texts are not
+   searched again. The caller frees the result. */
 char *text_fill(const char *template, const Hole *holes);
-/* Does text say one of the phrases of a list "a|b|c"? From the beginning of a word on, so that
-   "inappropriate" does not say "appropriate", nor 부적절함 적절함; ASCII letters in either case. */
+/* True if text contains one of the phrases of a list "a|b|c" at the beginning of a word:
+   "inappropriate" does not contain "appropriate", nor 부적절함 적절함. Ignores the case of ASCII
+   letters. */
 bool text_says(const char *text, const char *list);
-/* Is there a syllable of Hangul in it? text may be NULL. */
+/* True if text has a syllable of Hangul. text may be NULL. */
 bool text_is_korean(const char *text);
 
-/* The headings that a layout puts before what somebody says. */
+/* The headings that a layout puts before each speaker's text. */
 typedef struct {
     char **v;
     int n;
 } Headings;
 
-/* Of a template: the first and the last of its lines that say something, and those that begin with
-   #, each up to its colon; a line without one is none. */
+/* Adds a template's headings: the part up to the colon of its first and its last line that are not
+   empty, and of each line that begins with #. A line without a colon has none. */
 void headings_add(Headings *h, const char *template);
 void headings_free(Headings *h);
-/* Ends a text where a line of it begins with a heading, or with <|endoftext|>: from there on it
-   speaks for somebody else. Then takes the white space off its end. */
+/* Cuts text before the first line that begins with a heading or with <|endoftext|>: from there the
+   model speaks for somebody else. Then removes the white space at its end. */
 void headings_cut(const Headings *h, char *text);
 
-/* ---- labelled pairs -------------------------------------------------------------------------- */
+/* The question in a prompt of the default template or of the form "\n\nHuman: ...\n\nAssistant:":
+   without the answer's heading, and if bare also without its own heading. Any other prompt is
+   returned whole. The caller frees it. */
+char *prompt_question(const char *prompt, bool bare);
 
-/* Two answers and how surely the first is the better one. */
+/* ---- dialogues ------------------------------------------------------------------------------- */
+
+/* One critique and revision of an answer. NULL: not written (yet). */
 typedef struct {
-    char *prompt, *a, *b;
-    double p;           // that a is better than b
-    double p_ab, p_ba;  // of the first option's label, when a stands first and when b does; means
-                        // over the principles asked
-    int asked;          // how many those are
-    bool given;         // p is from elsewhere
-} Labelled;
+    char *principle, *critique_request, *critique, *revision_request, *revision;
+} Round;
 
-/* Reads a file of pairs (pairs_read), chosen first, and says how many there are. Returns that;
- * whatever is wrong ends the program with 2. */
-int labelled_read(const char *path, const char *template, bool strict, Labelled **out);
-/* Takes the labels of a file for those of the n pairs that are in it, whichever answer stands first
- * there, and says how many. */
-void labelled_take(Labelled *pairs, int n, const char *path, const char *template, bool strict);
-/* Writes the n pairs as prompt, chosen, rejected, p_chosen: the better first. 0, or -1 with e
- * filled. */
-int labelled_write(const char *path, const Labelled *pairs, int n, Error *e);
-void labelled_free(Labelled *pairs, int n);
+/* Why a dialogue ended: the critique praised the answer, was empty, or repeated earlier text; all
+   rounds were used; or the text filled the model's positions. */
+typedef enum { UNFINISHED, PRAISED, SILENT, ECHOED, ROUNDS_USED, NO_ROOM, ENDINGS } Ending;
+extern const char *const endings[ENDINGS];  // in words
 
-/* ---- which of several ------------------------------------------------------------------------ */
-
-/* limits: of the reserved model; tokens, sequences and scored are how much is scored at once.
- * positions: of a prompt with its longest option. */
 typedef struct {
-    GPT2 *model;
-    const Tokenizer *tokenizer;
-    GPT2Limits limits;
-    int positions;
-    long cut;  // prompts that lost their beginning, so far
-} Chooser;
+    int line, epoch, id;  // line: in the transcript, from 1; id: the prompt's number, from 0
+    char *prompt, *answer;
+    int rounds;
+    Round *round;
+    Ending ending;
+} Dialogue;
 
-/* Raises tokens, sequences and scored to what the largest of these questions takes. */
-void chooser_ceilings(GPT2Limits *limits, const Questions *q, const Tokenizer *t, int positions);
-/* logp[q][o] = log p(option o | prompt) of every question. A prompt is computed once for all its
-   options (Batch.parent). Ends the program when an option does not fit. */
-void chooser_ask(Chooser *c, const Questions *q, double **logp);
-/* x[o] = log(p[o] / sum over the n options of p), from log p: the options alone share the
- * probability. */
-void among_options(double *x, int n);
-
-/* Shares of questions with a right first choice. */
 typedef struct {
-    double raw, debiased, first;
-} Choices;
+    int n;
+    Dialogue *v;
+} Dialogues;
 
-/*
- * raw: the choice is the likeliest option. debiased: the likeliest compared with how likely its
- * text is after the file's other questions, log p(o | x) - mean over x' of log p(o | x') (p among
- * the question's options; as Zhou et al. 2023, batch calibration) so that a constant liking for
- * "(A)" cancels; an option that occurs once stays as it is. first: of the options in alphabetical
- * order. logp is chooser_ask's, and comes back as what decided.
- */
-Choices chooser_choose(const Questions *q, double **logp);
-/* Asks and chooses, and prints one line. */
-Choices chooser_report(Chooser *c, const Questions *q, const char *when);
+/* The last revision, or the first answer if there is none. */
+const char *dialogue_answer(const Dialogue *d);
+void dialogue_free(Dialogue *d);
+void dialogue_show(const Dialogue *d, const char *when);  // prints it for a reader on stdout
+
+/* Appends n dialogues to a file, each as a line of JSON: epoch, id, init_prompt, init_response,
+   rounds [{principle, critic_prompt, critic_response, revision_prompt, revision_response}], ended,
+   messages; and, if a revision changed the answer, prompt, chosen and rejected. 0, or -1 with e
+   filled. */
+int dialogues_append(const char *path, const Dialogue *d, int n, Error *e);
+/* Reads the dialogues in `from` up to the first that is cut short or of an epoch after `epoch`. A
+   missing file has none. Then writes exactly those to the file `to`, which may be the same file
+   (NULL: writes nothing). 0, or -1 with e filled. */
+int dialogues_keep(const char *from, int epoch, const char *to, Dialogues *out, Error *e);
 
 #endif

@@ -4,6 +4,10 @@
  */
 #include "rl/rollouts.h"
 
+#include "text/dataset.h"
+#include "text/json.h"
+#include "text/records.h"
+
 /* ---- prompts as tokens ----------------------------------------------------------------------- */
 
 Queries queries_read(const char *path, const char *template, bool strict, const Tokenizer *t,
@@ -11,9 +15,7 @@ Queries queries_read(const char *path, const char *template, bool strict, const 
     Error e;
     Prompts p;
     if (prompts_read(path, template, strict, &p, &e)) die_usage("%s", e.text);
-    if (p.skipped)
-        printf("%s: %d lines are no prompt and are skipped; the first: %s\n", path, p.skipped,
-               p.first_skipped.text);
+    say_skipped(path, p.skipped, "prompt", &p.first_skipped);
     Queries q = {.n = p.n,
                  .line = (int *)xmalloc(sizeof(int) * (size_t)p.n),
                  .start = (int *)xcalloc((size_t)p.n + 1, sizeof(int))};

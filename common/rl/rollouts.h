@@ -10,7 +10,7 @@
 
 #include "rl/child.h"
 #include "model/gpt2.h"
-#include "text/text.h"
+#include "text/tokenizer.h"
 #include "util.h"
 
 /* ---- prompts as tokens ----------------------------------------------------------------------- */

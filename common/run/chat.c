@@ -3,6 +3,9 @@
  */
 #include "run/chat.h"
 
+#include "text/template.h"
+#include "text/utf8.h"
+
 #include <signal.h>
 
 Talk talk_defaults(void) { return (Talk){.temperature = 0.7f, .top_p = 1, .max_new_tokens = 64}; }
@@ -11,48 +14,6 @@ bool talk_asked(const Talk *t) { return t->prompt || t->chat; }
 
 /* ---- characters ------------------------------------------------------------------------------ */
 
-/* How many of the n > 0 bytes at s are one character (*whole), or the longest part of one that no
-   byte can make whole any more. 0: more may come. The table is Unicode's, of well-formed UTF-8
-   (chapter 3, table 3-7). */
-static size_t character(const unsigned char *s, size_t n, bool *whole) {
-    const size_t length = s[0] < 0x80   ? 1
-                          : s[0] < 0xC2 ? 0
-                          : s[0] < 0xE0 ? 2
-                          : s[0] < 0xF0 ? 3
-                          : s[0] < 0xF5 ? 4
-                                        : 0;
-    *whole = length == 1;
-    for (size_t i = 1; i < length; i++) {
-        const unsigned char low = i > 1          ? 0x80
-                                  : s[0] == 0xE0 ? 0xA0
-                                  : s[0] == 0xF0 ? 0x90
-                                                 : 0x80;  // below: an overlong form
-        const unsigned char high = i > 1          ? 0xBF
-                                   : s[0] == 0xED ? 0x9F
-                                   : s[0] == 0xF4 ? 0x8F
-                                                  : 0xBF;  // above: a surrogate, no code point
-        if (i == n) return 0;
-        if (s[i] < low || s[i] > high) return i;
-        *whole = i + 1 == length;
-    }
-    return length ? length : 1;
-}
-
-void talk_characters(Str *bytes, bool end, Str *text) {
-    size_t at = 0;
-    while (at < bytes->n) {
-        bool whole;
-        size_t n = character((const unsigned char *)bytes->s + at, bytes->n - at, &whole);
-        if (!n && !end) break;
-        if (whole)
-            str_add(text, bytes->s + at, n);
-        else
-            str_add(text, "\xEF\xBF\xBD", 3);
-        at += n ? n : bytes->n - at;
-    }
-    if (at) memmove(bytes->s, bytes->s + at, bytes->n -= at);
-}
-
 typedef struct {
     const Tokenizer *tokenizer;
     Str bytes;  // that are still to become characters
@@ -60,7 +21,7 @@ typedef struct {
 
 static void show(Stream *s, bool end) {
     Str text = {0};
-    talk_characters(&s->bytes, end, &text);
+    utf8_stream(&s->bytes, end, &text);
     if (text.n) fwrite(text.s, 1, text.n, stdout);
     fflush(stdout);
     free(text.s);

@@ -11,7 +11,8 @@
 
 #include "run/run.h"
 
-#include "text/text.h"
+#include "text/template.h"
+#include "text/utf8.h"
 
 #include "model/kernels.h"  // defines: device_init (the machine is checked before anything else is done)
 
@@ -314,29 +315,6 @@ static bool is_choice(const char *help, const char *text) {
     }
 }
 
-/* Is text well-formed UTF-8 (RFC 3629), as whatever goes into the state file must be? */
-static bool is_utf8(const char *text) {
-    static const uint32_t least[] = {0, 0x80, 0x800,
-                                     0x10000};  // a code point that has a shorter form is refused
-    for (const unsigned char *p = (const unsigned char *)text; *p;) {
-        const int more = *p < 0x80       ? 0
-                         : *p >> 5 == 6  ? 1
-                         : *p >> 4 == 14 ? 2
-                         : *p >> 3 == 30 ? 3
-                                         : -1;
-        if (more < 0) return false;
-        uint32_t code = more ? *p & (0x3f >> more) : *p;
-        p++;
-        for (int i = 0; i < more; i++, p++) {
-            if ((*p & 0xc0) != 0x80) return false;
-            code = code << 6 | (*p & 0x3f);
-        }
-        if (code < least[more] || code > 0x10ffff || (code >= 0xd800 && code < 0xe000))
-            return false;
-    }
-    return true;
-}
-
 /* Gives a flag the value that text spells. */
 static int set_flag(const Flag *f, const char *text, Error *e) {
     char takes[256];
@@ -370,8 +348,9 @@ static int set_flag(const Flag *f, const char *text, Error *e) {
             if (understood && fits) *(float *)f->value = (float)number;
             break;
         default:
-            understood = f->type == FLAG_CHOICE ? is_choice(f->help, text)
-                                                : f->free_on_resume || is_utf8(text);
+            understood = f->type == FLAG_CHOICE
+                             ? is_choice(f->help, text)
+                             : f->free_on_resume || utf8_valid(text, strlen(text));
             if (understood) *(const char **)f->value = text;
     }
     if (!understood || !fits)
@@ -1032,9 +1011,9 @@ void run_fingerprint(Run *run, const char *name, const char *path) {
         FILE *f = fopen(path, "rb");
         if (!f) die_usage("cannot open %s (--%s): %s", path, name, strerror(errno));
         static unsigned char block[1 << 16];
-        uint64_t hash = 0xcbf29ce484222325u, size = 0;  // FNV-1a, 64 bits (Fowler, Noll, Vo)
+        uint64_t hash = HASH_START, size = 0;
         for (size_t n; (n = fread(block, 1, sizeof block, f)) > 0; size += n)
-            for (size_t i = 0; i < n; i++) hash = (hash ^ block[i]) * 0x100000001b3u;
+            hash = hash_bytes(hash, block, n);
         if (ferror(f)) die_usage("cannot read %s (--%s): %s", path, name, strerror(errno));
         fclose(f);
         str_printf(&text, "%llu bytes, hash %016llx", (unsigned long long)size,

@@ -23,7 +23,7 @@
 #include "model/gpt2.h"
 #include "run/flags.h"
 #include "run/watch.h"
-#include "text/text.h"
+#include "text/tokenizer.h"
 #include "util.h"
 
 typedef struct Run Run;

@@ -3,6 +3,9 @@
  */
 #include "run/task.h"
 
+#include "text/records.h"
+#include "text/template.h"
+
 /* ---- examples -------------------------------------------------------------------------------- */
 
 Task task_defaults(void) {
@@ -27,10 +30,7 @@ static Dataset *read_data(const Task *t, const char *path, char **template) {
     Error e;
     Records records;
     if (records_read(path, t->template, t->strict, &records, &e)) die_usage("%s", e.text);
-    if (records.skipped)
-        printf("%s: skipped %d line%s that %s no record; the first: %s\n", path, records.skipped,
-               records.skipped == 1 ? "" : "s", records.skipped == 1 ? "is" : "are",
-               records.first_skipped.text);
+    say_skipped(path, records.skipped, "record", &records.first_skipped);
     Dataset *d = (Dataset *)xcalloc(1, sizeof *d);
     dataset_build(d, &records, t->tokenizer, t->max_length, t->train_on_prompt);
     printf("%s: %d records of kind %s; %ld tokens are scored, the longest example has %d\n", path,
@@ -209,8 +209,8 @@ static bool is_word(unsigned char c) {
     return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c >= 128;
 }
 
-/* The words of a text as hashes of their bytes (FNV-1a), which are as good as equal when the words
- * are. */
+/* Writes the hash of each word of a text and returns how many words there are. Two words with one
+   hash are taken to be equal. */
 static size_t words_of(const char *text, size_t n, uint64_t *words) {
     size_t count = 0;
     for (size_t i = 0; i < n;) {
@@ -218,10 +218,10 @@ static size_t words_of(const char *text, size_t n, uint64_t *words) {
             i++;
             continue;
         }
-        uint64_t hash = 14695981039346656037u;
+        uint64_t hash = HASH_START;
         for (; i < n && is_word((unsigned char)text[i]); i++) {
-            unsigned char c = (unsigned char)text[i];
-            hash = (hash ^ (c >= 'A' && c <= 'Z' ? c + 32u : c)) * 1099511628211u;
+            const char c = text[i], lower = c >= 'A' && c <= 'Z' ? (char)(c + 32) : c;
+            hash = hash_bytes(hash, &lower, 1);
         }
         words[count++] = hash;
     }

@@ -10,6 +10,7 @@
 
 #include "run/chat.h"
 #include "run/run.h"
+#include "text/dataset.h"
 
 /* Some examples of a dataset: all of them, or one side of a split. */
 typedef struct {

@@ -35,8 +35,10 @@
 #include "files/hf.h"
 #include "model/kernels.h"
 #include "run/run.h"
+#include "rl/choices.h"
 #include "rl/constitution.h"
-#include "text/text.h"
+#include "text/dataset.h"
+#include "text/template.h"
 #include "util.h"
 
 #include <dirent.h>

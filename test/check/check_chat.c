@@ -28,10 +28,10 @@ static char *stream(const char *s, size_t n, size_t *after) {
     for (size_t i = 0; i < n; i++) {
         if (after) after[i] = text.n;
         str_add(&bytes, s + i, 1);
-        talk_characters(&bytes, false, &text);
+        utf8_stream(&bytes, false, &text);
     }
     if (after) after[n] = text.n;
-    talk_characters(&bytes, true, &text);
+    utf8_stream(&bytes, true, &text);
     ck_assert_uint_eq(bytes.n, 0);
     free(bytes.s);
     return text.s;
@@ -126,7 +126,7 @@ START_TEST(bytes_that_are_no_character_are_shown_as_the_libraries_show_them) {
         char *streamed = stream(golden[i].bytes, strlen(golden[i].bytes), NULL);
         ck_assert_str_eq(streamed, wanted.s);
         str_add(&bytes, golden[i].bytes, strlen(golden[i].bytes));
-        talk_characters(&bytes, true, &at_once);
+        utf8_stream(&bytes, true, &at_once);
         ck_assert_str_eq(at_once.s, wanted.s);
         free(wanted.s);
         free(bytes.s);
@@ -149,9 +149,9 @@ START_TEST(what_is_shown_does_not_depend_on_how_the_bytes_come) {
             n = 1 + random4(3, RANDOM_DATA, k, 1, (uint32_t)at, 0).v[0] % 4;
             if (n > sizeof s - at) n = sizeof s - at;
             str_add(&bytes, s + at, n);
-            talk_characters(&bytes, false, &text);
+            utf8_stream(&bytes, false, &text);
         }
-        talk_characters(&bytes, true, &text);
+        utf8_stream(&bytes, true, &text);
         ck_assert_str_eq(text.s, one);
         str_add(&repaired, text.s, text.n);
         text_repair(&repaired, 0);  // it is UTF-8: there is nothing to repair

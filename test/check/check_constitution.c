@@ -1,11 +1,10 @@
 /*
- * check_speech.c - speech.c, and what text.c reads and writes for it: constitutions, questions,
- * dialogues, labelled pairs; whether a phrase is said, where a text stops making sense, and which
- * option a model prefers, against the whole text scored plainly.
+ * check_constitution.c - constitutions, layouts and their headings, dialogues and transcripts.
  */
 #define _GNU_SOURCE  // strcasestr
-#include "files/hf.h"
 #include "rl/constitution.h"
+#include "text/records.h"
+#include "text/utf8.h"
 #include "program.h"
 
 #include <stdlib.h>
@@ -13,7 +12,7 @@
 #undef fail
 #include <check.h>
 
-static char work[64] = "/tmp/check_speech.XXXXXX";
+static char work[64] = "/tmp/check_constitution.XXXXXX";
 
 /* A path in the working directory; and the same with these bytes in the file. */
 static const char *at(const char *name) {
@@ -245,16 +244,16 @@ START_TEST(bad_constitutions_are_refused_with_a_reason) {
         {"[{\"critique_request\": \"C\", \"revision_request\": []}]",
          "is an array, expected a text"},
         {"[{\"critique_request\": \"C\", \"revision_request\": \"R\", \"critque\": \"x\"}]",
-         "\"critque\", which means nothing"},
+         "unknown field \"critque\""},
         {"[{\"name\": \"N\", \"critique_request\": \"C\"}]", "needs both"},
         {"{\"a\": 3}", "\"a\" is no"},
         {"{\"a\": {\"prompt\": [], \"edit_request\": \"E\"}}", "\"a\" is no"},
-        {"{\"a\": {\"prompt\": [3], \"edit_request\": \"E\"}}", "something else than texts"},
+        {"{\"a\": {\"prompt\": [3], \"edit_request\": \"E\"}}", "holds a value that is not a text"},
         {"{\"a\": {\"prompt\": [\"P\"], \"edit_request\": \"\"}}", "\"a\" is no"},
         {"{\"principles\": []}", "no principle"},
-        {"{\"principles\": [\"a\"], \"few_shots\": []}", "\"few_shots\", which means nothing"},
+        {"{\"principles\": [\"a\"], \"few_shots\": []}", "unknown field \"few_shots\""},
         {"{\"principles\": [\"a\"], \"few_shot\": \"x\"}", "\"few_shot\" is a string"},
-        {"{\"principles\": [\"a\"], \"few_shot\": [1]}", "few_shot[0] is no text"},
+        {"{\"principles\": [\"a\"], \"few_shot\": [1]}", "few_shot[0] is not a text"},
         {"{\"principles\": [\"a\"], \"options\": [\"A\"]}", "two texts"},
         {"{\"principles\": [\"a\"], \"options\": [\"A\", 2]}", "two texts"},
         {"{\"principles\": [\"a\"], \"options\": \"AB\"}", "two texts"},
@@ -291,33 +290,6 @@ START_TEST(bad_constitutions_are_refused_with_a_reason) {
     ck_assert_int_eq(read_text(huge.s, &c, &e), -1);
     ck_assert_msg(strstr(e.text, "depth"), "%s", e.text);
     free(huge.s);
-}
-END_TEST
-
-START_TEST(questions_and_bad_questions) {
-    static const char text[] =
-        "{\"prompt\": \"P\", \"corrects\": [\"a\", \"b\"], \"incorrects\": [\"c\"], \"id\": 3}\n\n"
-        "{\"prompt\": \"P\", \"corrects\": [], \"incorrects\": [\"c\"]}\n{\"prompt\": \"P\", "
-        "\"corrects\": [\"a\"]}\n{\"prompt\": \"\", \"corrects\": [\"a\"], \"incorrects\": "
-        "[\"c\"]}\n"
-        "{\"prompt\": \"P\", \"corrects\": [\"a\"], \"incorrects\": [\"\"]}\n{\"prompt\": 1, "
-        "\"corrects\": [\"a\"], \"incorrects\": [\"c\"]}\n{\"corrects\": [\"a\"]}\nno\n"
-        "{\"prompt\": \"P\", \"corrects\": [\"a\"], \"incorrects\": \"c\"}\n{\"prompt\": \"Q\", "
-        "\"corrects\": [\"가\"], \"incorrects\": [\"나\", \"다\"]}\n";
-    Questions q;
-    Error e;
-    ck_assert_msg(questions_read(file_of(text, strlen(text)), false, &q, &e) == 0, "%s", e.text);
-    ck_assert_int_eq(q.n, 2);
-    ck_assert_int_eq(q.skipped, 8);
-    ck_assert_msg(strstr(q.first_skipped.text, "file:3:17: \"corrects\""), "%s",
-                  q.first_skipped.text);
-    ck_assert(q.v[0].n == 3 && q.v[0].corrects == 2 && q.v[0].line == 1 &&
-              !strcmp(q.v[0].option[2], "c") && !strcmp(q.v[0].prompt, "P"));
-    ck_assert(q.v[1].n == 3 && q.v[1].corrects == 1 && q.v[1].line == 11 &&
-              !strcmp(q.v[1].option[2], "다"));
-    questions_free(&q);
-    ck_assert_int_eq(questions_read(file_of(text, strlen(text)), true, &q, &e), -1);
-    ck_assert(!q.v);
 }
 END_TEST
 
@@ -428,160 +400,10 @@ START_TEST(a_line_of_a_transcript_is_what_others_read) {
 }
 END_TEST
 
-START_TEST(labels_come_back_as_they_were_written) {
-    Error e;
-    char *P = (char *)"P\n", *x = (char *)"가\"", *y = (char *)"y";
-    Labelled pairs[] = {{.prompt = P, .a = x, .b = y, .p = 0.7},
-                        {.prompt = P, .a = y, .b = x, .p = 0.1},
-                        {.prompt = (char *)"Q", .a = x, .b = y, .p = 0.5}},
-             *back;
-    ck_assert(labelled_write(at("pairs.jsonl"), pairs, 3, &e) == 0);
-    ck_assert_int_eq(labelled_read(at("pairs.jsonl"), NULL, true, &back), 3);
-    ck_assert(!strcmp(back[0].a, x) && back[0].p == (double)0.7f);
-    ck_assert(!strcmp(back[1].a, x) && !strcmp(back[1].b, y) &&
-              back[1].p == (double)0.9f);  // the better one first
-    ck_assert(back[2].p == 0.5);
-    labelled_free(back, 3);
-    // to pairs in another order, turned round, and one that is not among them
-    Labelled ours[] = {{.prompt = (char *)"Q", .a = y, .b = x},
-                       {.prompt = P, .a = y, .b = x},
-                       {.prompt = P, .a = y, .b = y}};
-    labelled_take(ours, 3, at("pairs.jsonl"), NULL, true);
-    ck_assert(ours[0].given && ours[0].p == 0.5);
-    ck_assert(ours[1].given && fabs(ours[1].p - 0.3) < 1e-7);
-    ck_assert(!ours[2].given);
-}
-END_TEST
-
-/* ---- which of several ------------------------------------------------------------------------ */
-
-static GPT2 *model;
-static Tokenizer *tokenizer;
-static const GPT2Limits limits = {
-    .tokens = 400, .sequences = 9, .scored = 40, .slots = 3, .positions = 60};
-
-START_TEST(an_options_probability_is_that_of_the_whole_text) {
-    char *o1[] = {(char *)" Oslo.", (char *)" Paris.", (char *)" L"},
-         *o2[] = {(char *)"x", (char *)"yz"};
-    Question v[] = {{.n = 3, .prompt = (char *)"Anna lives in", .option = o1},
-                    {.n = 2, .prompt = (char *)"A", .option = o2},
-                    {.n = 3, .prompt = (char *)"안나는", .option = o1},
-                    {.n = 2, .prompt = (char *)"Bruno lives in", .option = o2}};
-    Questions q = {.n = 4, .v = v};
-    double room[4][3], *logp[4] = {room[0], room[1], room[2], room[3]};
-    Chooser j = {.model = model, .tokenizer = tokenizer, .limits = limits, .positions = 60};
-    chooser_ask(&j, &q, logp);
-    ck_assert_int_eq(j.cut, 0);
-    for (int k = 0; k < q.n; k++)
-        for (int o = 0; o < v[k].n; o++) {  // each whole text alone, without a parent
-            Ints t = {0}, target = {0};
-            tokenizer_encode(tokenizer, v[k].prompt, strlen(v[k].prompt), true, &t);
-            const size_t prompt = t.n;
-            tokenizer_encode(tokenizer, v[k].option[o], strlen(v[k].option[o]), true, &t);
-            for (size_t i = 1; i < t.n; i++) ints_push(&target, i >= prompt ? t.v[i] : -1);
-            const int start[] = {0, (int)t.n - 1};
-            float one[64];
-            double sum = 0;
-            gpt2_forward(model, &(Batch){.S = 1, .N = (int)t.n - 1, .start = start, .tokens = t.v},
-                         NULL);
-            gpt2_logprob(model, target.v, 1, one, NULL, NULL);
-            for (size_t i = 0; i + 1 < t.n; i++) sum += (double)one[i];
-            ck_assert_msg(logp[k][o] == sum, "question %d, option %d: %.17g, alone %.17g", k, o,
-                          logp[k][o], sum);  // to the bit
-            free(t.v);
-            free(target.v);
-        }
-    // a question that is too long loses its beginning, and says so
-    Questions last = {.n = 1, .v = &v[3]};
-    double *whole = logp[3], shorter[2], *cut = shorter;
-    Chooser narrow = {.model = model, .tokenizer = tokenizer, .limits = limits, .positions = 9};
-    v[3].prompt = (char *)"a very long story. no lives in";
-    chooser_ask(&narrow, &last, &cut);
-    ck_assert_int_eq(narrow.cut, 1);
-    v[3].prompt = (char *)"lives in";
-    chooser_ask(&narrow, &last, &whole);
-    ck_assert_int_eq(narrow.cut, 1);
-    ck_assert(cut[0] == whole[0] && cut[1] == whole[1]);
-}
-END_TEST
-
-START_TEST(choices_by_hand) {
-    // two options A and B, five questions; the model likes A by 2 in log-odds, whatever the
-    // question
-    char *AB[] = {(char *)"(A)", (char *)"(B)"}, *BA[] = {(char *)"(B)", (char *)"(A)"};
-    Question v[5];
-    const double truth[5] = {1, -1, 1.5, -0.5, -1};  // log-odds of A without the liking
-    for (int liking = 0; liking < 2; liking++) {
-        double room[5][2], *logp[5];
-        for (int i = 0; i < 5; i++) {
-            const bool a_right =
-                i != 4 ? truth[i] > 0 : true;  // in the last one the model is wrong
-            v[i] = (Question){.n = 2, .corrects = 1, .option = a_right ? AB : BA};
-            const double a = -3 + truth[i] + 2 * liking, b = -3;
-            logp[i] = room[i];
-            room[i][0] = a_right ? a : b;
-            room[i][1] = a_right ? b : a;
-        }
-        const Choices c = chooser_choose(&(Questions){.n = 5, .v = v}, logp);
-        ck_assert_double_eq(c.first, 0.6);
-        ck_assert_double_eq(c.raw, liking ? 0.6 : 0.8);  // with the liking it says A to all but one
-        ck_assert_double_eq(c.debiased, 0.8);
-        for (int i = 0; i < 5; i++) {  // what decides is the log-odds less the mean of the others',
-                                       // with the liking or without it
-            const double others =
-                             (truth[0] + truth[1] + truth[2] + truth[3] + truth[4] - truth[i]) / 4,
-                         sign = v[i].option == AB ? 1 : -1;
-            ck_assert_double_eq_tol(sign * (room[i][0] - room[i][1]), truth[i] - others, 1e-12);
-        }
-    }
-    // options that occur once stay as they are; several right ones; more than two
-    char *once[] = {(char *)"p", (char *)"q", (char *)"r"};
-    Question w = {.n = 3, .corrects = 2, .option = once};
-    double x[] = {-5, -1, -2}, *y = x;
-    const Choices c = chooser_choose(&(Questions){.n = 1, .v = &w}, &y);
-    ck_assert(c.raw == 1 && c.debiased == 1 && c.first == 1);
-    ck_assert_double_eq_tol(exp(x[0]) + exp(x[1]) + exp(x[2]), 1, 1e-12);
-    ck_assert_double_eq_tol(x[1] - x[2], 1, 1e-12);
-}
-END_TEST
-
-START_TEST(a_model_speaks_the_same_alone_and_in_company) {
-    Speaker s = {model, tokenizer, 60, 20, 5};
-    Voice v = speaker_voice(&s);
-    char *const prompts[] = {(char *)"Anna lives", (char *)"안나는", (char *)"The coat of Bruno is",
-                             (char *)"A", (char *)"Lena said:"};
-    const uint32_t ids[] = {4, 9, 0, 2, 7};
-    char *together[5], *alone, *other;
-    v.say(v.context, 5, prompts, ids, 3, 1, together);
-    for (int i = 0; i < 5; i++) {
-        v.say(v.context, 1, &prompts[i], &ids[i], 3, 1, &alone);
-        v.say(v.context, 1, &prompts[i], &ids[i], 4, 1, &other);
-        ck_assert_str_eq(alone, together[i]);
-        ck_assert_str_ne(alone, other);  // another turn, other draws
-        free(alone);
-        free(other);
-        free(together[i]);
-    }
-    // fits: prompt and answer end at the 61st token, which is drawn and never fed
-    char text[64];
-    memset(text, 'a', sizeof text);
-    text[41] = 0;
-    ck_assert(v.fits(v.context, text));
-    text[41] = 'a';
-    text[42] = 0;
-    ck_assert(!v.fits(v.context, text));
-    ck_assert(!v.fits(v.context, ""));
-}
-END_TEST
-
 int main(void) {
-    Error e;
-    if (!mkdtemp(work) || !(model = hf_load("test/tiny", true, &e)) ||
-        !(tokenizer = tokenizer_load("test/tiny", &e)))
-        return 1;
-    gpt2_reserve(model, &limits);
-    Suite *s = suite_create("speech");
-    TCase *c = tcase_create("speech");
+    if (!mkdtemp(work)) return 1;
+    Suite *s = suite_create("constitution");
+    TCase *c = tcase_create("constitution");
     tcase_set_timeout(c, 300);
     tcase_add_test(c, a_phrase_is_said_from_the_beginning_of_a_word);
     tcase_add_test(c, holes_are_filled_once);
@@ -591,17 +413,10 @@ int main(void) {
     tcase_add_test(c, any_bytes_can_be_written_and_read_again);
     tcase_add_test(c, constitutions_of_every_form);
     tcase_add_test(c, bad_constitutions_are_refused_with_a_reason);
-    tcase_add_test(c, questions_and_bad_questions);
     tcase_add_test(c, transcripts_are_kept_up_to_an_epoch);
     tcase_add_test(c, a_line_of_a_transcript_is_what_others_read);
-    tcase_add_test(c, labels_come_back_as_they_were_written);
-    tcase_add_test(c, an_options_probability_is_that_of_the_whole_text);
-    tcase_add_test(c, choices_by_hand);
-    tcase_add_test(c, a_model_speaks_the_same_alone_and_in_company);
     suite_add_tcase(s, c);
     const int failed = run_suite(s);
-    gpt2_free(model);
-    tokenizer_free(tokenizer);
     char command[128];
     snprintf(command, sizeof command, "rm -rf %s", work);
     return system(command) || failed != 0;

@@ -10,7 +10,8 @@
 #define TESTING
 #include "../world.c"
 
-#include "text/text.h"
+#include "text/records.h"
+#include "text/template.h"
 #include "program.h"
 
 #include <check.h>  // after util.h, whose fail() it hides behind a macro of its own

@@ -1,13 +1,14 @@
 /*
  * fuzz_constitution.c - constitutions, questions, transcripts and headings from arbitrary bytes,
- * under libFuzzer: clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined
- * test/fuzz_constitution.c common/*.c -ljansson -lpcre2-8
+ * under libFuzzer (`make fuzz`).
  *
- * Beyond not crashing: what is read must be whole, what is refused must leave nothing, and what is
- * cut must stay cut.
+ * Nothing may crash. A file that is read must give whole objects, and a file that is refused must
+ * give none. Cutting a text at its headings twice must give the same as cutting it once.
  */
 #define _GNU_SOURCE  // memfd_create
 #include "rl/constitution.h"
+#include "text/records.h"
+#include "text/utf8.h"
 
 #include <sys/mman.h>
 
@@ -53,7 +54,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         dialogue_free(&d.v[i]);
     }
     free(d.v);
-    // the bytes as a text
+    // the same bytes as a text
     Str text = {0};
     str_add(&text, (const char *)data, size);
     text_repair(&text, 0);

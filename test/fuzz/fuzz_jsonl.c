@@ -1,20 +1,20 @@
 /*
- * fuzz_jsonl.c - records, prompts, templates and datasets from arbitrary bytes, under libFuzzer:
- *     clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined test/fuzz_jsonl.c common/text.c
- * -ljansson -lpcre2-8
+ * fuzz_jsonl.c - records, prompts, templates and datasets from arbitrary bytes, under libFuzzer
+ * (`make fuzz`).
  *
- * The first byte says whether a template comes (up to the first newline); the rest is a JSONL file.
- * Beyond not crashing: what is read must be whole records, and the dataset or the pairs made of
- * them must keep their promises.
+ * If the first byte is odd, a template follows, up to the first newline. The rest is a JSONL file.
+ * Nothing may crash. Each record must be whole, and the dataset and the pairs made of the records
+ * must keep the promises of dataset.h.
  */
 #define _GNU_SOURCE  // memfd_create
-#include "text/text.h"
+#include "text/dataset.h"
+#include "text/records.h"
 
 #include <sys/mman.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-/* A path that reads as the bytes given; close *file afterwards. */
+/* A path whose file has these bytes. The caller closes *file. */
 static const char *path_of_bytes(const uint8_t *bytes, size_t n, int *file) {
     static char path[64];
     *file = memfd_create("fuzz", 0);
@@ -23,7 +23,7 @@ static const char *path_of_bytes(const uint8_t *bytes, size_t n, int *file) {
     return path;
 }
 
-/* Byte b is token b, 256 the end of text. */
+/* A tokenizer without merges: byte b is token b, and 256 is the end of text. */
 static Tokenizer *byte_tokenizer(void) {
     char directory[] = "/tmp/fuzz_jsonl.XXXXXX", path[64];
     if (!mkdtemp(directory)) die("mkdtemp: %s", strerror(errno));

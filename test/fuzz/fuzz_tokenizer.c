@@ -1,13 +1,12 @@
 /*
- * fuzz_tokenizer.c - the tokenizer on arbitrary files and arbitrary text, under libFuzzer:
- *     clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined test/fuzz_tokenizer.c
- * common/text.c -ljansson -lpcre2-8
+ * fuzz_tokenizer.c - the tokenizer on arbitrary files and arbitrary text, under libFuzzer
+ * (`make fuzz`).
  *
- * The first byte picks what the rest is: a tokenizer.json; a vocab.json and a merges.txt with a NUL
- * between; a list of merges to put beside a good vocabulary, and a text, again with a NUL between.
- * Whatever loads must give any text back.
+ * The first byte chooses what the rest is: a tokenizer.json; a vocab.json and a merges.txt with a
+ * NUL between them; or merges for a good vocabulary and a text, again with a NUL between them. A
+ * tokenizer that loads must give any text back.
  */
-#include "text/text.h"
+#include "text/tokenizer.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -35,8 +34,8 @@ static void clean_up(void) {
     rmdir(directory);
 }
 
-/* The bytes, all pairs and triples of a, b and c, so that a list of merges can name them, and the
- * end of text. */
+/* A vocabulary of the bytes, all pairs and triples of a, b and c (so that merges can name them),
+   and the end of text. */
 static Str good_vocabulary(void) {
     Str out = {0};
     int next = 0x100, id = 256;
