@@ -33,7 +33,9 @@
 #include "run/task.h"
 /* Reinforcement learning and AI feedback: answers of a policy, the judge; constitutions, dialogues */
 #include "rl/rollouts.h"
-#include "rl/constitution.h"
+#include "rl/principles.h"
+#include "rl/dialogues.h"
+#include "rl/feedback.h"
 /* Errors (die, die_usage), checked memory, files, random numbers */
 #include "util.h"
 
