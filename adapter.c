@@ -28,7 +28,8 @@
  * and scales other than 1; files that have them are refused.
  */
 #include "common/model/gpt2.h"  // the model: gpt2_forward, gpt2_logprob, gpt2_backward, gpt2_step
-#include "common/files/hf.h"    // hf_config, hf_load, AdapterHub's directories
+#include "common/files/hf.h"    // hf_config, hf_load
+#include "common/files/peft.h"  // hf_bottleneck, hf_save_added
 #include "common/run/run.h"     // flags, schedule, log, checkpoints
 #include "common/model/tap.h"   // the way into the network, and kernels.h
 #include "common/run/chat.h"    // --prompt and --chat

@@ -28,6 +28,8 @@
  */
 #include "common/posttrain.h"
 
+#include <unistd.h>
+
 /* ---- flags ----------------------------------------------------------------------------------- */
 
 static struct {

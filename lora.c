@@ -23,12 +23,15 @@
  * layer; adapters that have them are refused.
  */
 #include "common/model/gpt2.h"  // the model: gpt2_forward, gpt2_logprob, gpt2_backward, gpt2_step
-#include "common/files/hf.h"    // hf_config, hf_load, PEFT's directories
+#include "common/files/hf.h"    // hf_config, hf_load
+#include "common/files/peft.h"  // hf_lora_config, hf_save_added
 #include "common/run/run.h"     // flags, schedule, log, checkpoints
 #include "common/model/tap.h"   // the way into the network, and kernels.h
 #include "common/run/chat.h"    // --prompt and --chat
 #include "common/run/task.h"    // records as examples, held-out figures
 #include "common/util.h"        // die, xmalloc
+
+#include <sys/stat.h>
 
 /* ---- flags ----------------------------------------------------------------------------------- */
 
@@ -490,7 +493,7 @@ static void check_merge(const Run *run) {
             "--merge %s is the base model's own directory, which is never written; choose another",
             args.merge);
     str_printf(&path, "%s/model.safetensors", args.merge);
-    if (!access(path.s, F_OK) && !run->overwrite_output_dir &&
+    if (file_exists(path.s) && !run->overwrite_output_dir &&
         !run_checkpoint_dir(run))  // a run that goes on had it empty when it began
         die_usage(
             "--merge %s already holds a model; choose another directory, or allow it with "

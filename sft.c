@@ -62,7 +62,7 @@ static const Program sft = {
 int main(int argc, char **argv) {
     Run run = run_begin(&sft, argc, argv);
     task_load(&task, &run);
-    Network network = {.role = "model", .limits = task_limits(&task, &run)};
+    Network network = {.role = "model", .limits = task_limits(&task, &run), .trains = true};
     networks_open(&run, (Network *[]){&network, NULL});
     GPT2 *model = network.model;
     task_begin(&task, &run, model);

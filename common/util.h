@@ -1,30 +1,46 @@
 /*
- * util.h - what every file of posttrain.c leans on: errors, checked memory, growing arrays, files
- * that are either whole or absent, and random numbers that are a function of where they are used.
+ * util.h - errors, checked memory, growing arrays, files that are written whole or not at all, and
+ * random numbers that are a function of where they are used.
  *
- * Two ways to fail, and no third. A *parser* (anything that reads what a person or another program
- * wrote) fills an Error and returns -1 or NULL. A *program* that cannot go on says what happened,
- * where, and what to do next, and ends: die_usage() with status 2 when the input or the command
- * line is wrong, die() with status 1 when a run failed.
+ * A function fails in one of two ways. A *parser* (anything that reads what a person or another
+ * program wrote) fills an Error and returns -1 or NULL. A *program* that cannot continue prints
+ * what happened, where, and what to do next, and exits: die_usage() with status 2 when the input or
+ * the command line is wrong, die() with status 1 when a run failed.
+ *
+ * kernels.cu includes this file too, so it must compile as C++.
  */
 #ifndef POSTTRAIN_UTIL_H
 #define POSTTRAIN_UTIL_H
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <libgen.h>
 #include <math.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define PRINTF_LIKE(text, first) __attribute__((format(printf, text, first)))
+
+static inline int min_int(int a, int b) { return a < b ? a : b; }
+static inline int max_int(int a, int b) { return a > b ? a : b; }
+
+/* FNV-1a, 64 bits (Fowler, Noll, Vo): the hash of n more bytes, after those that gave `hash`. The
+   first call gets HASH_START. */
+#define HASH_START 0xcbf29ce484222325u
+static inline uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t n) {
+    const unsigned char *b = (const unsigned char *)bytes;
+    for (size_t i = 0; i < n; i++) hash = (hash ^ b[i]) * 0x100000001b3u;
+    return hash;
+}
+
+/* Seconds on a monotonic clock. */
+double now_seconds(void);
 
 /* ---- Errors ---------------------------------------------------------------------------------- */
 
@@ -32,61 +48,23 @@ typedef struct {
     char text[1024];  // one or two sentences, no newline at the end
 } Error;
 
-/* Fills e (which may be NULL) and returns -1, so that a parser can say `return fail(e, "...",
- * ...)`. */
-__attribute__((format(printf, 2, 3))) static inline int fail(Error *e, const char *format, ...) {
-    if (e) {
-        va_list args;
-        va_start(args, format);
-        vsnprintf(e->text, sizeof e->text, format, args);
-        va_end(args);
-    }
-    return -1;
-}
+/* Fills e (which may be NULL) and returns -1, so that a parser can write
+ * `return fail(e, "...", ...)`. */
+PRINTF_LIKE(2, 3) int fail(Error *e, const char *format, ...);
 
-__attribute__((noreturn, format(printf, 2, 0))) static inline void die_with(int status,
-                                                                            const char *format,
-                                                                            va_list args) {
-    fflush(stdout);
-    fputs("error: ", stderr);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
-    exit(status);
-}
+/* Prints the message and exits with status 1: a run failed (no memory, no disk, a number that is
+ * not finite). */
+PRINTF_LIKE(1, 2) __attribute__((noreturn)) void die(const char *format, ...);
 
-/* A run that failed (no memory, no disk, a number that is not finite): exit status 1. */
-__attribute__((noreturn, format(printf, 1, 2))) static inline void die(const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    die_with(1, format, args);
-}
+/* Prints the message and exits with status 2: the command line or the input is wrong. */
+PRINTF_LIKE(1, 2) __attribute__((noreturn)) void die_usage(const char *format, ...);
 
-/* A wrong command line or wrong input: exit status 2. */
-__attribute__((noreturn, format(printf, 1, 2))) static inline void die_usage(const char *format,
-                                                                             ...) {
-    va_list args;
-    va_start(args, format);
-    die_with(2, format, args);
-}
+/* ---- Memory ---------------------------------------------------------------------------------- */
 
-/* ---- Memory: never NULL ---------------------------------------------------------------------- */
-
-/* Sizes are products of dimensions, so they are size_t and checked for overflow. */
-
-static inline void *checked_memory(void *p, size_t count, size_t size, const char *file, int line) {
-    if (!p)
-        die("%s:%d: out of memory asking for %zu x %zu bytes; close other programs, or use a "
-            "smaller batch or model",
-            file, line, count, size);
-    return p;
-}
-
-static inline void *checked_realloc(void *p, size_t count, size_t size, const char *file,
-                                    int line) {
-    if (size && count > (SIZE_MAX - 1) / size) checked_memory(NULL, count, size, file, line);
-    size_t bytes = count * size;
-    return checked_memory(realloc(p, bytes ? bytes : 1), count, size, file, line);
-}
+/* These never return NULL: when memory is short, the program exits with the file and the line that
+ * asked for it. Sizes are products of dimensions, so they are size_t and checked for overflow. */
+void *checked_memory(void *p, size_t count, size_t size, const char *file, int line);
+void *checked_realloc(void *p, size_t count, size_t size, const char *file, int line);
 
 #define xmalloc(bytes) checked_realloc(NULL, (bytes), 1, __FILE__, __LINE__)
 #define xcalloc(count, size) \
@@ -94,53 +72,24 @@ static inline void *checked_realloc(void *p, size_t count, size_t size, const ch
 #define xrealloc(p, count, size) checked_realloc((p), (count), (size), __FILE__, __LINE__)
 #define xstrdup(s) ((char *)checked_memory(strdup(s), strlen(s) + 1, 1, __FILE__, __LINE__))
 
-/* An array of ints that grows; start from {0}, release with free(a.v). */
+/* An array of ints that grows. Start from {0}, release with free(a.v). */
 typedef struct {
     int *v;
     size_t n, capacity;
 } Ints;
 
-static inline void ints_push(Ints *a, int x) {
-    if (a->n == a->capacity) {
-        a->capacity = a->capacity ? 2 * a->capacity : 64;
-        a->v = (int *)xrealloc(a->v, a->capacity, sizeof *a->v);
-    }
-    a->v[a->n++] = x;
-}
+void ints_push(Ints *a, int x);
 
-/* A string that grows; start from {0}, release with free(s.s). s.s is NUL-terminated once anything
-   was added; the text itself may hold NUL bytes, so s.n is its length. */
+/* A string that grows. Start from {0}, release with free(s.s). s.s is NULL until the first
+   addition, and NUL-terminated after it. The text may itself contain NUL bytes, so its length is
+   s.n. */
 typedef struct {
     char *s;
     size_t n, capacity;
 } Str;
 
-static inline void str_add(Str *a, const char *s, size_t n) {
-    if (a->n + n + 1 > a->capacity) {
-        a->capacity = 2 * (a->n + n) + 64;
-        a->s = (char *)xrealloc(a->s, a->capacity, 1);
-    }
-    if (n) memcpy(a->s + a->n, s, n);
-    a->n += n;
-    a->s[a->n] = 0;
-}
-
-__attribute__((format(printf, 2, 3))) static inline void str_printf(Str *a, const char *format,
-                                                                    ...) {
-    va_list args, again;
-    va_start(args, format);
-    va_copy(again, args);
-    int n = vsnprintf(NULL, 0, format, args);
-    va_end(args);
-    str_add(a, "", 0);
-    if (n > 0) {
-        a->capacity = a->n + (size_t)n + 1;
-        a->s = (char *)xrealloc(a->s, a->capacity, 1);
-        vsnprintf(a->s + a->n, (size_t)n + 1, format, again);
-        a->n += (size_t)n;
-    }
-    va_end(again);
-}
+void str_add(Str *a, const char *s, size_t n);
+PRINTF_LIKE(2, 3) void str_printf(Str *a, const char *format, ...);
 
 /* Bytes that belong to something else. s NULL: there is no text, unlike a text of 0 bytes. */
 typedef struct {
@@ -157,165 +106,62 @@ static inline void *grow(void *v, int n, size_t size) {
 
 /* ---- Files ----------------------------------------------------------------------------------- */
 
-/* A file is written beside its place, synced and renamed: a reader sees the old one or the new one,
- * whole, and a full disk or a killed process never costs the old one. */
+/* "dir/name", to be freed. */
+char *path_join(const char *dir, const char *name);
+/* True when path, or dir/name, exists and is of any kind. A broken link does not exist. */
+bool file_exists(const char *path);
+bool exists_in(const char *dir, const char *name);
+/* Makes the directory and its missing parents, like mkdir -p. 0, or -1 with errno set. */
+int make_directories(const char *path);
 
+/* Appends a whole file of at most limit bytes to out, which is then NUL-terminated. 0, or -1 with e
+ * filled. */
+int read_file(const char *path, size_t limit, Str *out, Error *e);
+/* Writes the text and a newline to a file, through a NewFile. 0, or -1 with e filled. */
+int write_text_file(const char *path, const char *text, Error *e);
+
+/* A new file is written under a temporary name, synced and renamed. A reader finds the old file or
+ * the new one, each complete, and a full disk or a killed process never costs the old one. */
 typedef struct {
-    FILE *f;
-    char *path, *aside;  // aside = path + ".tmp-<pid>"; NULL: path is a pipe, a terminal or
-                         // /dev/null, and is written itself
+    FILE *f;          // write here
+    char *path;       // where the file will be
+    char *temporary;  // path + ".tmp-<pid>"; NULL: path is a pipe, a terminal or /dev/null, and is
+                      // opened itself
 } NewFile;
 
-/* The process that was writing a name that ends in mark and its number (".tmp-123"), or -1. */
-static inline long newfile_writer(const char *name, const char *mark) {
-    const char *p = strrchr(name, '.');
-    const size_t length = strlen(mark),
-                 n = p && !strncmp(p, mark, length) ? strspn(p + length, "0123456789") : 0;
-    return n >= 1 && n <= 9 && !p[length + n] ? strtol(p + length, NULL, 10) : -1;
-}
+/* Opens a temporary file in path's directory. First removes the temporary files of path whose
+ * process no longer runs. 0, or -1 with e filled. */
+int newfile_open(NewFile *n, const char *path, Error *e);
+/* With keep: syncs the file and renames it to path. Without keep, or after a failed write: removes
+   it. Releases n in every case. 0, or -1 with e filled and the old file untouched. */
+int newfile_close(NewFile *n, bool keep, Error *e);
 
-/* Removes what writers of path that are no longer alive left beside it. */
-static inline void newfile_tidy(const char *path) {
-    char *in = xstrdup(path), *of = xstrdup(path);
-    const char *name = basename(of);
-    const size_t n = strlen(name);
-    DIR *list = opendir(dirname(in));
-    for (struct dirent *entry; list && (entry = readdir(list));) {
-        const long writer = newfile_writer(entry->d_name, ".tmp-");
-        if (writer > 0 && !strncmp(entry->d_name, name, n) &&
-            !strncmp(entry->d_name + n, ".tmp-", 5) && kill((pid_t)writer, 0) && errno == ESRCH)
-            unlinkat(dirfd(list), entry->d_name, 0);
-    }
-    if (list) closedir(list);
-    free(in);
-    free(of);
-}
+/* The process id in a name that ends in mark and that id (".tmp-123" with mark ".tmp-"), or -1. */
+long newfile_writer(const char *name, const char *mark);
+/* Syncs the directory that contains path, so that a rename in it survives a power failure. Errors
+ * are ignored. */
+void sync_directory_of(const char *path);
 
-/* Opens path's neighbour for writing. 0, or -1 with e filled. */
-static inline int newfile_open(NewFile *n, const char *path, Error *e) {
-    struct stat there;
-    Str aside = {NULL, 0, 0};
-    if (stat(path, &there) || S_ISREG(there.st_mode) || S_ISDIR(there.st_mode)) {
-        newfile_tidy(path);
-        str_printf(&aside, "%s.tmp-%ld", path, (long)getpid());
-    }
-    n->path = xstrdup(path);
-    n->aside = aside.s;
-    n->f = fopen(n->aside ? n->aside : path, "wb");
-    if (n->f) return 0;
-    fail(e, "cannot write %s: %s; choose a directory that exists and is yours to write", path,
-         strerror(errno));
-    free(n->path);
-    free(n->aside);
-    return -1;
-}
+/* ---- Random numbers: Philox-4x32-10 ---------------------------------------------------------- */
 
-/* Makes the directory entry of path durable (a rename is only as safe as its directory). Errors are
- * not fatal. */
-static inline void sync_directory_of(const char *path) {
-    char *copy = xstrdup(path);
-    int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY);
-    if (fd >= 0) {
-        fsync(fd);
-        close(fd);
-    }
-    free(copy);
-}
-
-/* Syncs, renames into place and releases n; with keep false (or after a failed write) removes what
-   was written. 0, or -1 with e filled and the old file untouched. */
-static inline int newfile_close(NewFile *n, bool keep, Error *e) {
-    int status = 0;
-    bool bad = ferror(n->f) | fflush(n->f);
-    int error = errno;
-    if (!bad && keep && n->aside && fsync(fileno(n->f))) {
-        bad = true;
-        error = errno;
-    }
-    if (fclose(n->f) && !bad) {
-        bad = true;
-        error = errno;
-    }
-    if (!bad && keep && n->aside && rename(n->aside, n->path)) {
-        bad = true;
-        error = errno;
-    }
-    if ((bad || !keep) && n->aside) unlink(n->aside);
-    if (bad && keep)
-        status = fail(e, "cannot write %s: %s; what stood there before is unchanged", n->path,
-                      strerror(error));
-    if (!bad && keep) sync_directory_of(n->path);
-    free(n->path);
-    free(n->aside);
-    memset(n, 0, sizeof *n);
-    return status;
-}
-
-/* Reads a whole file of at most limit bytes into out (appended; NUL-terminated). 0, or -1 with e
- * filled. */
-static inline int read_file(const char *path, size_t limit, Str *out, Error *e) {
-    FILE *f = fopen(path, "rb");
-    if (!f) return fail(e, "cannot open %s: %s", path, strerror(errno));
-    char block[65536];
-    size_t n, total = 0;
-    str_add(out, "", 0);
-    while ((n = fread(block, 1, sizeof block, f)) > 0) {
-        total += n;
-        if (total > limit) {
-            fclose(f);
-            return fail(e, "%s is larger than %zu bytes, the most that is read from such a file",
-                        path, limit);
-        }
-        str_add(out, block, n);
-    }
-    int bad = ferror(f), error = errno;
-    fclose(f);
-    return bad ? fail(e, "cannot read %s: %s", path, strerror(error)) : 0;
-}
-
-static inline int min_int(int a, int b) { return a < b ? a : b; }
-static inline int max_int(int a, int b) { return a > b ? a : b; }
-
-/* FNV-1a, 64 bits (Fowler, Noll, Vo): the hash of n more bytes, after those that gave `hash`. The
-   first call gets HASH_START. */
-#define HASH_START 0xcbf29ce484222325u
-static inline uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t n) {
-    const unsigned char *b = (const unsigned char *)bytes;
-    for (size_t i = 0; i < n; i++) hash = (hash ^ b[i]) * 0x100000001b3u;
-    return hash;
-}
-
-/* The ending of a noun that is counted: "" for 1, else "s". */
-static inline const char *plural(long n) { return n == 1 ? "" : "s"; }
-
-/* Seconds on a clock that never goes back. */
-static inline double now_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* ---- Random numbers: Philox-4x32-10 (Salmon et al -------------------------------------------- */
-
-/* 2011, "Parallel random numbers: as easy as 1, 2, 3"). There is no state. A number is a function
- * of the seed and of what it is for: purpose, optimiser step, sequence, position and an index
- * within the position. So a draw does not depend on the batch, the thread, or on what was drawn
- * before, and a resumed run needs to know nothing but its step. */
+/* Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". There is no state. A number is
+ * a function of the seed and of its use: purpose, optimiser step, sequence, position and an index
+ * within the position. So a draw depends neither on the batch nor on the thread nor on earlier
+ * draws, and a resumed run needs to know only its step. */
 
 typedef enum {
-    RANDOM_INIT = 1,      // weights at random initialisation (step = tensor)
-    RANDOM_SHUFFLE,       // order of the records in an epoch
-    RANDOM_SPLIT,         // which records are held out
-    RANDOM_SAMPLE,        // a token drawn in generation
-    RANDOM_NEFTUNE,       // noise on the embeddings
-    RANDOM_DROPOUT_EMBD,  // after the embeddings
-    RANDOM_DROPOUT_ATTN,  // on the attention probabilities  (these three: add layer << 8)
-    RANDOM_DROPOUT_ATTN_RESID,
-    RANDOM_DROPOUT_MLP_RESID,
-    RANDOM_DATA,          // whatever a stage draws for its records
-    RANDOM_DROPOUT_LORA,  // on the input of a LoRA        (these two: add layer << 8 and the place
-                          // << 24)
-    RANDOM_DROPOUT_ADAPTER,  // in a bottleneck adapter
+    RANDOM_INIT = 1,            // weights at random initialisation (step = tensor)
+    RANDOM_SHUFFLE,             // order of the records in an epoch
+    RANDOM_SPLIT,               // choice of the held-out records
+    RANDOM_SAMPLE,              // a token drawn in generation
+    RANDOM_NEFTUNE,             // noise on the embeddings
+    RANDOM_DROPOUT_EMBD,        // dropout after the embeddings
+    RANDOM_DROPOUT_ATTN,        // on the attention probabilities; plus layer << 8
+    RANDOM_DROPOUT_ATTN_RESID,  // on the output of the attention; plus layer << 8
+    RANDOM_DROPOUT_MLP_RESID,   // on the output of the MLP; plus layer << 8
+    RANDOM_DATA,                // draws of a stage for its records
+    RANDOM_DROPOUT_LORA,        // on the input of a LoRA; plus layer << 8 and place << 24
+    RANDOM_DROPOUT_ADAPTER,     // in a bottleneck adapter; plus layer << 8 and place << 24
 } RandomPurpose;
 
 typedef struct {
@@ -356,23 +202,14 @@ ON_BOTH static inline Random4 random4(uint64_t seed, uint32_t purpose, uint32_t 
 ON_BOTH static inline float random_uniform(uint32_t x) { return (float)(x >> 8) * 0x1p-24f; }
 
 /* N(0, 1) from two words (Box and Muller 1958). */
-static inline float random_normal(uint32_t x, uint32_t y) {
-    double u = ((double)x + 1) * 0x1p-32, v = (double)y * 0x1p-32;
-    return (float)(sqrt(-2 * log(u)) * cos(2 * M_PI * v));
-}
+float random_normal(uint32_t x, uint32_t y);
 
-/* order[0..n) becomes a permutation of 0..n-1: Fisher and Yates, drawn for this seed, purpose and
+/* Fills order[n] with a permutation of 0..n-1 (Fisher and Yates), drawn for this seed, purpose and
  * epoch. */
-static inline void random_permutation(int *order, int n, uint64_t seed, uint32_t purpose,
-                                      uint32_t epoch) {
-    for (int i = 0; i < n; i++) order[i] = i;
-    for (int i = n - 1; i > 0; i--) {
-        uint32_t x = random4(seed, purpose, epoch, 0, (uint32_t)i, 0).v[0];
-        int j = (int)(((uint64_t)x * (uint64_t)(i + 1)) >> 32);
-        int swap = order[i];
-        order[i] = order[j];
-        order[j] = swap;
-    }
+void random_permutation(int *order, int n, uint64_t seed, uint32_t purpose, uint32_t epoch);
+
+#ifdef __cplusplus
 }
+#endif
 
 #endif

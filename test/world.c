@@ -55,6 +55,8 @@
  */
 #include "util.h"
 
+#include <sys/stat.h>
+
 /* ---- The world ------------------------------------------------------------------------------- */
 
 /*  In the patterns: @ a person, & another, # a thing or the value of a fact, + a verb, * an

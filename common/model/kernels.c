@@ -20,6 +20,7 @@
 #include <immintrin.h>
 #include <omp.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "model/nf4.h"
 #include "util.h"

@@ -5,10 +5,12 @@
 
 #include "rl/child.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 enum { ANSWER_LIMIT = 1 << 20 };  // bytes of one line of an answer
 

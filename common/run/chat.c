@@ -1,22 +1,23 @@
 /*
- * talk.c - a prompt or a conversation, answered as the tokens come: see talk.h.
+ * chat.c - a prompt or a conversation, answered as the tokens come. See chat.h.
  */
 #include "run/chat.h"
 
+#include "files/hf.h"
+#include "run/technique.h"
 #include "text/template.h"
 #include "text/utf8.h"
 
 #include <signal.h>
+#include <unistd.h>
 
-Talk talk_defaults(void) { return (Talk){.temperature = 0.7f, .top_p = 1, .max_new_tokens = 64}; }
+bool chat_asked(const Chat *c) { return c->prompt || c->chat; }
 
-bool talk_asked(const Talk *t) { return t->prompt || t->chat; }
-
-/* ---- characters ------------------------------------------------------------------------------ */
+/* ---- showing text ---------------------------------------------------------------------------- */
 
 typedef struct {
     const Tokenizer *tokenizer;
-    Str bytes;  // that are still to become characters
+    Str bytes;  // the beginning of a character whose other bytes are still to come
 } Stream;
 
 static void show(Stream *s, bool end) {
@@ -37,8 +38,7 @@ static void show_token(void *context, int sequence, int token) {
 
 /* ---- Ctrl-C ---------------------------------------------------------------------------------- */
 
-/* Ctrl-C ends the program at once, the shell's own prompt on a line of its own. Nothing else was
- * changed in the terminal. */
+/* Ends the program at once, with the shell's own prompt on a line of its own. */
 static void leave(int number) {
     signal(number, SIG_DFL);
     if (isatty(STDERR_FILENO) && write(STDERR_FILENO, "\n", 1) < 0) _exit(128 + number);
@@ -52,14 +52,14 @@ static void leave_at(int number) {
         sigaction(number, &action, NULL);
 }
 
-void talk_interrupts(void) {
+void chat_interrupts(void) {
     leave_at(SIGINT);
     leave_at(SIGTERM);
 }
 
-/* ---- the form -------------------------------------------------------------------------------- */
+/* ---- the template ---------------------------------------------------------------------------- */
 
-char *talk_template(const char *template, const char *adapter, const char *dir) {
+char *chat_template(const char *template, const char *adapter, const char *dir) {
     Error e;
     const char *from[] = {adapter, dir}, *found = template ? "--template" : NULL;
     char *text = template ? xstrdup(template) : NULL;
@@ -73,117 +73,120 @@ char *talk_template(const char *template, const char *adapter, const char *dir) 
     return text;
 }
 
-/* What is asked next, in its form, as tokens. -1 with e filled: there is nothing to read, or no
- * room to read it. */
-static int ask(Talk *t, const char *text, Error *e) {
-    char *prompt = t->plain ? xstrdup(text) : template_prompt(t->template, text, NULL, e);
-    t->asked.n = 0;
-    tokenizer_encode(t->tokenizer, prompt, strlen(prompt), true, &t->asked);
+/* ---- the next turn --------------------------------------------------------------------------- */
+
+/* Makes text the next turn: in its template, as tokens. -1 with e filled: it is empty, or too long. */
+static int take_turn(Chat *c, const char *text, Error *e) {
+    char *prompt = c->plain ? xstrdup(text) : template_prompt(c->form, text, NULL, e);
+    c->next.n = 0;
+    tokenizer_encode(c->tokenizer, prompt, strlen(prompt), true, &c->next);
     free(prompt);
-    if (!t->asked.n) return fail(e, "is empty");
-    if (t->asked.n > (size_t)t->positions)
-        return fail(e, "is %zu tokens%s, and the model has %d positions; ask for less", t->asked.n,
-                    t->plain ? "" : " with its template", t->positions);
+    if (!c->next.n) return fail(e, "is empty");
+    if (c->next.n > (size_t)c->positions)
+        return fail(e, "is %zu tokens%s, and the model has %d positions; ask for less", c->next.n,
+                    c->plain ? "" : " with its template", c->positions);
     return 0;
 }
 
-GPT2Limits talk_prepare(Talk *t, const char *adapter, const char *dir, const char *template,
-                        const GPT2Config *config) {
+GPT2Limits chat_prepare(Chat *c, const char *adapter, const char *dir, const GPT2Config *config) {
     Error e;
-    talk_interrupts();
-    if (t->prompt && !*t->prompt) die_usage("--prompt is empty; say something");
-    if (!(t->tokenizer = tokenizer_load(dir, &e))) die_usage("%s", e.text);
-    if (tokenizer_size(t->tokenizer) > config->vocab_size)
+    chat_interrupts();
+    if (c->prompt && !*c->prompt) die_usage("--prompt is empty; give it a text");
+    if (!(c->tokenizer = tokenizer_load(dir, &e))) die_usage("%s", e.text);
+    if (tokenizer_size(c->tokenizer) > config->vocab_size)
         die_usage("%s: the tokenizer has %d tokens and the model %d; they do not belong together",
-                  dir, tokenizer_size(t->tokenizer), config->vocab_size);
-    t->positions = config->n_positions;
-    t->template = talk_template(template, adapter, dir);
-    t->plain = !t->template && !t->chat;
-    if (!t->template)
+                  dir, tokenizer_size(c->tokenizer), config->vocab_size);
+    c->positions = config->n_positions;
+    c->form = chat_template(c->template, adapter, dir);
+    c->plain = !c->form && !c->chat;
+    if (!c->form)
         fprintf(stderr,
-                "note: nothing in %s says in which template it was trained; %s. --template says "
-                "otherwise\n",
+                "note: %s does not say in which template it was trained; %s. --template sets one\n",
                 dir,
-                t->plain ? "the text is gone on from as it is"
-                         : "this conversation has the default one");
-    if (t->prompt) {
+                c->plain ? "the text is continued as it is"
+                         : "this conversation uses the default one");
+    if (c->prompt) {
         Str text = {0};
-        str_add(&text, t->prompt, strlen(t->prompt));
+        str_add(&text, c->prompt, strlen(c->prompt));
         text_repair(&text, 0);
-        if (ask(t, text.s, &e)) die_usage("--prompt %s", e.text);
+        if (take_turn(c, text.s, &e)) die_usage("--prompt %s", e.text);
         free(text.s);
     }
-    const int n = (int)t->asked.n, most = t->positions;
-    return (GPT2Limits){.tokens = min_int(t->chat ? most : n, 256),
+    const int n = (int)c->next.n, most = c->positions;
+    const int positions = c->chat ? most : n + min_int(c->max_new_tokens, most - n);
+    // A longer prompt is read in several passes of 256 tokens
+    return (GPT2Limits){.tokens = min_int(c->chat ? most : n, 256),
                         .sequences = 1,
-                        .slots = 1,  // what is longer is read in several rounds
-                        .positions = t->chat ? most : n + min_int(t->max_new_tokens, most - n)};
+                        .slots = 1,
+                        .positions = positions};
 }
 
 /* ---- the conversation ------------------------------------------------------------------------ */
 
-/* Cuts turns from the front until what is asked has room for its answer: max_new_tokens, or half
- * the positions when that is less. */
-static void forget(Talk *t) {
-    const size_t need =
-                     t->asked.n + (size_t)min_int(t->max_new_tokens, max_int(t->positions / 2, 1)),
-                 room = (size_t)t->positions + 1;  // the last is never read
+/* Cuts turns from the front until the next one has room for its answer: max_new_tokens, or half the
+   positions when that is less. */
+static void forget(Chat *c) {
+    const int answer = min_int(c->max_new_tokens, max_int(c->positions / 2, 1));
+    const size_t need = c->next.n + (size_t)answer;
+    const size_t room = (size_t)c->positions + 1;  // the last token is never read
     size_t turns = 0, from = 0;
-    while (turns < t->turns.n && t->said.n - from + need > room)
-        from = ++turns < t->turns.n ? (size_t)t->turns.v[turns] : t->said.n;
+    while (turns < c->turns.n && c->said.n - from + need > room) {
+        turns++;
+        from = turns < c->turns.n ? (size_t)c->turns.v[turns] : c->said.n;
+    }
     if (!turns) return;
-    memmove(t->said.v, t->said.v + from, sizeof(int) * (t->said.n -= from));
-    t->turns.n -= turns;
-    for (size_t i = 0; i < t->turns.n; i++) t->turns.v[i] = t->turns.v[i + turns] - (int)from;
-    t->forgotten += (int)turns;
+    c->said.n -= from;
+    memmove(c->said.v, c->said.v + from, sizeof(int) * c->said.n);
+    c->turns.n -= turns;
+    for (size_t i = 0; i < c->turns.n; i++) c->turns.v[i] = c->turns.v[i + turns] - (int)from;
+    c->forgotten += (int)turns;
     fprintf(stderr,
-            "note: the conversation no longer fits the model's %d positions; from here on its "
-            "first %d turns are forgotten\n",
-            t->positions, t->forgotten);
+            "note: the conversation no longer fits the model's %d positions; its first %d turns are "
+            "forgotten\n",
+            c->positions, c->forgotten);
 }
 
-/* Answers what was asked; both are then part of the conversation. */
-static void answer(Talk *t, GPT2 *model, uint64_t seed) {
-    forget(t);
-    ints_push(&t->turns, (int)t->said.n);
-    for (size_t i = 0; i < t->asked.n; i++) ints_push(&t->said, t->asked.v[i]);
-    const int start[2] = {0, (int)t->said.n}, eos = tokenizer_eos(t->tokenizer);
-    const Batch prompt = {.S = 1, .N = start[1], .start = start, .tokens = t->said.v};
+/* Answers the next turn. Both become part of the conversation. */
+static void answer(Chat *c, GPT2 *model, uint64_t seed) {
+    forget(c);
+    ints_push(&c->turns, (int)c->said.n);
+    for (size_t i = 0; i < c->next.n; i++) ints_push(&c->said, c->next.v[i]);
+    const int start[2] = {0, (int)c->said.n}, eos = tokenizer_eos(c->tokenizer);
+    const Batch prompt = {.S = 1, .N = start[1], .start = start, .tokens = c->said.v};
     const Sampler sampler = {
-        .temperature = t->temperature,
-        .top_k = t->top_k,
-        .top_p = t->top_p,
-        .max_new_tokens = t->max_new_tokens,
+        .temperature = c->temperature,
+        .top_k = c->top_k,
+        .top_p = c->top_p,
+        .max_new_tokens = c->max_new_tokens,
         .stop_token = eos,
         .seed = seed,
-        .step = (uint32_t)t->forgotten};  // a position that comes again after a cut draws anew
-    Stream stream = {.tokenizer = t->tokenizer};
+        .step = (uint32_t)c->forgotten,  // a position that comes again after a cut draws anew
+    };
+    Stream stream = {.tokenizer = c->tokenizer};
     Generation g;
     gpt2_generate(model, &prompt, &sampler, &g, show_token, &stream);
     show(&stream, true);
     putchar('\n');
     if (fflush(stdout) || ferror(stdout)) die("cannot write the answer: %s", strerror(errno));
     const int n = g.start[1];
-    if (!g.ended[0] && n < t->max_new_tokens)
+    if (!g.ended[0] && n < c->max_new_tokens)
         fprintf(stderr, "note: the answer ends here because the model's %d positions are full\n",
-                t->positions);
-    else if (!g.ended[0] && !t->plain)
+                c->positions);
+    else if (!g.ended[0] && !c->plain)
         fprintf(stderr, "note: the answer ends here because of --max_new_tokens %d\n",
-                t->max_new_tokens);
-    for (int i = 0; i < n; i++) ints_push(&t->said, g.tokens[i]);
-    if (!g.ended[0]) ints_push(&t->said, eos);  // as in training: an answer is over
+                c->max_new_tokens);
+    for (int i = 0; i < n; i++) ints_push(&c->said, g.tokens[i]);
+    if (!g.ended[0]) ints_push(&c->said, eos);  // as in training: an answer ends with it
     generation_free(&g);
     free(stream.bytes.s);
 }
 
-char *talk_line(void) {
+char *chat_line(void) {
     const bool terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
     char *s = NULL;
     size_t room = 0;
-    if (terminal) {
-        fputs("> ", stdout);
-        fflush(stdout);
-    }
+    if (terminal) fputs("> ", stdout);
+    if (terminal) fflush(stdout);
     ssize_t n = getline(&s, &room, stdin);
     if (n < 0 && terminal) putchar('\n');
     Str line = {0};
@@ -200,41 +203,45 @@ char *talk_line(void) {
     return line.s;
 }
 
-void talk_hold(Talk *t, GPT2 *model, uint64_t seed) {
+void chat_hold(Chat *c, GPT2 *model, uint64_t seed) {
     Error e;
-    if (t->prompt) answer(t, model, seed);
-    if (t->chat && isatty(STDIN_FILENO))
-        fputs("a line is a turn; an empty line, /exit or Ctrl-D ends it\n", stderr);
-    for (char *line; t->chat && (line = talk_line()); free(line))
-        if (ask(t, line, &e))
+    if (c->prompt) answer(c, model, seed);
+    if (c->chat && isatty(STDIN_FILENO))
+        fputs("Each line is a turn. An empty line, /exit or Ctrl-D ends the conversation.\n",
+              stderr);
+    for (char *line; c->chat && (line = chat_line()); free(line))
+        if (take_turn(c, line, &e))
             fprintf(stderr, "note: that %s\n", e.text);
         else
-            answer(t, model, seed);
+            answer(c, model, seed);
 }
 
-void talk_free(Talk *t) {
-    tokenizer_free(t->tokenizer);
-    free(t->template);
-    free(t->said.v);
-    free(t->turns.v);
-    free(t->asked.v);
-    t->tokenizer = NULL;
-    t->template = NULL;
-    t->said = t->turns = t->asked = (Ints){0};
+void chat_free(Chat *c) {
+    tokenizer_free(c->tokenizer);
+    free(c->form);
+    free(c->said.v);
+    free(c->turns.v);
+    free(c->next.v);
+    c->tokenizer = NULL;
+    c->form = NULL;
+    c->said = c->turns = c->next = (Ints){0};
 }
 
-int talk_to_model(Talk *t, Run *run, const char *template) {
+void chat_answer(Chat *c, Run *run, const Technique *technique, const char *adapter) {
     Error e;
     GPT2Config config;
-    const char *dir = run->model ? run->model : run_example_file("tiny/chat");
+    const char *dir = run->model ? run->model : example_file("tiny/chat");
     if (hf_config(dir, &config, &e)) die_usage("%s", e.text);
-    GPT2Limits limits = talk_prepare(t, NULL, dir, template, &config);
-    GPT2 *model = hf_load(dir, true, &e);
-    if (!model) die_usage("%s", e.text);
-    gpt2_reserve(model, &limits);
-    talk_hold(t, model, (uint64_t)run->seed);
+    GPT2Limits limits = chat_prepare(c, adapter, dir, &config);
+    GPT2 *model;
+    if (technique) {
+        model = technique_open(technique, run, adapter, limits);
+    } else {
+        if (!(model = hf_load(dir, true, &e))) die_usage("%s", e.text);
+        gpt2_reserve(model, &limits);
+    }
+    chat_hold(c, model, (uint64_t)run->seed);
     gpt2_free(model);
-    talk_free(t);
-    run_free(run);
-    return 0;
+    if (technique) technique->release();
+    chat_free(c);
 }

@@ -67,9 +67,9 @@ typedef struct Chat {
 
 /* Is there a prompt to answer, or a conversation to hold? */
 bool chat_asked(const Chat *c);
-/* Does so with the model in run->model (NULL: the built-in one), which the adapter in `adapter`
-   changes by the program's technique, unless NULL. */
-void chat_answer(Chat *c, Run *run, const char *adapter);
+/* Does so with the model in run->model (NULL: the built-in one); with a technique, the adapter in a
+   directory changes that model. */
+void chat_answer(Chat *c, Run *run, const Technique *technique, const char *adapter);
 
 /* The same in two halves, for a stage that has the model already. First: reads the tokenizer of dir,
    decides on the template (adapter: a directory that is asked first, or NULL) and reads --prompt.

@@ -20,7 +20,9 @@
 #ifndef POSTTRAIN_RUN_H
 #define POSTTRAIN_RUN_H
 
+#include "model/generate.h"
 #include "model/gpt2.h"
+#include "model/memory.h"
 #include "run/flags.h"
 #include "run/watch.h"
 #include "text/tokenizer.h"
@@ -35,15 +37,20 @@ typedef int ModelSaver(const GPT2 *m, const char *dir, const char *from, Error *
 typedef struct {
     const char *weights;  // the file of its tensors in a directory
     const char *loading;  // how to load the result; one %s for OUTPUT
-    /* Fills in which tensors there are, from the flags or from the adapter in dir (NULL = none).
-       Whatever is wrong ends the program with 2. */
-    void (*plan)(const GPT2Config *config, const char *dir);
+    /* Fills in which tensors there are for run->config, from the flags or from the adapter in dir
+       (NULL = none), whose form it writes into the flags. A later call releases what an earlier one
+       allocated. Wrong input ends the program with 2. */
+    void (*plan)(const Run *run, const char *dir);
     void (*print)(const GPT2Config *config);  // the modules, parameters, bytes
     void (*limits)(GPT2Limits *limits);       // adds its tensors and its Tap
-    /* Allocates what it needs besides. Returns the bytes; with count only counts them. */
+    /* Allocates what it needs besides, and frees what an earlier call allocated. Returns the bytes;
+       with count only counts them. */
     size_t (*reserve)(const GPT2Limits *limits, const GPT2Config *config, bool count);
     void (*init)(GPT2 *m, uint64_t seed);
-    void (*load)(GPT2 *m, const char *dir);   // reads its tensors; ends the program with 2
+    /* Reads its tensors. Wrong input ends the program with 2. run->data NULL: it is not trained. */
+    void (*load)(const Run *run, GPT2 *m, const char *dir);
+    /* Adds the update of m to the weights of merged. NULL: the technique cannot. */
+    int (*merge)(GPT2 *merged, const GPT2 *m, Error *e);
     ModelSaver *save;
     void (*release)(void);
 } Technique;
@@ -126,7 +133,8 @@ int    run_examples(Run *run, int *which);
 AdamW  run_adamw(const Run *run);
 /* Clips, AdamW, clears the gradients: returns the gradient's norm. Watches grad_norm, learning_rate
    and num_tokens, and shows progress. A loss or norm that is not finite ends the program with 1 and
-   names the records: `line` is the first one's in --data, 0 = unknown. */
+   names the records: `line` is the first one's in --data, 0 = unknown. With tokens 0 there is nothing
+   to learn: the model stays as it is, and the norm is 0. */
 double run_optimise(Run *run, GPT2 *m, double loss, long tokens, int line);
 /* The same parts for a stage with optimiser steps of its own: the loss and tokens of this step for
    the line of progress. */

@@ -34,7 +34,7 @@ typedef struct {
     Examples train, held_out;
     int answers;           // held-out prompts to answer
     GPT2Noise noise;       // of a forward pass in training: the dropout, this step
-    int *which;            // the examples of this step
+    int *which, drawn;      // the examples of this step, and their number
     RaggedBatch ragged;    // the micro-batch
     float *logp, *entropy, *dlogp;  // (N) numbers of its tokens
     int *best;

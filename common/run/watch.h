@@ -14,7 +14,8 @@ struct Run;
 void watch(struct Run *run, const char *name, double value);
 /* A mean over everything since the last log line: sums and counts add up, one divides the other. */
 void watch_mean(struct Run *run, const char *name, double sum, double count);
-/* (weight_a sum_a + weight_b sum_b) / count_a of two means, both given before */
+/* (weight_a sum_a + weight_b sum_b) / count_a of two means, which are given before the line is
+   written. The names are string constants. */
 void watch_combined(struct Run *run, const char *name, const char *a, double weight_a,
                     const char *b, double weight_b);
 /* The least and the largest value since the last log line */
@@ -24,5 +25,8 @@ void watch_max(struct Run *run, const char *name, double value);
 void watch_total(struct Run *run, const char *name, double more);
 /* A held-out figure: it gets a log line of its own, after that of the step. */
 void watch_held_out(struct Run *run, const char *name, double value);
+/* From this call on, time belongs to this phase of a step; NULL: to none. Under each log line stdout
+   shows the seconds of each phase since the last line, and their shares. name is a string constant. */
+void watch_phase(struct Run *run, const char *name);
 
 #endif

@@ -45,6 +45,7 @@
 #include <immintrin.h>
 #include <omp.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 static const struct {
     const char *name;

@@ -777,7 +777,7 @@ START_TEST(an_adapter_is_read_strictly) {
     } cases[] = {{AS_IT_IS, 0, "an adapter of AdapterHub"},
                  {BARE, 0, "an adapter of AdapterHub"},
                  {ONE_LESS, 2, "is missing, expected with shape"},
-                 {ONE_MORE, 2, "h.0.extra is none of the"},
+                 {ONE_MORE, 2, "h.0.extra is not one of the"},
                  {RENAMED, 2, "is missing"},
                  {ZERO_UP, 2, "every up projection is zero"}};
     char more[512];
@@ -801,7 +801,7 @@ START_TEST(an_adapter_is_read_strictly) {
         {"", "--adapter_dim 16", "has a bottleneck of 8, and the flags say 16"},
         {"", "--placement pfeiffer", "placed as houlsby"},
         {"", "--activation silu", "the activation relu"},
-        {"s/\"config\": {/\"peft_type\": \"LORA\", \"config\": {/", "", "it belongs to lora.c"},
+        {"s/\"config\": {/\"peft_type\": \"LORA\", \"config\": {/", "", "give it to ./lora"},
         {"d", "", "adapter_config.json"}};
     for (int i = 0; i < LENGTH(more_cases); i++) {
         edited("good", "bad", AS_IT_IS);

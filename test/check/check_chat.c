@@ -8,8 +8,10 @@
 #include "program.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #undef fail
 #include <check.h>

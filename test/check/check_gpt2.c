@@ -13,7 +13,7 @@
  */
 #include "model/gpt2.c"  // for a look inside
 
-#include "files/hf.h"
+#include "files/safetensors.h"
 #include "../golden/golden_gpt2.h"
 #include "ref.h"
 #include "program.h"
@@ -22,6 +22,7 @@
 #include <jansson.h>
 #include <omp.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #define LENGTH(array) ((int)(sizeof(array) / sizeof *(array)))
 

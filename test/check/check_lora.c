@@ -772,7 +772,7 @@ START_TEST(a_wrong_adapter_is_refused) {
         {"sed -i 's/\"r\": 16/\"r\": 8/' bad/adapter_config.json",
          {"has shape [16,128], expected [8,128]", "adapter_model.safetensors"}},
         {"sed -i 's/\"c_fc\",//' bad/adapter_config.json",
-         {"mlp.c_fc.lora_A.weight is none of the 18", "adapter_model.safetensors"}},
+         {"mlp.c_fc.lora_A.weight is not one of the 18", "adapter_model.safetensors"}},
         {"sed -i 's/\"c_fc\",/\"c_fc\", \"q_proj\",/' bad/adapter_config.json",
          {"\"q_proj\" is the end of no linear layer", "bad"}},
         {"sed -i 's/\"r\": 16/\"r\": 16, \"use_dora\": true/' bad/adapter_config.json",

@@ -14,6 +14,7 @@
 
 #undef fail
 #include <check.h>
+#include <unistd.h>
 
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 

@@ -6,10 +6,12 @@
  * share nothing with common/torch.c.
  */
 #include "files/torch.h"
+#include "files/hf.h"
 #include "../golden/golden_torch.h"
 #include "program.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #undef fail
 #include <check.h>
@@ -517,24 +519,24 @@ START_TEST(refuses_damaged_pickles) {
     } damaged[] = {
         {"R", "empty stack"},
         {"NR", "empty stack"},
-        {"s", "nothing on the stack"},
-        {"}Ns", "nothing on the stack"},
-        {"Na", "nothing on the stack"},
+        {"s", "no list or dict on the stack"},
+        {"}Ns", "no list or dict on the stack"},
+        {"Na", "no list or dict on the stack"},
         {"\x85", "empty stack"},
         {"N\x87", "a tuple of 3 from a stack of 1"},
         {"t", "a mark, and there is none"},
         {"u", "a mark"},
         {"e", "a mark"},
-        {"(u", "nothing on the stack"},
+        {"(u", "no list or dict on the stack"},
         {"](NNu", "put into a list, expected a dict"},
         {"}(NNe", "put into a dict, expected a list"},
         {"}(NNNu", "3 keys and values"},
         {"NNNs", "put into None"},
-        {"h\1", "value 1 is recalled, but 0 were remembered"},
-        {"j\1\1\1\1", "recalled"},
+        {"h\1", "memo entry 1 is used, but there are 0"},
+        {"j\1\1\1\1", "is used, but there are"},
         {"q\1", "empty stack"},
-        {"Nq\1", "value 1 is remembered after 0"},
-        {"Nr\xff\xff\xff\xff", "value 4294967295 is remembered after 0"},
+        {"Nq\1", "memo entry 1 follows 0 entries"},
+        {"Nr\xff\xff\xff\xff", "memo entry 4294967295 follows 0 entries"},
         {"\x94", "empty stack"},
         {"", "0 values on the stack"},
         {"NN", "2 values on the stack"},
@@ -546,16 +548,16 @@ START_TEST(refuses_damaged_pickles) {
         {"N(\x94", "empty stack"},
         {"}(b", "empty stack"},
         {"N(Q", "empty stack"},
-        {"](Na", "nothing on the stack"},
+        {"](Na", "no list or dict on the stack"},
         {"\x80\6", "protocol 6"},
-        {"c", "goes on past the end"},
-        {"cos\n", "goes on past the end"},
+        {"c", "continues past the end"},
+        {"cos\n", "continues past the end"},
         {"X\xff\xff\xff\xff"
          "abc",
-         "goes on past the end"},
-        {"\x8c\xffxyz", "goes on past the end"},
-        {"\x8a\xffxyz", "goes on past the end"},
-        {"J\1\1", "goes on past the end"},
+         "continues past the end"},
+        {"\x8c\xffxyz", "continues past the end"},
+        {"\x8a\xffxyz", "continues past the end"},
+        {"J\1\1", "continues past the end"},
         {"N", "holds None"},
         {"]", "holds a list"},
         {"K\1", "holds an int"},
@@ -624,13 +626,13 @@ START_TEST(refuses_tensors_that_are_not_there) {
         {{.name = "t", .ndim = 1, .shape = {3}, .stride = {2}},
          {"dimension 0 has stride 2, expected 1"}},
         {{.name = "t", .ndim = 1, .shape = {7}, .stride = {1}},
-         {"tensor t has 7 elements from 0 on", "storage has 6", "fetch it again"}},
+         {"tensor t has 7 elements at offset 0", "storage has 6", "fetch it again"}},
         {{.name = "t", .offset = 1, .ndim = 1, .shape = {6}, .stride = {1}},
-         {"6 elements from 1 on"}},
+         {"6 elements at offset 1"}},
         {{.name = "t", .offset = 7, .ndim = 1, .shape = {0}, .stride = {1}},
-         {"0 elements from 7 on"}},
+         {"0 elements at offset 7"}},
         {{.name = "t", .offset = INT64_MAX, .ndim = 1, .shape = {1}, .stride = {1}},
-         {"from 9223372036854775807 on"}},
+         {"at offset 9223372036854775807"}},
         {{.name = "t", .offset = -1, .ndim = 1, .shape = {1}, .stride = {1}},
          {"an offset of at least 0"}},
         {{.name = "t", .ndim = 1, .shape = {-1}, .stride = {1}}, {"1 whole numbers of 0 or more"}},
@@ -665,7 +667,7 @@ START_TEST(refuses_tensors_that_are_not_there) {
         refused_file(zip_of(state_dict(&bad[i].t, 1)), bad[i].says[0], bad[i].says[1],
                      bad[i].says[2]);
     refused_file(zip_of(state_dict((const Spec[]){{.name = "t"}, {.name = "u"}, {.name = "t"}}, 3)),
-                 "tensor t is there twice");
+                 "tensor t occurs twice");
     refused_file(
         zip_of(state_dict((const Spec[]){{.name = "t"}, {.name = "u", .type = "IntStorage"}}, 2)),
         "storage 0", "6 of F32", "6 of I32");
@@ -699,7 +701,7 @@ START_TEST(refuses_damaged_zip_files) {
         {{zero}, 1, "0 entries ROOT/data.pkl"},
         {{inner, zero}, 2, "0 entries ROOT/data.pkl"},
         {{data, zero, other}, 3, "2 entries ROOT/data.pkl"},
-        {{data, zero, zero}, 3, "r/data/0 is there twice"},
+        {{data, zero, zero}, 3, "r/data/0 occurs twice"},
         {{data, zero, order}, 3, "big-endian"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
@@ -724,7 +726,7 @@ START_TEST(refuses_damaged_zip_files) {
         {end + 12, UINT32_MAX, 4, "4294967295 bytes"},
         {end + 16, UINT32_MAX, 4, "from byte 4294967295"},
         {end + 16, directory + 1, 4, "directory"},
-        {end + 16, 1, 4, "no entry of the ZIP's"},
+        {end + 16, 1, 4, "expected an entry of the ZIP's"},
         {end, 0, 1, "without the directory"},
         {end + 20, 1, 2, "without the directory"},
         {directory + 20, 1 << 20, 4, "takes 1048576 bytes"},
@@ -736,7 +738,7 @@ START_TEST(refuses_damaged_zip_files) {
         {directory + 32, 65535, 2, "longer than"},
         {26, 9, 2, "should begin at byte 0"},
         {28, 65535, 2, "directory follows"},
-        {directory, 'Q', 1, "no entry of the ZIP's"},
+        {directory, 'Q', 1, "expected an entry of the ZIP's"},
     };
     for (size_t i = 0; i < sizeof changed / sizeof *changed; i++) {
         Str s = {0};
@@ -823,13 +825,13 @@ START_TEST(refuses_damaged_legacy_files) {
         {NULL,
          "\x8c\1"
          "1",
-         6, "storage 1 is there without a tensor"},
+         6, "storage 1 is not used by any tensor"},
         {NULL, "K\1", 6, "the key of a storage is an int"},
         {NULL,
          "\x8c\1"
          "0\x8c\1"
          "0",
-         6, "storage 0 is there twice"},
+         6, "storage 0 occurs twice"},
         {"\x80\x02K\1.", NULL, 6, "without the magic number"},
         {"\x80\x02\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x18.", NULL, 6, "without the magic number"},
         {"\x80\x02}.", NULL, 6, "without the magic number"},
@@ -881,7 +883,7 @@ START_TEST(refuses_other_files) {
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         ck_refused(others[i], strlen(others[i]), "neither container", "Git LFS", NULL);
     ck_refused("PK\3\4", 4, "without the directory", "cut short", NULL);
-    ck_refused("\x80", 1, "goes on past the end", "cut short", NULL);
+    ck_refused("\x80", 1, "continues past the end", "cut short", NULL);
 }
 END_TEST
 
@@ -1013,7 +1015,7 @@ START_TEST(reads_shards) {
             ck_assert_ptr_null(hf_load(here, false, &e));
         ck_assert(
             good ||
-            strstr(e.text, "part-2.bin: tensor transformer.h.0.attn.bias2 is none of the model"));
+            strstr(e.text, "part-2.bin: tensor transformer.h.0.attn.bias2 does not belong to the model"));
     }
 }
 END_TEST

@@ -16,6 +16,7 @@
 
 #include <check.h>  // after util.h, whose fail() it hides behind a macro of its own
 #include <jansson.h>
+#include <unistd.h>
 
 enum { CONTEXT = 256, LARGEST_FILE = 150 * 1024 };
 

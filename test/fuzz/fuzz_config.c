@@ -8,6 +8,8 @@
  */
 #include "files/hf.h"
 
+#include <unistd.h>
+
 static const char good[] =
     "{\"model_type\":\"gpt2\",\"n_embd\":6,\"n_head\":2,\"n_layer\":1,\"n_positions\":7,\"vocab_"
     "size\":11}";

@@ -11,6 +11,7 @@
 #include "text/utf8.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -5,7 +5,7 @@
  *   clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined test/fuzz_safetensors.c common/hf.c
  * common/gpt2.c common/kernels.c ...
  */
-#include "files/hf.h"
+#include "files/safetensors.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n);
 

@@ -8,6 +8,8 @@
  */
 #include "text/tokenizer.h"
 
+#include <unistd.h>
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static char directory[32];

@@ -1,0 +1,67 @@
+/*
+ * peft.h - adapter directories: adapter_config.json and the tensors that a technique adds to a
+ * frozen model.
+ *
+ * Two libraries use the name adapter_config.json: PEFT (LoRA) and AdapterHub's adapters (bottleneck
+ * adapters). Each reader refuses the other library's file.
+ */
+#ifndef POSTTRAIN_PEFT_H
+#define POSTTRAIN_PEFT_H
+
+#include "model/gpt2.h"
+#include "util.h"
+
+/* ---- PEFT ------------------------------------------------------------------------------------ */
+
+/* A LoRA, in the words of PEFT's LoraConfig. */
+typedef struct {
+    int r;
+    float alpha, dropout;
+    bool rslora;         // scale by alpha / sqrt(r) instead of alpha / r
+    char targets[1024];  // target_modules, joined by commas, or "all-linear"
+} LoraConfig;
+
+/* Reads PEFT's dir/adapter_config.json. Refuses by name every key with a value that is not known to
+   be harmless (use_dora, rank_pattern, modules_to_save, ...), because it would change the
+   mathematics. 0, or -1 with e filled. */
+int hf_lora_config(const char *dir, LoraConfig *lora, Error *e);
+/* The text of an adapter_config.json that every version of PEFT reads, to be freed. base is the
+ * directory of the base model. */
+char *hf_lora_text(const LoraConfig *lora, const char *base);
+
+/* ---- AdapterHub ------------------------------------------------------------------------------ */
+
+/* A bottleneck adapter, in the words of the adapters library (its BnConfig). double_seq_bn and
+ * seq_bn are implemented. */
+typedef struct {
+    char name[64];              // the adapter's name, which is a part of its tensors' names
+    int dim;                    // floor(hidden_size / reduction_factor), at least 1
+    bool mh_adapter;            // also after the attention (double_seq_bn), or only after the MLP
+    bool original_ln_before;    // input: residual plus branch (seq_bn), or the branch alone
+    const char *non_linearity;  // relu, swish or gelu_new; other names of these become them
+    bool bert;                  // init_weights: bert, or a zero up projection
+    float dropout;
+    bool norms;  // also trains the model's layer norms; our addition, not the library's
+} Bottleneck;
+
+/* Reads AdapterHub's dir/adapter_config.json. 0, or -1 with e filled: the adapter belongs to
+ * another base, is of another kind, or has parts that are not implemented. */
+int hf_bottleneck(const char *dir, const GPT2Config *base, Bottleneck *b, Error *e);
+/* The text of adapter_config.json for b, to be freed. base_name is the directory of the base. */
+char *hf_bottleneck_text(const Bottleneck *b, const GPT2Config *base, const char *base_name);
+
+/* ---- Tensors --------------------------------------------------------------------------------- */
+
+/* Writes the tensors added by GPT2Limits.more, each under its name, as dir/weights, and config, a
+   JSON text, as dir/adapter_config.json. Makes dir if necessary. With TRAIN_NORMS it also writes
+   the model's own layer norms, under their names in a model's file. Nothing in dir changes before
+   the weights are safely in a temporary file. 0, or -1 with e filled. */
+int hf_save_added(const GPT2 *m, const char *dir, const char *weights, const char *config,
+                  Error *e);
+/* Reads them back from F32, F16 or BF16. The file must have exactly these tensors in these shapes.
+   (The libraries ignore a missing or unknown tensor, and then train it from scratch.) All names may
+   lack "transformer.", as in an adapter for a bare GPT2Model. 0, or -1 with e filled and m
+   unchanged. */
+int hf_load_added(GPT2 *m, const char *dir, const char *weights, Error *e);
+
+#endif
