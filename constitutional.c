@@ -11,10 +11,10 @@
  *
  * where M is the number of these tokens in the whole optimiser step.
  *
- * The second stage labels preferences (section 4.1, --feedback). The model reads a principle and two
- * answers to a prompt, (A) and (B), and is asked which is better. The label is its own probability
- * of (A) among the two. A small model answers (A) regardless of content, so it is asked in both
- * orders:
+ * The second stage labels preferences (section 4.1, --feedback). The model reads a principle and
+ * two answers to a prompt, (A) and (B), and is asked which is better. The label is its own
+ * probability of (A) among the two. A small model answers (A) regardless of content, so it is asked
+ * in both orders:
  *
  *     p(a is better than b) = 1/2 (p("A" | a, b) + 1 - p("A" | b, a))      mean over principles
  *
@@ -27,8 +27,6 @@
  * model's, and --breaches and --evaluate measure it.
  */
 #include "common/posttrain.h"
-
-#include <unistd.h>
 
 /* ---- flags ----------------------------------------------------------------------------------- */
 
@@ -61,8 +59,9 @@ static const Flag flags[] = {
     {"max_iterations", NUMBER(args.max_iterations, "3", 0, 100),
      "The most rounds of critique and revision.", .only_with = "prompts"},
     {"stop_phrases",
-     TEXT(args.stop_phrases, "no problem|no issue|nothing to change|nothing to improve|no revision "
-                             "is needed|문제없음|문제 없음|적절함"),
+     TEXT(args.stop_phrases,
+          "no problem|no issue|nothing to change|nothing to improve|no revision "
+          "is needed|문제없음|문제 없음|적절함"),
      "A critique that says one of these phrases, separated by |, finds no fault and is the last.",
      .only_with = "prompts"},
     {"keep_rounds", NUMBER(args.keep_rounds, "0", 0, 100),
@@ -91,10 +90,7 @@ static const Flag flags[] = {
      .only_with = "prompts"},
     {"regenerate", SWITCH(args.regenerate, "false"),
      "Write new dialogues before every epoch, not only before the first.", .only_with = "prompts"},
-    {"gradient_checkpointing", SWITCH(args.gradient_checkpointing, "false"),
-     "Keep one activation per layer and recompute the others in the backward pass: less memory, "
-     "more time.",
-     .only_with = "prompts"},
+    GRADIENT_CHECKPOINTING_FLAG(args.gradient_checkpointing, "false"),
     TITLE("AI feedback"),
     {"feedback", TEXT(args.feedback, NULL),
      "Do not train: label two answers to each prompt, and write the pairs to this JSONL file.",
@@ -110,9 +106,8 @@ static const Flag flags[] = {
     {"labels", TEXT(args.labels, NULL),
      "Take the labels (p_chosen) of those pairs that are in this JSONL file from there.",
      .may_change_on_resume = true, .only_with = "feedback"},
-    {"clamp", TEXT(args.clamp, "0,1"),
-     "Move labels into this range, LOW,HIGH, which includes 0.5.", .may_change_on_resume = true,
-     .only_with = "feedback"},
+    {"clamp", TEXT(args.clamp, "0,1"), "Move labels into this range, LOW,HIGH, which includes 0.5.",
+     .may_change_on_resume = true, .only_with = "feedback"},
     TITLE("Evaluation"),
     {"eval_samples", NUMBER(args.eval_samples, "64", 0, 1e6),
      "How many held-out prompts are answered before, during and after training; two are shown.",
@@ -134,27 +129,39 @@ static const char *const defaults[] = {"--learning_rate=1e-5", "--warmup_steps=0
 
 /* The built-in example learns manners in half a minute. */
 static const char *const example[] = {
-    "--model=test/tiny/chat", "--prompts=test/tiny/prompts.jsonl",
-    "--eval=test/tiny/prompts-eval.jsonl", "--constitution=test/tiny/constitution.json",
-    "--evaluate=test/tiny/multiple-choice.jsonl", "--stop_phrases=answer is good",
+    "--model=test/tiny/chat",
+    "--prompts=test/tiny/prompts.jsonl",
+    "--eval=test/tiny/prompts-eval.jsonl",
+    "--constitution=test/tiny/constitution.json",
+    "--evaluate=test/tiny/multiple-choice.jsonl",
+    "--stop_phrases=answer is good",
     "--breaches=silly you!|get lost.|stop bugging.|how boring.|now leave.|never ask again.|you are "
     "so dumb.|what a fool.",
-    "--max_new_tokens=64", "--eval_samples=72", "--per_device_train_batch_size=16",
-    "--gradient_accumulation_steps=1", "--max_steps=60", "--learning_rate=3e-4",
-    "--adam_beta2=0.99", "--lr_scheduler_type=cosine", "--warmup_steps=10", "--eval_steps=30",
+    "--max_new_tokens=64",
+    "--eval_samples=72",
+    "--per_device_train_batch_size=16",
+    "--gradient_accumulation_steps=1",
+    "--max_steps=60",
+    "--learning_rate=3e-4",
+    "--adam_beta2=0.99",
+    "--lr_scheduler_type=cosine",
+    "--warmup_steps=10",
+    "--eval_steps=30",
     NULL};
 
 static const Program constitutional = {
     .name = "constitutional",
-    .about = "Constitutional AI: critique and revision by written principles, and fine-tuning on "
-             "the revisions; with --feedback, preferences labelled by the model.",
+    .about =
+        "Constitutional AI: critique and revision by written principles, and fine-tuning on "
+        "the revisions; with --feedback, preferences labelled by the model.",
     .flags = flags,
     .lines = {.program = defaults,
               .example = example,
               .example_unless = "model prompts evaluate pairs prompt chat"},
     .needs = "model",
-    .usage = "give --model DIR with --prompts FILE, with --evaluate FILE, or with --feedback FILE "
-             "and --pairs FILE; nothing at all runs the built-in example",
+    .usage =
+        "give --model DIR with --prompts FILE, with --evaluate FILE, or with --feedback FILE "
+        "and --pairs FILE; nothing at all runs the built-in example",
     .chat = &chat,
 };
 
@@ -171,8 +178,8 @@ static Range label_range;          // of --clamp
 /* In the place of the epoch, for random numbers */
 enum { HELD_OUT = 1 << 20, FEEDBACK = 1 << 21 };
 
-/* Writes one turn of every unfinished dialogue. Turn 0 is the answer, turns 1, 3, ... are critiques,
-   turns 2, 4, ... revisions. */
+/* Writes one turn of every unfinished dialogue. Turn 0 is the answer, turns 1, 3, ... are
+   critiques, turns 2, 4, ... revisions. */
 static void speak(const Voice *v, Dialogue *d, int n, uint32_t epoch, int turn, float temperature,
                   Dropped *dropped) {
     char **prompt = (char **)xcalloc((size_t)n, sizeof *prompt);
@@ -225,8 +232,8 @@ static bool stopped(uint32_t epoch) {  // held-out figures go into the log: they
     return epoch != HELD_OUT && run_interrupted();
 }
 
-/* The procedure of section 3.1 on n dialogues at once. Each leaves when it ends. False: interrupted;
-   the dialogues are incomplete. */
+/* The procedure of section 3.1 on n dialogues at once. Each leaves when it ends. False:
+   interrupted; the dialogues are incomplete. */
 static bool converse(const Voice *v, Dialogue *d, int n, uint32_t epoch, int64_t seed,
                      Dropped *dropped) {
     // 1. An answer to each prompt
@@ -235,9 +242,9 @@ static bool converse(const Voice *v, Dialogue *d, int n, uint32_t epoch, int64_t
         // 2. A principle, and a critique of the answer by it
         for (int i = 0; i < n; i++)
             if (d[i].ending == UNFINISHED)
-                dialogue_open_round(&d[i], draw_principle(&constitution, args.principles,
-                                                          d[i].prompt, epoch, (uint32_t)d[i].id,
-                                                          (uint32_t)r, seed));
+                dialogue_open_round(
+                    &d[i], draw_principle(&constitution, args.principles, d[i].prompt, epoch,
+                                          (uint32_t)d[i].id, (uint32_t)r, seed));
         speak(v, d, n, epoch, 1 + 2 * r, args.critique_temperature, dropped);
         for (int i = 0; i < n; i++) {
             if (d[i].rounds == r + 1 && !d[i].round[r].critique) dialogue_drop_round(&d[i]);
@@ -291,6 +298,25 @@ static bool hold_dialogues(Transcripts *t, TrainingSet *set, const Run *run, con
     return true;
 }
 
+/* Runs the step's training examples in micro-batches: log p of every scored token, the loss, its
+   gradient. Gradients add up. Returns the loss, the mean over the step's M scored tokens. */
+static double add_gradients(GPT2 *model, TrainingSet *set, Run *run, double M) {
+    const RaggedBatch *r = &set->ragged;
+    double loss = 0;
+    watch_mean(run, "loss", 0, 0);
+    watch_mean(run, "mean_token_accuracy", 0, 0);
+    for (int i = 0, n; (n = training_set_batch(set, i, run->per_device_train_batch_size)); i += n) {
+        gpt2_forward(model, &r->batch, NULL);
+        gpt2_logprob(model, r->target, 1, set->logp, NULL, set->best);
+        const double part = cross_entropy(r->batch.N, r->target, set->logp, M, set->dlogp);
+        gpt2_backward(model, set->dlogp, NULL, NULL);
+        loss += part;
+        watch_mean(run, "loss", part * M, r->scored);
+        watch_mean(run, "mean_token_accuracy", training_set_correct(set), r->scored);
+    }
+    return loss;
+}
+
 /* Answers the held-out prompts. when: prints figures and two dialogues, unless it is NULL. */
 static Conduct evaluate(const Voice *v, int64_t seed, const char *when) {
     static int shown[2] = {-1, -1};
@@ -304,13 +330,24 @@ static Conduct evaluate(const Voice *v, int64_t seed, const char *when) {
     return c;
 }
 
+/* Answers the held-out prompts after a step. */
+static void watch_conduct(Run *run, const Voice *v, const Conduct *before) {
+    const bool last = run_is_last(run);
+    const Conduct c = evaluate(v, run->seed, last ? "after" : NULL);
+    watch_held_out(run, "eval_breaches", c.breaches);
+    watch_held_out(run, "eval_criticised", c.criticised);
+    if (last)
+        printf("held-out answers that say one of --breaches  %.1f %% -> %.1f %%\n",
+               100 * before->breaches, 100 * c.breaches);
+}
+
 /* ---- AI feedback ----------------------------------------------------------------------------- */
 
 /* p = 1/2 (p_AB + 1 - p_BA) */
 static double debiased(double p_ab, double p_ba) { return 0.5 * (p_ab + 1 - p_ba); }
 
-/* The text that shows two answers and asks which is better by principle p. An answer that writes the
-   headings of others is cut there. */
+/* The text that shows two answers and asks which is better by principle p. An answer that writes
+   the headings of others is cut there. */
 static char *comparison(const char *prompt, const Principle *p, const char *a, const char *b) {
     char *question = prompt_question(prompt, false), *x = xstrdup(a), *y = xstrdup(b);
     headings_cut(&headings, x);
@@ -344,7 +381,8 @@ static void label(Chooser *judge, Labelled *pairs, int n, int64_t seed) {
     }
     // 2. The model's probability of the first option
     double *first = chooser_first(judge, &q), *next = first;
-    // 3. Its mean over principles, in each order; a constant preference for the first option cancels
+    // 3. Its mean over principles, in each order; a constant preference for the first option
+    // cancels
     for (int i = 0; i < n; i++) {
         Labelled *x = &pairs[i];
         for (int k = 0; k < x->asked; k++) {
@@ -403,14 +441,14 @@ static void check_flags(const Run *run) {
     label_range = range_read("clamp", args.clamp);
     args.max_length = min_int(args.max_length, run->config.n_positions + 1);
     if (chat.max_new_tokens >= args.max_length)
-        die_usage("--max_new_tokens %d leaves no room for a prompt: a dialogue has %d tokens, by "
-                  "--max_length and the model's positions",
-                  chat.max_new_tokens, args.max_length);
+        die_usage(
+            "--max_new_tokens %d leaves no room for a prompt: a dialogue has %d tokens, by "
+            "--max_length and the model's positions",
+            chat.max_new_tokens, args.max_length);
 }
 
 /* Reads the files that the flags name, says what they hold, and plans the steps. */
 static void read_files(Run *run) {
-    Error e;
     const bool learns = args.prompts && !args.feedback;
     constitution_open(args.constitution, &constitution, &headings);
     printf("%s: %d principle%s, %d few-shot conversation%s\n",
@@ -419,17 +457,8 @@ static void read_files(Run *run) {
     if (args.prompts) prompts_load(args.prompts, chat.template, args.strict, &prompts);
     if (run->eval && learns && args.eval_samples)
         prompts_load(run->eval, chat.template, args.strict, &held_out);
-    if (run->data && learns) {
-        if (records_read(run->data, chat.template, args.strict, &records, &e))
-            die_usage("%s", e.text);
-        say_skipped(run->data, records.skipped, "record", &records.first_skipped);
-        printf("%s: %d record%s to mix in\n", run->data, records.n, plural(records.n));
-    }
-    if (args.evaluate) {
-        if (questions_read(args.evaluate, args.strict, &questions, &e)) die_usage("%s", e.text);
-        say_skipped(args.evaluate, questions.skipped, "question", &questions.first_skipped);
-        printf("%s: %d question%s\n", args.evaluate, questions.n, plural(questions.n));
-    }
+    if (run->data && learns) records_load(run->data, chat.template, args.strict, &records);
+    if (args.evaluate) questions_load(args.evaluate, args.strict, &questions);
     run_fingerprint(run, "prompts", args.prompts);
     run_fingerprint(run, "data", run->data);
     run_fingerprint(run, "constitution", args.constitution);
@@ -445,27 +474,14 @@ static GPT2Limits limits_of(const Run *run) {
                     .slots = min_int(args.generation_batch_size, max_int(prompts.n, held_out.n)),
                     .sequences = batch,
                     .gradient_checkpointing = args.gradient_checkpointing};
-    int longest = 0;  // training example of a prompt; a micro-batch that they overfill is divided
-    for (int i = 0; i < prompts.n; i++)
-        longest = max_int(longest, text_tokens(run->tokenizer, prompts.v[i].text));
-    longest = min_int(positions, longest + chat.max_new_tokens);
-    l.tokens = run->total_steps > 0 ? max_int(positions, batch * longest) : l.slots;
+    // a training example of a prompt; a micro-batch of longer ones is divided
+    const int longest = longest_prompt(&prompts, run->tokenizer) + chat.max_new_tokens;
+    l.tokens =
+        run->total_steps > 0 ? max_int(positions, batch * min_int(positions, longest)) : l.slots;
     l.scored = l.tokens;
     if (args.feedback) comparison_limits(&l, &constitution, run->tokenizer, positions);
     chooser_ceilings(&l, &questions, run->tokenizer, positions);
     return l;
-}
-
-/* Shows what the model will read, and where it writes. */
-static void show_layout(const Run *run) {
-    for (int i = 0; i < prompts.n && i < (run->dry_run ? 3 : 1); i++) {
-        const char *prompt = prompts.v[i].text;
-        const Principle *p = draw_principle(&constitution, args.principles, prompt, 0, (uint32_t)i,
-                                            0, run->seed);
-        printf("--- line %d: what the model writes is between « and »\n"
-               "%s«answer»%s«critique»%s«revision»\n",
-               prompts.v[i].line, prompt, p->critique_request, p->revision_request);
-    }
 }
 
 static void free_files(void) {
@@ -484,14 +500,16 @@ int main(int argc, char **argv) {
     Run run = run_begin(&constitutional, argc, argv);
     check_flags(&run);
     read_files(&run);
-    show_layout(&run);
+    show_layout(&prompts, run.dry_run ? 3 : 1, &constitution, args.principles, run.seed);
     Network network = {.role = "model", .trains = true, .limits = limits_of(&run)};
     networks_open(&run, (Network *[]){&network, NULL});
     GPT2 *model = network.model;
     const int positions = args.max_length - 1, together = 4 * network.limits.slots + 1;
     Speaker speaker = {model, run.tokenizer, positions, chat.max_new_tokens, (uint64_t)run.seed};
     const Voice voice = speaker_voice(&speaker);
-    Chooser judge = {.model = model, .tokenizer = run.tokenizer, .limits = network.limits,
+    Chooser judge = {.model = model,
+                     .tokenizer = run.tokenizer,
+                     .limits = network.limits,
                      .positions = positions};
     if (args.feedback) feedback(&voice, &judge, run.seed);
 
@@ -519,37 +537,16 @@ int main(int argc, char **argv) {
             epoch = run.step / per_epoch;
             if (!hold_dialogues(&transcripts, &set, &run, &voice, epoch, together)) break;
         }
-        // 2. The training examples of this step, and M, the number of tokens it scores. Prompts
-        // without a revision have none
+        // 2. The training examples of this step, and M, the number of tokens it scores. A prompt
+        // without a revision has none
         const double M = training_set_draw(&set, run_examples(&run, set.which));
-        double loss = 0;
-        long tokens = 0;
-        watch_mean(&run, "loss", 0, 0);
-        watch_mean(&run, "mean_token_accuracy", 0, 0);
-        // 3. Per micro-batch: log p of every scored token, the loss, its gradient. Gradients add up
-        const RaggedBatch *r = &set.ragged;
-        const int B = run.per_device_train_batch_size;
-        for (int i = 0, n; (n = training_set_batch(&set, i, B)) > 0; i += n) {
-            gpt2_forward(model, &r->batch, NULL);
-            gpt2_logprob(model, r->target, 1, set.logp, NULL, set.best);
-            const double part = cross_entropy(r->batch.N, r->target, set.logp, M, set.dlogp);
-            gpt2_backward(model, set.dlogp, NULL, NULL);
-            loss += part;
-            tokens += r->batch.N;
-            watch_mean(&run, "loss", part * M, r->scored);
-            watch_mean(&run, "mean_token_accuracy", training_set_correct(&set), r->scored);
-        }
+        // 3. The loss and its gradient
+        const double loss = add_gradients(model, &set, &run, M);
         // 4. Clip the gradient, AdamW. A step without an example leaves the model as it is
-        run_optimise(&run, model, loss, tokens, 0);
+        run_optimise(&run, model, loss, set.trained, 0);
         watch(&run, "revised", transcripts_revised(&transcripts));
         // 5. Answer the held-out prompts
-        if (!run_should_evaluate(&run) || !held_out.n) continue;
-        const Conduct after = evaluate(&voice, run.seed, run_is_last(&run) ? "after" : NULL);
-        watch_held_out(&run, "eval_breaches", after.breaches);
-        watch_held_out(&run, "eval_criticised", after.criticised);
-        if (run_is_last(&run))
-            printf("held-out answers that say one of --breaches  %.1f %% -> %.1f %%\n",
-                   100 * before.breaches, 100 * after.breaches);
+        if (run_should_evaluate(&run) && held_out.n) watch_conduct(&run, &voice, &before);
     }
 
     if (questions.n && run.total_steps > 0 && run_completed(&run))

@@ -5,6 +5,8 @@
 
 #include "text/utf8.h"
 
+#include <unistd.h>
+
 /* ---- one dialogue ---------------------------------------------------------------------------- */
 
 void dialogue_begin(Dialogue *d, int epoch, int id, const char *prompt) {
@@ -86,6 +88,39 @@ void prompts_load(const char *path, const char *template, bool strict, Prompts *
     }
 }
 
+void records_load(const char *path, const char *template, bool strict, Records *out) {
+    Error e;
+    if (records_read(path, template, strict, out, &e)) die_usage("%s", e.text);
+    say_skipped(path, out->skipped, "record", &out->first_skipped);
+    printf("%s: %d record%s to mix in\n", path, out->n, plural(out->n));
+}
+
+void questions_load(const char *path, bool strict, Questions *out) {
+    Error e;
+    if (questions_read(path, strict, out, &e)) die_usage("%s", e.text);
+    say_skipped(path, out->skipped, "question", &out->first_skipped);
+    printf("%s: %d question%s\n", path, out->n, plural(out->n));
+}
+
+int longest_prompt(const Prompts *prompts, const Tokenizer *t) {
+    int longest = 0;
+    for (int i = 0; i < prompts->n; i++)
+        longest = max_int(longest, text_tokens(t, prompts->v[i].text));
+    return longest;
+}
+
+void show_layout(const Prompts *prompts, int n, const Constitution *c, PrincipleOrder order,
+                 int64_t seed) {
+    for (int i = 0; i < min_int(n, prompts->n); i++) {
+        const Prompt *x = &prompts->v[i];
+        const Principle *p = draw_principle(c, order, x->text, 0, (uint32_t)i, 0, seed);
+        printf(
+            "--- line %d: what the model writes is between « and »\n"
+            "%s«answer»%s«critique»%s«revision»\n",
+            x->line, x->text, p->critique_request, p->revision_request);
+    }
+}
+
 Dialogue *dialogues_begin(const Prompts *prompts, int n, int epoch) {
     Dialogue *d = (Dialogue *)xcalloc((size_t)n, sizeof *d);
     for (int i = 0; i < n; i++) dialogue_begin(&d[i], epoch, i, prompts->v[i].text);
@@ -121,9 +156,10 @@ void dialogues_show(const Dialogue *d, int n, const char *when, const Conduct *c
     if (!n) return;
     if (shown[0] < 0) choose_shown(d, n, shown);
     for (int k = 0; k < 2 && shown[k] >= 0; k++) dialogue_show(&d[shown[k]], when);
-    printf("held-out answers (%d), %-6s  %.1f %% say one of --breaches; the model's own critique "
-           "finds fault with %.1f %%\n",
-           n, when, 100 * c->breaches, 100 * c->criticised);
+    printf(
+        "held-out answers (%d), %-6s  %.1f %% say one of --breaches; the model's own critique "
+        "finds fault with %.1f %%\n",
+        n, when, 100 * c->breaches, 100 * c->criticised);
 }
 
 /* ---- transcripts ----------------------------------------------------------------------------- */
@@ -138,17 +174,19 @@ static void check_resumed(const Transcripts *t, int epoch, bool complete) {
         const Dialogue *d = &t->resumed.v[k];
         if (d->epoch != epoch) continue;
         if (d->id >= n || seen[d->id] || strcmp(d->prompt, t->prompts->v[d->id].text))
-            die_usage("line %d of transcripts.jsonl belongs to another run; start a new run with "
-                      "another --output",
-                      d->line);
+            die_usage(
+                "line %d of transcripts.jsonl belongs to another run; start a new run with "
+                "another --output",
+                d->line);
         seen[d->id] = true;
         missing--;
     }
     free(seen);
     if (complete && missing)
-        die_usage("cannot resume: %d dialogues of this epoch are not in transcripts.jsonl next to "
-                  "the checkpoint; resume from an earlier checkpoint",
-                  missing);
+        die_usage(
+            "cannot resume: %d dialogues of this epoch are not in transcripts.jsonl next to "
+            "the checkpoint; resume from an earlier checkpoint",
+            missing);
 }
 
 void transcripts_open(Transcripts *t, const Prompts *prompts, const char *output,
@@ -215,9 +253,9 @@ void transcripts_report(const Transcripts *t, bool finished, const Dropped *drop
         if (ended[k]) printf("  %s %d", endings[k], ended[k]);
     printf("\n");
     if (dropped->few_shot + dropped->rounds)
-        printf("%ld few-shot conversation%s and %ld earlier round%s did not fit into --max_length\n",
-               dropped->few_shot, plural(dropped->few_shot), dropped->rounds,
-               plural(dropped->rounds));
+        printf(
+            "%ld few-shot conversation%s and %ld earlier round%s did not fit into --max_length\n",
+            dropped->few_shot, plural(dropped->few_shot), dropped->rounds, plural(dropped->rounds));
     if (dropped->turns)
         printf("%ld dialogue%s ended because the next text did not fit into --max_length\n",
                dropped->turns, plural(dropped->turns));
@@ -273,9 +311,10 @@ void training_set_build(TrainingSet *s, const Records *learned, int prompts, con
     dataset_build(&s->data, &all, t, max_length, false);
     free(all.v);
     if (s->data.prompts_cut + s->data.responses_cut)
-        printf("longer than --max_length %d: %ld prompts lost their beginning, %ld responses their "
-               "end\n",
-               max_length, s->data.prompts_cut, s->data.responses_cut);
+        printf(
+            "longer than --max_length %d: %ld prompts lost their beginning, %ld responses their "
+            "end\n",
+            max_length, s->data.prompts_cut, s->data.responses_cut);
     printf("%d training example%s, %d of them from the dialogues\n", s->data.n, plural(s->data.n),
            learned->n);
     if (!s->data.n)
@@ -290,6 +329,7 @@ void training_set_build(TrainingSet *s, const Records *learned, int prompts, con
 double training_set_draw(TrainingSet *s, int n) {
     double M = 0;
     s->examples.n = 0;
+    s->trained = 0;
     for (int i = 0; i < n; i++) {
         const int unit = s->which[i];
         for (int k = s->first[unit]; k < s->first[unit + 1]; k++) {
@@ -309,7 +349,9 @@ int training_set_batch(TrainingSet *s, int from, int most) {
         rows += (int)(start[1] - start[0]) - 1;
         if (rows > s->tokens) break;
     }
-    if (m) ragged_fill(&s->ragged, &s->data, example, m);
+    if (!m) return 0;
+    ragged_fill(&s->ragged, &s->data, example, m);
+    s->trained += s->ragged.batch.N;
     return m;
 }
 

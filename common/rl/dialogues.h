@@ -8,7 +8,7 @@
 #define POSTTRAIN_DIALOGUES_H
 
 #include "rl/choices.h"
-#include "rl/constitution.h"
+#include "rl/principles.h"
 #include "text/dataset.h"
 #include "text/records.h"
 
@@ -17,7 +17,7 @@
 /* What did not fit into --max_length. */
 typedef struct {
     long few_shot, rounds;  // few-shot conversations and earlier rounds left out of prompts
-    long turns;             // texts not written at all, because even the shortest prompt is too long
+    long turns;  // texts not written at all, because even the shortest prompt is too long
 } Dropped;
 
 /* Frees what d holds and begins a dialogue about prompt. */
@@ -33,9 +33,17 @@ void dialogue_drop_round(Dialogue *d);
 char *dialogue_so_far(const Dialogue *d, const Constitution *c, const Voice *v, int keep_rounds,
                       Dropped *dropped);
 
-/* Reads the prompts in a file, makes them text that can be written as JSON, and prints how many there
-   are. Exits with 2 if the file cannot be used. */
+/* Reads the prompts in a file, makes them text that can be written as JSON, and prints how many
+   there are. Exits with 2 if the file cannot be used. */
 void prompts_load(const char *path, const char *template, bool strict, Prompts *out);
+/* The same for the records to mix in, and for multiple-choice questions. */
+void records_load(const char *path, const char *template, bool strict, Records *out);
+void questions_load(const char *path, bool strict, Questions *out);
+/* Tokens of the longest prompt. */
+int longest_prompt(const Prompts *prompts, const Tokenizer *t);
+/* Prints how a dialogue about each of the first n prompts is laid out. */
+void show_layout(const Prompts *prompts, int n, const Constitution *c, PrincipleOrder order,
+                 int64_t seed);
 /* New dialogues about the first n prompts, ids 0 to n-1. */
 Dialogue *dialogues_begin(const Prompts *prompts, int n, int epoch);
 void dialogues_end(Dialogue *d, int n);
@@ -72,15 +80,15 @@ typedef struct {
  * output: the run's directory; NULL or "": nothing is written. checkpoint: the one that the run
  * resumes at `epoch`, or NULL: a new run, which removes an older file. A resumed run reads the file
  * beside the checkpoint and checks that its dialogues of `epoch` are about these prompts, and, if
- * complete, that there is one for each of them. Only then it writes OUTPUT/transcripts.jsonl, without
- * the dialogues of later epochs. Whatever is wrong ends the program with 2.
+ * complete, that there is one for each of them. Only then it writes OUTPUT/transcripts.jsonl,
+ * without the dialogues of later epochs. Whatever is wrong ends the program with 2.
  */
 void transcripts_open(Transcripts *t, const Prompts *prompts, const char *output,
                       const char *checkpoint, int epoch, bool complete);
 /* Begins an epoch: dialogues from the resumed run's file are taken over as they are. */
 void transcripts_begin(Transcripts *t, int epoch);
-/* Up to `most` dialogues of the epoch that have not begun, as an array in *part. Returns how many; 0:
-   there are no more. */
+/* Up to `most` dialogues of the epoch that have not begun, as an array in *part. Returns how many;
+   0: there are no more. */
 int transcripts_next(Transcripts *t, int most, Dialogue **part);
 /* Takes the n dialogues of the part back. finished: appends them to the file. */
 void transcripts_add(Transcripts *t, int n, bool finished);
@@ -100,22 +108,25 @@ void add_example(Records *r, const Dialogue *d, const char *answer);
 typedef struct {
     Dataset data;
     int units;
-    int *first;         // (units+1) unit u has the training examples first[u] .. first[u+1]
-    int *which;         // (units) those of this step
-    Ints examples;      // the training examples of this step
-    RaggedBatch ragged; // a micro-batch of them
-    int *best;          // (tokens) numbers of its tokens
+    int *first;          // (units+1) unit u has the training examples first[u] .. first[u+1]
+    int *which;          // (units) those of this step
+    Ints examples;       // the training examples of this step
+    RaggedBatch ragged;  // a micro-batch of them
+    int *best;           // (tokens) numbers of its tokens
     float *logp, *dlogp;
-    int tokens;         // the most of a micro-batch
+    int tokens;    // the most of a micro-batch
+    long trained;  // tokens of the step's micro-batches so far
 } TrainingSet;
 
 /* Allocates s for so many units, and for micro-batches of so many tokens. */
 void training_set_open(TrainingSet *s, int units, int tokens);
-/* Makes the examples of an epoch from those of its dialogues (Record.line: the prompt's id) and from
-   the records of --data. Prints how many there are. Ends the program with 1 if there is none. */
+/* Makes the examples of an epoch from those of its dialogues (Record.line: the prompt's id) and
+   from the records of --data. Prints how many there are. Ends the program with 1 if there is none.
+ */
 void training_set_build(TrainingSet *s, const Records *learned, int prompts, const Records *data,
                         const Tokenizer *t, int max_length);
-/* Takes the examples of the step's n units, s->which. Returns how many tokens they score. */
+/* Begins a step: takes the examples of its n units, s->which. Returns how many tokens they score.
+ */
 double training_set_draw(TrainingSet *s, int n);
 /* Fills s->ragged with the step's examples from number `from` on: at most `most` of them, and no
    more than fit into `tokens`. Returns how many; 0: there are no more. */

@@ -25,9 +25,10 @@ int pair_answers(const Dialogue *first, const Dialogue *second, int n, Labelled 
         (*pairs)[made++] =
             (Labelled){.prompt = xstrdup(first[i].prompt), .a = xstrdup(a), .b = xstrdup(b)};
     }
-    printf("two answers to each of %d prompt%s: %d pair%s; of the other prompts, both answers are "
-           "the same or one is empty; %d answer%s did not fit into --max_length\n",
-           n, plural(n), made, plural(made), missing, plural(missing));
+    printf(
+        "two answers to each of %d prompt%s: %d pair%s; of the other prompts, both answers are "
+        "the same or one is empty; %d answer%s did not fit into --max_length\n",
+        n, plural(n), made, plural(made), missing, plural(missing));
     return made;
 }
 
@@ -82,8 +83,9 @@ void labelled_report(const Labelled *pairs, int n, bool first_is_better, const c
         printf("the model's labels: the first option in %.1f %% of %d comparisons\n",
                50.0 * first / asked, 2 * asked);
     if (known)
-        printf("agreement with %s on %d pairs  debiased %.1f %%; in one order alone %.1f %%, in "
-               "the other %.1f %%; always the first option: 50.0 %%\n",
-               first_is_better ? "--pairs" : "--breaches", known, 100.0 * right / known,
-               100.0 * right_ab / known, 100.0 * right_ba / known);
+        printf(
+            "agreement with %s on %d pairs  debiased %.1f %%; in one order alone %.1f %%, in "
+            "the other %.1f %%; always the first option: 50.0 %%\n",
+            first_is_better ? "--pairs" : "--breaches", known, 100.0 * right / known,
+            100.0 * right_ab / known, 100.0 * right_ba / known);
 }

@@ -17,9 +17,9 @@ typedef struct {
 /* Reads the value of a flag. Exits with 2 if it is not such a range. */
 Range range_read(const char *flag, const char *text);
 
-/* Makes pairs of the answers that two dialogues about each of n prompts begin with. An answer that is
-   missing or empty and two answers that are the same make none. Prints how many pairs there are, and
-   returns that number. */
+/* Makes pairs of the answers that two dialogues about each of n prompts begin with. An answer that
+   is missing or empty and two answers that are the same make none. Prints how many pairs there are,
+   and returns that number. */
 int pair_answers(const Dialogue *first, const Dialogue *second, int n, Labelled **pairs);
 
 /* Adds a question whose answers are the two labels. prompt: the question takes it over. */
@@ -31,8 +31,8 @@ double *chooser_first(Chooser *judge, Questions *q);
 void comparison_limits(GPT2Limits *l, const Constitution *c, const Tokenizer *t, int positions);
 
 /* Prints how often the first option was preferred, and how often the model's labels agree with what
-   is known: that the first of each pair is better (first_is_better), or that an answer which says one
-   of the phrases is worse than one that does not. */
+   is known: that the first of each pair is better (first_is_better), or that an answer which says
+   one of the phrases is worse than one that does not. */
 void labelled_report(const Labelled *pairs, int n, bool first_is_better, const char *phrases);
 
 #endif

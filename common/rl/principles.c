@@ -29,8 +29,8 @@ static char *const labels[2] = {"(A)", "(B)"};
 
 /* Headings of the usual dialogue formats. A model's text ends before a line that begins with one of
    them or with a heading of a layout. */
-static const char *const dialogue_headings[] = {"### Instruction:", "### Response:",
-                                                "Human:", "Assistant:"};
+static const char *const dialogue_headings[] = {
+    "### Instruction:", "### Response:", "Human:", "Assistant:"};
 
 static const char *const built_in[] = {
     "A good response is polite, and treats whoever asks as a person to be respected.",

@@ -19,8 +19,9 @@ const char *comparison_layout(const Constitution *c, const Principle *p);
 /* The two labels that answer the question of comparison_layout: the file's, or "(A)" and "(B)". */
 char **comparison_labels(const Constitution *c);
 
-/* A prompt in Korean is judged by the principles in Korean, any other prompt by the others; if there
-   is none in its language, by all. *n: how many principles that are. Returns number k % *n. */
+/* A prompt in Korean is judged by the principles in Korean, any other prompt by the others; if
+   there is none in its language, by all. *n: how many principles that are. Returns number k % *n.
+ */
 const Principle *principle_for(const Constitution *c, const char *prompt, uint32_t k, int *n);
 
 typedef enum { PRINCIPLES_RANDOM, PRINCIPLES_ALL } PrincipleOrder;
