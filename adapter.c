@@ -28,8 +28,8 @@
  * and scales other than 1; files that have them are refused.
  */
 #include "common/model/gpt2.h"  // the model: gpt2_forward, gpt2_logprob, gpt2_backward, gpt2_step
-#include "common/files/hf.h"    // hf_config, hf_load
-#include "common/files/peft.h"  // hf_bottleneck, hf_save_added
+#include "common/model/loss.h"  // cross_entropy
+#include "common/files/hf.h"    // hf_config, hf_load, AdapterHub's directories
 #include "common/run/run.h"     // flags, schedule, log, checkpoints
 #include "common/model/tap.h"   // the way into the network, and kernels.h
 #include "common/run/chat.h"    // --prompt and --chat
@@ -264,7 +264,7 @@ static void adapter_print(const GPT2Config *c) {
 /* What a call is about: the first of its adapter's tensors, and where its x and z are kept. */
 static int place(const TapCall *c, real **x, real **z) {
     const int site = c->site == TAP_MLP ? adapter.sites - 1 : 0,
-              at = (c->keep < 0 ? 0 : c->keep) * adapter.sites + site;
+              at = (c->save_at < 0 ? 0 : c->save_at) * adapter.sites + site;
     *x = adapter.x + (size_t)at * adapter.x_size;
     *z = adapter.z + (size_t)at * adapter.z_size;
     return gpt2_own_tensors(c->m) + (c->layer * adapter.sites + site) * PER_ADAPTER;
@@ -425,22 +425,6 @@ static int use(Run *run, const GPT2Config *config) {
     talk_free(&task.talk);
     run_free(run);
     return 0;
-}
-
-/* ---- the loss -------------------------------------------------------------------------------- */
-
-/*
- * Cross-entropy of the scored tokens (target >= 0), this batch's share of the mean over all M of
- * the step: L = -1/M sum_i log p(target_i),   dL/dlogp_i = -1/M Returns the share of L and writes
- * its gradient (N).
- */
-static double cross_entropy(int N, const int *target, const float *logp, double M, float *dlogp) {
-    double loss = 0;
-    for (int i = 0; i < N; i++) {
-        loss -= target[i] >= 0 ? (double)logp[i] / M : 0;
-        dlogp[i] = target[i] >= 0 ? (float)(-1 / M) : 0.0f;
-    }
-    return loss;
 }
 
 /* ---- the loop -------------------------------------------------------------------------------- */

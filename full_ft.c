@@ -20,6 +20,7 @@
  * Left out: layer-wise learning rates, weight averaging, and optimisers with smaller states.
  */
 #include "common/model/gpt2.h"  // the model: gpt2_forward, gpt2_logprob, gpt2_backward, gpt2_step
+#include "common/model/loss.h"  // cross_entropy
 #include "common/files/hf.h"    // hf_config, hf_load
 #include "common/run/run.h"     // flags, schedule, log, checkpoints
 #include "common/run/chat.h"    // --prompt and --chat
@@ -108,22 +109,6 @@ static int read_shape(const char *text, GPT2Config *config, Error *e) {
     config->n_head = heads;
     config->n_positions = positions;
     return 0;
-}
-
-/* ---- the loss -------------------------------------------------------------------------------- */
-
-/*
- * Cross-entropy of the scored tokens (target >= 0), this batch's share of the mean over all M of
- * the step: L = -1/M sum_i log p(target_i),   dL/dlogp_i = -1/M Returns the share of L and writes
- * its gradient (N).
- */
-static double cross_entropy(int N, const int *target, const float *logp, double M, float *dlogp) {
-    double loss = 0;
-    for (int i = 0; i < N; i++) {
-        loss -= target[i] >= 0 ? (double)logp[i] / M : 0;
-        dlogp[i] = target[i] >= 0 ? (float)(-1 / M) : 0.0f;
-    }
-    return loss;
 }
 
 /* ---- the loop -------------------------------------------------------------------------------- */

@@ -23,15 +23,13 @@
  * layer; adapters that have them are refused.
  */
 #include "common/model/gpt2.h"  // the model: gpt2_forward, gpt2_logprob, gpt2_backward, gpt2_step
-#include "common/files/hf.h"    // hf_config, hf_load
-#include "common/files/peft.h"  // hf_lora_config, hf_save_added
+#include "common/model/loss.h"  // cross_entropy
+#include "common/files/hf.h"    // hf_config, hf_load, PEFT's directories
 #include "common/run/run.h"     // flags, schedule, log, checkpoints
 #include "common/model/tap.h"   // the way into the network, and kernels.h
 #include "common/run/chat.h"    // --prompt and --chat
 #include "common/run/task.h"    // records as examples, held-out figures
 #include "common/util.h"        // die, xmalloc
-
-#include <sys/stat.h>
 
 /* ---- flags ----------------------------------------------------------------------------------- */
 
@@ -330,7 +328,9 @@ static void lora_limits(GPT2Limits *limits) {
             tap.at[site] |= lora.first[layer][site] >= 0;
     }
     limits->trains = TRAIN_NONE;
-    limits->keep = !args.load_in_4bit ? KEEP_FLOAT : args.double_quant ? KEEP_NF4_DOUBLE : KEEP_NF4;
+    limits->format = !args.load_in_4bit  ? FORMAT_FLOAT
+                     : args.double_quant ? FORMAT_NF4_DOUBLE
+                                         : FORMAT_NF4;
     limits->more = lora.tensor;
     limits->more_n = lora.tensors;
     limits->tap = &tap;
@@ -439,12 +439,12 @@ static int lora_merge(GPT2 *merged, const GPT2 *m, Error *e) {
 }
 
 /* Another model with the same update beside its frozen weights, for batches of limits' size. */
-static GPT2 *beside(const GPT2 *m, const char *base, GPT2Limits limits, GPT2Keep keep) {
+static GPT2 *beside(const GPT2 *m, const char *base, GPT2Limits limits, GPT2Format format) {
     Error e;
     GPT2 *other = hf_load(base, true, &e);
     if (!other) die_usage("%s", e.text);
     lora_limits(&limits);
-    limits.keep = keep;
+    limits.format = format;
     gpt2_reserve(other, &limits);
     for (int i = gpt2_own_tensors(m); i < gpt2_tensors(m); i++) {
         const size_t n = gpt2_tensor(m, i)->n;
@@ -459,7 +459,7 @@ static GPT2 *beside(const GPT2 *m, const char *base, GPT2Limits limits, GPT2Keep
 /* The largest difference between the logits of merged and of the model beside the update, over
  * tokens drawn at random. */
 static double largest_logit_difference(GPT2 *merged, const GPT2 *m, const char *base,
-                                       GPT2Limits limits, GPT2Keep keep, double *largest) {
+                                       GPT2Limits limits, GPT2Format format, double *largest) {
     const int N = limits.tokens, start[2] = {0, N};
     int *token = (int *)xmalloc(sizeof(int) * (size_t)N * 2), *target = token + N;
     float *logp = (float *)xmalloc(sizeof(float) * (size_t)N), size;
@@ -493,7 +493,7 @@ static void check_merge(const Run *run) {
             "--merge %s is the base model's own directory, which is never written; choose another",
             args.merge);
     str_printf(&path, "%s/model.safetensors", args.merge);
-    if (file_exists(path.s) && !run->overwrite_output_dir &&
+    if (!access(path.s, F_OK) && !run->overwrite_output_dir &&
         !run_checkpoint_dir(run))  // a run that goes on had it empty when it began
         die_usage(
             "--merge %s already holds a model; choose another directory, or allow it with "
@@ -527,13 +527,14 @@ static void merge(const GPT2 *m, const char *base, const char *form) {
         limits.scored = limits.tokens;
         gpt2_reserve(merged, &limits);
         double largest,
-            difference = largest_logit_difference(merged, m, base, limits, KEEP_FLOAT, &largest);
+            difference = largest_logit_difference(merged, m, base, limits, FORMAT_FLOAT, &largest);
         printf(
             "verified on %d tokens: the logits differ by at most %.3g, where the largest is %.3g\n",
             limits.tokens, difference, largest);
         if (args.load_in_4bit) {
             difference = largest_logit_difference(
-                merged, m, base, limits, args.double_quant ? KEEP_NF4_DOUBLE : KEEP_NF4, &largest);
+                merged, m, base, limits, args.double_quant ? FORMAT_NF4_DOUBLE : FORMAT_NF4,
+                &largest);
             printf(
                 "from those beside the four-bit weights by at most %.3g: that is what four bits "
                 "cost\n",
@@ -571,22 +572,6 @@ static int use(Run *run, const GPT2Config *config) {
     talk_free(&task.talk);
     run_free(run);
     return 0;
-}
-
-/* ---- the loss -------------------------------------------------------------------------------- */
-
-/*
- * Cross-entropy of the scored tokens (target >= 0), this batch's share of the mean over all M of
- * the step: L = -1/M sum_i log p(target_i),   dL/dlogp_i = -1/M Returns the share of L and writes
- * its gradient (N).
- */
-static double cross_entropy(int N, const int *target, const float *logp, double M, float *dlogp) {
-    double loss = 0;
-    for (int i = 0; i < N; i++) {
-        loss -= target[i] >= 0 ? (double)logp[i] / M : 0;
-        dlogp[i] = target[i] >= 0 ? (float)(-1 / M) : 0.0f;
-    }
-    return loss;
 }
 
 /* ---- the loop -------------------------------------------------------------------------------- */

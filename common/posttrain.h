@@ -23,7 +23,8 @@
        gpt2_step    (m, adamw, t)                     clip, AdamW, clear */
 #include "model/gpt2.h"
 #include "model/loss.h"  // cross_entropy
-/* The run: flags, run_begin, run_next, run_finish; figures: watch, watch_mean; the models: Network */
+/* The run: flags, run_begin, run_next, run_finish; figures: watch, watch_mean; the models: Network
+ */
 #include "run/flags.h"
 #include "run/run.h"
 #include "run/watch.h"
@@ -31,8 +32,11 @@
 /* --prompt and --chat; a supervised task: records, held-out figures */
 #include "run/chat.h"
 #include "run/task.h"
-/* Reinforcement learning and AI feedback: answers of a policy, the judge; constitutions, dialogues */
+/* Reinforcement learning and AI feedback: answers of a policy, the judge; constitutions, dialogues
+ */
 #include "rl/rollouts.h"
+#include "rl/choices.h"
+#include "rl/constitution.h"
 #include "rl/principles.h"
 #include "rl/dialogues.h"
 #include "rl/feedback.h"

@@ -260,3 +260,11 @@ void random_permutation(int *order, int n, uint64_t seed, uint32_t purpose, uint
         order[j] = swap;
     }
 }
+
+void print_indented(const char *text, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (text[i] != '\n')
+            putchar(text[i]);
+        else if (i + 1 < n)
+            printf("\n            | ");
+}

@@ -9,7 +9,7 @@
  * is proportional to the real size of the files.
  */
 #include "files/hf.h"
-#include "files/json.h"
+#include "files/json_file.h"
 #include "files/safetensors.h"
 #include "files/torch.h"
 #include "model/gpt2.h"

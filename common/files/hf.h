@@ -14,7 +14,7 @@
 #define POSTTRAIN_HF_H
 
 #include "files/safetensors.h"
-#include "model/gpt2.h"
+#include "model/memory.h"
 #include "util.h"
 
 /* Reads dir/config.json. 0, or -1 with e filled: not a GPT-2, another activation, an absurd size.

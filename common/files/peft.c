@@ -3,7 +3,7 @@
  */
 #include "files/peft.h"
 #include "files/hf.h"
-#include "files/json.h"
+#include "files/json_file.h"
 #include "files/safetensors.h"
 
 /* ---- The two libraries ----------------------------------------------------------------------- */

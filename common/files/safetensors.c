@@ -9,7 +9,7 @@
  * is known, so that they can be skipped or refused by name. There is no writing of shards.
  */
 #include "files/safetensors.h"
-#include "files/json.h"
+#include "files/json_file.h"
 
 #include <fcntl.h>
 #include <jansson.h>

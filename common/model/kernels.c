@@ -1,19 +1,20 @@
 /*
- * kernels.c - kernels.h on a CPU with AVX2 and FMA, threads by OpenMP.
+ * kernels.c - kernels.h on a CPU with AVX2 and FMA, with OpenMP threads.
  *
- * Two ideas carry the file. First, every matrix product in it (the linear layers, the loss head,
- * both halves of attention, prefill and decoding) runs through one register tile of 6 x 16 outputs,
- * tile(), or, where there is one row, through its like. In all of them an output element is a chain
- * of fused multiply-adds over k in ascending order. Blocking cuts the chain into pieces but never
- * reorders it: the tile starts from what is already in C. Second, threads share work by output
- * element, never by term of a sum. Together they make the bits independent of threads, blocking and
- * batch.
+ * Two ideas determine this file. First, every matrix product (linear layers, loss head, attention
+ * forward and backward, prefill and decoding) uses one register tile of 6 x 16 outputs, tile(), or
+ * a similar loop where there is only one row. In all of them an output element is a chain of fused
+ * multiply-adds over k in ascending order. Blocking cuts the chain into pieces but does not change
+ * its order, because a tile starts from the previous contents of C. Second, threads divide the
+ * output elements among them, never the terms of a sum. So the bits do not depend on threads,
+ * blocking or batch.
  *
- * Decoding reads every weight for a few rows: there the time is memory's, and what counts is that
- * the next lines are on their way.
+ * Decoding reads every weight to multiply it with only a few rows. Its speed is limited by memory,
+ * so it prefetches the next cache lines.
  *
- * Left out: AVX-512 (on the Zen 4 this was tuned on its fp32 peak is that of AVX2), and packed
- * copies of the weights kept between calls (they would double the memory of a frozen model).
+ * Left out: AVX-512, because this was tuned on a Zen 4, where its fp32 peak equals that of AVX2;
+ * and packed copies of the weights between calls, because they would double the memory of a frozen
+ * model.
  */
 #include "model/kernels.h"
 
@@ -57,8 +58,8 @@ const char *device_name(void) {
     return name;
 }
 
-/* The bytes that a file of the system gives, as kB, in its line of this form; 0 where there is
- * none. */
+/* Reads a number of kB from the first line of a system file that matches this scanf format. Returns
+   it in bytes, or 0 if no line matches. */
 static size_t bytes_of(const char *path, const char *form) {
     FILE *f = fopen(path, "r");
     unsigned long long kb = 0;
@@ -74,11 +75,11 @@ size_t device_memory_free(void) {
     return bytes ? bytes : SIZE_MAX;
 }
 
-/* Not getrusage's figure, which a process inherits from the one that started it. */
+/* getrusage is not suitable: a process inherits its peak from the process that started it. */
 size_t device_memory_peak(void) { return bytes_of("/proc/self/status", "VmHWM: %llu kB"); }
 
-/* Large arrays are mapped on 2 MB boundaries and offered to the kernel as huge pages: walking down
-   a column of a weight matrix touches a new 4 KB page at every row. */
+/* Large arrays are aligned to 2 MB and use huge pages if the system allows it. Reading a column of
+   a weight matrix touches a new 4 KB page in every row. */
 enum { HUGE_PAGE = 1 << 21 };
 
 void *device_alloc(size_t bytes) {
@@ -91,8 +92,8 @@ void *device_alloc(size_t bytes) {
     char *aligned = (char *)(((uintptr_t)p + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
     if (aligned > p) munmap(p, (size_t)(aligned - p));
     size_t after = (size_t)(p + ask - (aligned + bytes)), page = 4096,
-           keep = (page - bytes % page) % page;
-    if (after > keep) munmap(aligned + bytes + keep, after - keep);
+           rest = (page - bytes % page) % page;
+    if (after > rest) munmap(aligned + bytes + rest, after - rest);
     madvise(aligned, bytes, MADV_HUGEPAGE);
     return aligned;
 }
@@ -125,12 +126,12 @@ void real_read(float *host, const real *device, size_t n) {
 
 /* ---- Eight floats at a time ------------------------------------------------------------------ */
 
-/* The first n of 8 lanes. */
+/* The mask of the first n of 8 lanes. */
 static inline __m256i lanes(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-/* Up to 8 floats from p, n of which exist; the rest are 0. */
+/* Loads 8 floats from p. Only the first n are read; the others are 0. */
 static inline __m256 load(const float *p, int n) {
     return n >= 8 ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, lanes(n));
 }
@@ -142,7 +143,7 @@ static inline void store(float *p, __m256 x, int n) {
         _mm256_maskstore_ps(p, lanes(n), x);
 }
 
-/* Lanes added in one fixed order: ((0+4)+(2+6)) + ((1+5)+(3+7)). */
+/* The sum of the lanes in a fixed order: ((0+4)+(2+6)) + ((1+5)+(3+7)). */
 static inline float sum8(__m256 x) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -155,19 +156,18 @@ static inline float max8(__m256 x) {
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
 
-/* e^x: x = n log 2 + r with |r| <= log(2)/2, a polynomial in r, the exponent by shifting. Within 2
-   units in the last place of the true value; e^0 = 1 exactly, e^x = 0 below -87.3, infinity
-   above 88.7, NaN stays NaN. */
+/* e^x = 2^n e^r with x = n log 2 + r and |r| <= log(2)/2: a polynomial in r, and 2^n by shifting
+   the exponent. The error is at most 2 units in the last place. e^0 = 1 exactly; e^x = 0 below
+   -87.3 and infinity above 88.7; NaN stays NaN. */
 static inline __m256 exp8(__m256 x) {
     const __m256 low = _mm256_set1_ps(-87.33654f), high = _mm256_set1_ps(88.72283f);
-    __m256 z =
-        _mm256_min_ps(high, _mm256_max_ps(low, x));  // (in this order of operands NaN passes)
+    __m256 z = _mm256_min_ps(high, _mm256_max_ps(low, x));  // this order of operands preserves NaN
     __m256 n = _mm256_round_ps(_mm256_mul_ps(z, _mm256_set1_ps(1.44269504f)),
                                _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f),
-                                z);  // log 2 in two parts: the first is exact times n
+                                z);  // log 2 in two parts: n times the first is exact
     r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
-    __m256 p = _mm256_set1_ps(1.0f / 5040);  // Taylor to the 7th power: error below 2^-26
+    __m256 p = _mm256_set1_ps(1.0f / 5040);  // Taylor series to r^7: error below 2^-26
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 720));
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 120));
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f / 24));
@@ -175,8 +175,8 @@ static inline __m256 exp8(__m256 x) {
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(0.5f));
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
     p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-    __m256i half =
-        _mm256_srai_epi32(_mm256_cvtps_epi32(n), 1);  // 2^n in two factors: n = 128 has no float
+    __m256i half = _mm256_srai_epi32(_mm256_cvtps_epi32(n),
+                                     1);  // 2^n in two factors, because 2^128 is not a float
     __m256i rest = _mm256_sub_epi32(_mm256_cvtps_epi32(n), half);
     __m256i one = _mm256_set1_epi32(127);
     p = _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, one), 23)));
@@ -185,7 +185,7 @@ static inline __m256 exp8(__m256 x) {
     return _mm256_blendv_ps(p, _mm256_set1_ps(INFINITY), _mm256_cmp_ps(x, high, _CMP_GT_OQ));
 }
 
-/* Rows of 8 become columns. */
+/* Transposes 8 x 8 floats. */
 static inline void transpose8(__m256 r[8]) {
     __m256 t0 = _mm256_unpacklo_ps(r[0], r[1]), t1 = _mm256_unpackhi_ps(r[0], r[1]);
     __m256 t2 = _mm256_unpacklo_ps(r[2], r[3]), t3 = _mm256_unpackhi_ps(r[2], r[3]);
@@ -207,20 +207,20 @@ static inline void transpose8(__m256 r[8]) {
 
 /* ---- The matrix product ---------------------------------------------------------------------- */
 
-/* One register tile, packing, and the loop around them (Goto & van de Geijn 2008; the BLIS naming).
+/* A register tile, packing, and the loops around them (Goto & van de Geijn 2008; names as in BLIS).
  */
 
-/* Lines of memory that will be read next: `lines` of 64 bytes from p, as many from the row below,
- * and so on. */
+/* Cache lines to prefetch: `lines` lines of 64 bytes from p on, then as many from each row below.
+ */
 typedef struct {
     const float *p;
     size_t stride;
     int line, lines;
-    int every;  // a tile fetches one of them every so many steps of k
+    int every;  // a tile prefetches one line every so many steps of k
 } Ahead;
 
-/* The last float of 16, because rows that do not start on a line reach into the next one. */
-static inline void fetch_line(Ahead *a) {
+/* Prefetches the line of the last of 16 floats, because rows need not start at a line. */
+static inline void prefetch_line(Ahead *a) {
     _mm_prefetch((const char *)(a->p + 16 * a->line + 15), _MM_HINT_T1);
     if (++a->line == a->lines) {
         a->line = 0;
@@ -229,10 +229,11 @@ static inline void fetch_line(Ahead *a) {
 }
 
 /*
- * C (rows,16) = start + A (rows,K) B (K,16), rows <= 6. Strides in floats: A's element (i,k) is a[i
- * * a_row + k * a_k], B's row k is at b + k * b_k, and start and C have rows of 16. 12
- * accumulators, 2 of B, 1 of A: 15 of the 16 registers. Always inlined with rows constant, and
- * ahead NULL where nothing is fetched: what is not needed vanishes.
+ * C (rows,16) = start + A (rows,K) B (K,16), rows <= 6. Strides are in floats: element (i,k) of A
+ * is a[i * a_row + k * a_k], row k of B is at b + k * b_k, row i of start and C is at
+ * start + i * start_row and c + i * c_row. Uses 15 of the 16 registers: 12 accumulators, 2 for B,
+ * 1 for A. It is always inlined with a constant number of rows, and with ahead NULL if nothing is
+ * prefetched, so that the compiler removes unused parts.
  */
 #define EACH_ROW(X) X(0) X(1) X(2) X(3) X(4) X(5)
 
@@ -242,21 +243,27 @@ static inline __attribute__((always_inline)) void tile_rows(const int rows, int 
                                                             const float *start, size_t start_row,
                                                             float *c, size_t c_row, Ahead *ahead) {
 #define DECLARE(i) __m256 c##i = _mm256_setzero_ps(), d##i = c##i;
-#define START(i)                                       \
-    if (i < rows)                                      \
-        c##i = _mm256_loadu_ps(start + i * start_row), \
-        d##i = _mm256_loadu_ps(start + i * start_row + 8);
-#define STEP(i)                                                                      \
-    if (i < rows)                                                                    \
-        x = _mm256_broadcast_ss(a + i * a_row), c##i = _mm256_fmadd_ps(x, b0, c##i), \
-        d##i = _mm256_fmadd_ps(x, b1, d##i);
-#define FINISH(i) \
-    if (i < rows) _mm256_storeu_ps(c + i * c_row, c##i), _mm256_storeu_ps(c + i * c_row + 8, d##i);
+#define START(i)                                           \
+    if (i < rows) {                                        \
+        c##i = _mm256_loadu_ps(start + i * start_row);     \
+        d##i = _mm256_loadu_ps(start + i * start_row + 8); \
+    }
+#define STEP(i)                                 \
+    if (i < rows) {                             \
+        x = _mm256_broadcast_ss(a + i * a_row); \
+        c##i = _mm256_fmadd_ps(x, b0, c##i);    \
+        d##i = _mm256_fmadd_ps(x, b1, d##i);    \
+    }
+#define FINISH(i)                                  \
+    if (i < rows) {                                \
+        _mm256_storeu_ps(c + i * c_row, c##i);     \
+        _mm256_storeu_ps(c + i * c_row + 8, d##i); \
+    }
     EACH_ROW(DECLARE)
     EACH_ROW(START)
     for (int steps; K > 0; K -= steps) {
         steps = ahead ? min_int(K, ahead->every) : K;
-        if (ahead) fetch_line(ahead);
+        if (ahead) prefetch_line(ahead);
         for (int k = 0; k < steps; k++, a += a_k, b += b_k) {
             __m256 b0 = _mm256_loadu_ps(b), b1 = _mm256_loadu_ps(b + 8), x;
             EACH_ROW(STEP)
@@ -284,9 +291,9 @@ static inline __attribute__((always_inline)) void tile(int rows, int K, const fl
     }
 }
 
-/* c (64) = start (0 when NULL) + a (K) B (K,64), B's rows b_k apart: a tile for one row, which has
-   the registers to read 64 columns in one go. Attention of 32 sequences over 128 keys each, all
-   layers of GPT-2 124M, one thread: 46 ms, with tile() 89. */
+/* c (64) = start (0 if NULL) + a (K) B (K,64), B having row stride b_k. A tile for one row, which
+   has enough registers for 64 columns at once. Attention of 32 sequences over 128 keys each, all
+   layers of GPT-2 124M, one thread, takes 46 ms; with tile() it took 89 ms. */
 enum { WIDE = 64 };
 
 static void tile_wide(int K, const float *a, const float *b, size_t b_k, const float *start,
@@ -300,7 +307,7 @@ static void tile_wide(int K, const float *a, const float *b, size_t b_k, const f
     for (int v = 0; v < WIDE / 8; v++) _mm256_storeu_ps(c + 8 * v, s[v]);
 }
 
-/* A tile of the packed product, of which only `columns` of the 16 exist in start and C. */
+/* A tile of packed A and B. start and C have only `columns` of its 16 columns. */
 static void tile_packed(int rows, int columns, int K, const float *a, const float *b,
                         const float *start, size_t start_row, float *c, size_t c_row) {
     if (columns == NR) {
@@ -315,8 +322,8 @@ static void tile_packed(int rows, int columns, int K, const float *a, const floa
         memcpy(c + i * c_row, edge + i * NR, sizeof(float) * (size_t)columns);
 }
 
-/* A factor of a product, as it lies in memory: row-major with a stride, or the transpose of such a
-   matrix. The second factor may have its numbers in four bits. */
+/* A factor of a product: a row-major matrix with a row stride, or the transpose of one. The second
+   factor may be in NF4; then p is NULL. */
 typedef struct {
     const float *p;
     size_t stride;
@@ -324,16 +331,16 @@ typedef struct {
     const NF4 *nf4;
 } Matrix;
 
-static inline __m256 nf4_load(const NF4 *q, size_t at, int n);  // below, with the rest of NF4
+static inline __m256 nf4_load(const NF4 *q, size_t at, int n);  // defined below
 
-/* Up to 8 elements from element `at` on, of which n exist. nf4 is known where this is inlined. */
+/* load() of B from element `at` on. nf4 is constant where this is inlined. */
 static inline __attribute__((always_inline)) __m256 load_from(const bool nf4, Matrix B, size_t at,
                                                               int n) {
     return nf4 ? nf4_load(B.nf4, at, n) : load(B.p + at, n);
 }
 
-/* Packs rows i .. i+6 (those below M; the rest 0) and columns k .. k+K of A, column after column:
-   out[k * 6 + i]. Writes 2 floats beyond, which the next panel overwrites. */
+/* Packs rows i .. i+6 (rows from M on are 0) and columns k .. k+K of A, column after column:
+   out[k * 6 + i]. Also writes 2 floats after the panel, which the next panel overwrites. */
 static void pack_a(float *out, Matrix A, int i, int M, int k, int K) {
     int rows = min_int(MR, M - i);
     if (A.transposed) {
@@ -354,8 +361,8 @@ static void pack_a(float *out, Matrix A, int i, int M, int k, int K) {
     }
 }
 
-/* Packs columns j .. j+columns (up to 16; the rest 0) and rows k .. k+K of B, row after row: out[k
- * * 16 + j]. */
+/* Packs columns j .. j+columns (at most 16; the others are 0) and rows k .. k+K of B, row after
+   row: out[k * 16 + j]. */
 static inline __attribute__((always_inline)) void pack_b_from(const bool nf4, float *out, Matrix B,
                                                               int j, int columns, int k, int K) {
     if (!B.transposed) {
@@ -391,18 +398,18 @@ static void pack_b(float *out, Matrix B, int j, int columns, int k, int K) {
 
 static const float zeros[NR];
 
-/* Where the chain of C's tile at (i,j) starts: from C itself when it goes on, else from the bias of
- * its columns, else from 0. */
-static inline const float *chain_start(const float *c, const float *bias, int j, bool go_on,
+/* Returns where the chains of C's tile at (i,j) start, and the row stride there: C itself if they
+   continue from it, else the bias of the columns, else zeros. */
+static inline const float *chain_start(const float *c, const float *bias, int j, bool continues,
                                        size_t ldc, size_t *row) {
-    *row = go_on ? ldc : 0;
-    return go_on ? c : bias ? bias + j : zeros;
+    *row = continues ? ldc : 0;
+    return continues ? c : bias ? bias + j : zeros;
 }
 
 /*
- * Many rows: superblocks of A and B are packed by all threads together, then tiles of MC x JT are
- * handed out one by one. Few synchronisations and dynamic tiles are what survives a noisy neighbour
- * on one of the cores.
+ * Many rows. All threads together pack superblocks of A and B, then take tiles of MC x JT one by
+ * one. Few barriers and dynamic scheduling limit the slowdown when another process uses one of the
+ * cores.
  */
 static void product_large(int M, int N, int K, Matrix A, Matrix B, float *C, size_t ldc,
                           const float *bias, bool accumulate) {
@@ -419,8 +426,8 @@ static void product_large(int M, int N, int K, Matrix A, Matrix B, float *C, siz
                            min_int(NR, columns - panel * NR), kc, depth);
 #pragma omp for schedule(dynamic, 16)
                 for (int panel = 0; panel < a_panels; panel++) {
-                    // a panel ends with 2 floats of spill: keep it off the neighbour's first
-                    // column, which another thread may have packed
+                    // pack_a writes 2 floats too many. Pack the end of the panel elsewhere, so
+                    // that they do not overwrite the next panel, which another thread packs.
                     float last[MR * 8 + 2], *out = packed_a + (size_t)panel * MR * depth;
                     int head = (depth - 1) / 8 * 8;
                     pack_a(last, A, ic + panel * MR, M, kc + head, depth - head);
@@ -450,13 +457,14 @@ static void product_large(int M, int N, int K, Matrix A, Matrix B, float *C, siz
 }
 
 /*
- * Few rows, as in decoding: the time goes into reading B once. A is packed whole, its rows shared
- * out evenly among its panels. Each thread takes strips of 64 columns of B: it packs KC rows of one
- * into its own L2 and multiplies them at once, while the tiles fetch what it will pack next, a line
- * every few steps. All at once between two tiles would be no use: a core waits for about two dozen
- * lines at a time. The results of a strip stay in `sum` until its chains end. All matrices of GPT-2
- * 124M and 32 rows: 62-70 ms without fetching and with C as the place of the results, 46-48 ms so;
- * 4 rows 28.6 and 19 ms.
+ * Few rows, as in decoding. Most of the time is spent on reading B once. All of A is packed, with
+ * its rows divided evenly among the panels. Each thread processes strips of 64 columns of B: it
+ * packs KC rows of a strip, which fit in its L2, and multiplies them. Meanwhile the tiles prefetch
+ * the part that it packs next, one cache line every few steps. Prefetching all of it between two
+ * tiles would not help, because a core can only wait for about two dozen lines at a time. The
+ * results of a strip stay in `sum` until its chains end. All matrices of GPT-2 124M with 32 rows
+ * take 46-48 ms; without prefetching and with results in C they took 62-70 ms. With 4 rows: 19 and
+ * 28.6 ms.
  */
 enum { FEW = 48, STRIP = 64 };
 
@@ -483,13 +491,14 @@ static void product_few(int M, int N, int K, Matrix A, Matrix B, float *C, size_
         }
         for (int kc = 0; kc < K; kc += KC) {
             const int depth = min_int(KC, K - kc);
-            // next: the rows below, or the top of the strip to the right
+            // prefetch the rows below, or the top of the strip to the right
             const int k = kc + KC < K ? kc + KC : 0, j = k ? j0 : j0 + STRIP,
                       wide = min_int(STRIP, N - j), deep = min_int(KC, K - k);
             const int rows = B.transposed ? wide : deep,
                       lines = ((B.transposed ? deep : wide) + 15) / 16;
-            Ahead ahead = {strip, 0, 0, 1, depth};  // behind the last strip there is nothing, and
-                                                    // NF4 takes longer to decode than to fetch
+            // by default prefetch nothing new: after the last strip, and for NF4, where decoding
+            // takes longer than reading
+            Ahead ahead = {strip, 0, 0, 1, depth};
             if (wide > 0 && !B.nf4)
                 ahead = (Ahead){B.p + (size_t)(B.transposed ? j : k) * B.stride +
                                     (size_t)(B.transposed ? k : j),
@@ -511,12 +520,14 @@ static void product_few(int M, int N, int K, Matrix A, Matrix B, float *C, size_
 }
 
 /*
- * One row: a vector times B, which is read once, in place, as fast as memory gives it. All matrices
- * of GPT-2 124M, where a plain stream read 63 GB/s: 28 ms by strips of 64 columns, 12 ms so.
+ * One row: a vector times B, which is read once, in place, at the speed of memory. All matrices of
+ * GPT-2 124M take 12 ms, where a plain stream reads 63 GB/s; with strips of 64 columns they took
+ * 28 ms.
  *
- * Of a row-major B each thread takes columns in as wide a segment as it can, and 8 rows of it at a
- * time; the 8 rows below are fetched meanwhile. Where a segment ends the hardware reads on in vain:
- * with 384 columns a thread reaches two thirds of what it does with 1,536.
+ * For a row-major B, each thread takes a segment of columns, as wide as possible, and 8 rows of it
+ * at a time, while it prefetches the next 8 rows. At the end of a segment the hardware prefetcher
+ * reads too far, so short segments are slow: with 384 columns a thread reaches two thirds of its
+ * speed with 1,536.
  */
 enum { DOWN = 8, SEGMENT = 1536 };
 
@@ -556,9 +567,9 @@ static void row_segment(int columns, int K, const float *x, const float *b, size
 }
 
 /*
- * Of a transposed B, 8 rows (fewer at its end: the last again) advance together, 4 columns at a
- * time being turned in registers. Fetched meanwhile: the same rows 1 KB further on, or the
- * beginning of the next 8.
+ * For a transposed B: 8 of its rows together, 4 columns at a time, which are transposed in
+ * registers. If fewer than 8 rows remain, the last one is repeated. Meanwhile it prefetches the
+ * same rows 1 KB ahead, or the start of the next 8.
  */
 enum { ACROSS = 256 };
 
@@ -613,9 +624,9 @@ static void product_one(int N, int K, const float *x, Matrix B, float *C, const 
 }
 
 /*
- * Few columns, as many as a tile has: beside a rank of 16 packing A would take as long as the
- * product. Each thread packs KC rows of B and reads A in place. A step of lora.c on GPT-2 124M, 4 x
- * 256 tokens, 2 threads: 3,618 ms with A packed, 3,103 ms so.
+ * Few columns, at most those of one tile. With LoRA's rank of 16, packing A would take as long as
+ * the product. So each thread packs KC rows of B and reads A in place. A step of lora.c on GPT-2
+ * 124M with 4 x 256 tokens and 2 threads takes 3,103 ms; with A packed it took 3,618 ms.
  */
 static void product_thin(int M, int N, int K, Matrix A, Matrix B, float *C, size_t ldc,
                          const float *bias, bool accumulate) {
@@ -646,7 +657,7 @@ static void product_thin(int M, int N, int K, Matrix A, Matrix B, float *C, size
     }
 }
 
-/* C (M,N) = A B, the chains starting from C (accumulate), or bias (N), or 0. */
+/* C (M,N) = A (M,K) B (K,N). The chains start from C (accumulate), from bias (N), or from 0. */
 static void product(int M, int N, int K, Matrix A, Matrix B, float *C, size_t ldc,
                     const float *bias, bool accumulate) {
     device_init();
@@ -673,7 +684,7 @@ void embed_forward(real *out, const int *token, const int *position, const real 
     }
 }
 
-/* A token may occur often, so threads share the channels, not the tokens. */
+/* A token may occur several times, so threads divide the channels, not the tokens. */
 void embed_backward(float *dwte, float *dwpe, const real *dout, const int *token,
                     const int *position, int N, int C) {
 #pragma omp parallel for
@@ -702,7 +713,7 @@ void linear_backward_input(real *dinp, const real *dout, const real *weight, int
             (Matrix){weight, (size_t)OC, true, NULL}, dinp, (size_t)IC, NULL, false);
 }
 
-/* sum (OC) += the rows of x (N,OC), in their order. */
+/* sum (OC) += rows of x (N,OC), in ascending order. */
 static void add_columns(float *sum, const real *x, int N, int OC) {
 #pragma omp parallel for
     for (int j = 0; j < OC; j += 64)
@@ -762,12 +773,12 @@ void scale(real *x, float factor, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] *= factor;
 }
 
-/* ---- The same layer in four bits ------------------------------------------------------------- */
+/* ---- Linear layer in NF4 --------------------------------------------------------------------- */
 
-/* What a product needs of the weight is decoded where it is packed, eight numbers at a time: both
- * halves of the table of 16 are looked up by the lower three bits of a code, and its upper bit
- * chooses. Each number is unpacked once for all rows of a superblock, which is why it costs little
- * in training and half of the speed where a single row is multiplied. */
+/* pack_b decodes the weight, eight numbers at a time: the lower three bits of a code are looked up
+   in both halves of the table of 16, and the upper bit selects one of the two. Each number is
+   decoded once for all rows of a superblock. So decoding costs little in training, but halves the
+   speed of a product with a single row. */
 
 size_t nf4_bytes(int IC, int OC, bool double_quant) { return nf4_bytes_of(IC, OC, double_quant); }
 
@@ -776,14 +787,14 @@ static inline float nf4_absmax(const NF4 *q, size_t block) {
                      : dynamic_map[q->absmax8[block]] * q->absmax2[block / NF4_BLOCK2] + q->offset;
 }
 
-/* Element `at` of weight^T as it lies. */
+/* Element `at` of weight^T, counted row after row. */
 static inline float nf4_number(const NF4 *q, size_t at) {
     return nf4_value[at % 2 ? q->code[at / 2] & 15 : q->code[at / 2] >> 4] *
            nf4_absmax(q, at / NF4_BLOCK);
 }
 
 static inline __m256 nf4_load(const NF4 *q, size_t at, int n) {
-    if (at % 8 || n < 8) {  // across blocks or bytes, or at an edge
+    if (at % 8 || n < 8) {  // may cross a block or a byte, or the end
         float x[8] = {0};
         for (int i = 0; i < min_int(n, 8); i++) x[i] = nf4_number(q, at + (size_t)i);
         return _mm256_loadu_ps(x);
@@ -798,7 +809,7 @@ static inline __m256 nf4_load(const NF4 *q, size_t at, int n) {
     return _mm256_mul_ps(value, _mm256_set1_ps(nf4_absmax(q, at / NF4_BLOCK)));
 }
 
-/* The code of a number between -1 and 1. */
+/* The code of a number from -1 to 1. */
 static inline uint8_t nf4_code(float x) {
     int code = 0;
     for (int c = 0; c < 15; c++) code += x > nf4_threshold[c];
@@ -806,7 +817,7 @@ static inline uint8_t nf4_code(float x) {
 }
 
 void nf4_quantize(NF4 *q, void *memory, const real *weight, int IC, int OC, bool double_quant) {
-    enum { ROWS = NF4_BLOCK };  // of weight^T at a time: whole blocks, whatever IC is
+    enum { ROWS = NF4_BLOCK };  // of weight^T at a time: whole blocks for any IC
     const size_t n = (size_t)IC * (size_t)OC, blocks = blocks_of(n, NF4_BLOCK);
     *q = (NF4){.IC = IC, .OC = OC, .code = memory};
     float *absmax = (float *)(void *)(q->code + blocks * (NF4_BLOCK / 2));
@@ -834,11 +845,11 @@ void nf4_quantize(NF4 *q, void *memory, const real *weight, int IC, int OC, bool
                              block = (first + at) / NF4_BLOCK;
                 float top = 0;
                 bool finite = true;
-                for (size_t k = at; k < end; k++)
-                    top = fmaxf(top, fabsf(x[k])), finite = finite && isfinite(x[k]);
-                if (!finite) top = NAN;  // the whole block shows it
+                for (size_t k = at; k < end; k++) top = fmaxf(top, fabsf(x[k]));
+                for (size_t k = at; k < end; k++) finite = finite && isfinite(x[k]);
+                if (!finite) top = NAN;  // makes the whole block NaN
                 const float inverse = top > 0 ? 1.0f / top : 0;
-                for (size_t k = at; k < at + NF4_BLOCK; k += 2) {  // past the end: the code of 0
+                for (size_t k = at; k < at + NF4_BLOCK; k += 2) {  // code of 0 after the end
                     uint8_t a = nf4_code(k < end ? x[k] * inverse : 0),
                             b = nf4_code(k + 1 < end ? x[k + 1] * inverse : 0);
                     q->code[(first + k) / 2] = (uint8_t)(a << 4 | b);
@@ -893,8 +904,8 @@ void layernorm_forward(real *sum, real *out, float *mean, float *rstd, const rea
         }
         float m = sum8(total) / (float)C;
         __m256 mean8 = _mm256_set1_ps(m), square = _mm256_setzero_ps();
-        for (int c = 0; c < C;
-             c += 8) {  // the variance in a second pass: no cancellation when the mean is large
+        // the variance in a second pass, to avoid cancellation when the mean is large
+        for (int c = 0; c < C; c += 8) {
             __m256 d = _mm256_sub_ps(load(row + c, C - c), mean8);
             if (C - c < 8) d = _mm256_and_ps(d, _mm256_castsi256_ps(lanes(C - c)));
             square = _mm256_fmadd_ps(d, d, square);
@@ -938,7 +949,7 @@ void layernorm_backward(real *dsum, float *dweight, float *dbias, const real *do
     }
     if (!dweight && !dbias) return;
 #pragma omp parallel for
-    for (int c0 = 0; c0 < C; c0 += 32)  // columns: each thread its own, over the tokens in order
+    for (int c0 = 0; c0 < C; c0 += 32)  // threads divide the columns; each adds tokens in order
         for (int n = 0; n < N; n++)
             for (int c = c0; c < min_int(c0 + 32, C); c += 8) {
                 __m256 dy = load(dout + (size_t)n * (size_t)C + c, C - c);
@@ -954,11 +965,11 @@ void layernorm_backward(real *dsum, float *dweight, float *dbias, const real *do
 
 /* ---- GELU ------------------------------------------------------------------------------------ */
 
-/*  0.5 x (1 + tanh(u)) = x s(2u) with the logistic function s(z) = 1 / (1 + e^-z): one exponential,
- * no tanh. */
+/* 0.5 x (1 + tanh(u)) = x s(2u) with the logistic function s(z) = 1 / (1 + e^-z), which needs one
+   exponential and no tanh. */
 
-static const float GELU_A = 0.7978845608f,
-                   GELU_B = 0.044715f;  // sqrt(2 / pi), and the cubic's coefficient
+static const float GELU_A = 0.7978845608f;  // sqrt(2 / pi)
+static const float GELU_B = 0.044715f;      // coefficient of the cubic term
 
 /* s(2u), u = A (x + B x^3) */
 static inline __m256 gelu_gate(__m256 x) {
@@ -989,8 +1000,8 @@ void gelu_backward(real *dout, real *inp, size_t n) {
     for (size_t i = 0; i < n; i += 8) {
         int left = n - i < 8 ? (int)(n - i) : 8;
         __m256 x = load(inp + i, left), s = gelu_gate(x), one = _mm256_set1_ps(1.0f);
-        // out = x s(2u):  d = s + x s (1 - s) 2 u',  u' = A (1 + 3 B x^2).  x s (1 - s) first: it
-        // vanishes before u' grows
+        // out = x s(2u):  d = s + x s (1 - s) 2 u',  u' = A (1 + 3 B x^2).  x s (1 - s) is
+        // computed first, because it reaches 0 before u' becomes large
         __m256 du = _mm256_fmadd_ps(_mm256_mul_ps(x, x), _mm256_set1_ps(6 * GELU_A * GELU_B),
                                     _mm256_set1_ps(2 * GELU_A));
         __m256 y = _mm256_mul_ps(x, s);
@@ -1006,8 +1017,8 @@ void relu_forward(real *out, const real *inp, size_t n) {
 #pragma omp parallel for
     for (size_t i = 0; i < n; i += 8) {
         int left = n - i < 8 ? (int)(n - i) : 8;
-        store(out + i, _mm256_max_ps(_mm256_setzero_ps(), load(inp + i, left)),
-              left);  // (in this order of operands NaN passes)
+        // this order of operands preserves NaN
+        store(out + i, _mm256_max_ps(_mm256_setzero_ps(), load(inp + i, left)), left);
     }
 }
 
@@ -1051,14 +1062,14 @@ void silu_backward(real *dout, real *inp, size_t n) {
 
 /* ---- Random noise ---------------------------------------------------------------------------- */
 
-/* Word c % 4 of the draw for element c of a token. */
+/* The uniform number of element c of the token in row n. */
 static inline float noise_uniform(const Noise *z, int n, uint32_t c) {
     return random_uniform(
         random4(z->seed, z->purpose, z->step, z->sequence[n], (uint32_t)z->position[n], c / 4)
             .v[c % 4]);
 }
 
-/* x (lanes of 32 bits) times m: the lower and the upper halves of the products. */
+/* The lower and the upper 32 bits of x m, for 8 lanes x of 32 bits. */
 static inline void multiply_wide(__m256i x, uint32_t m, __m256i *low, __m256i *high) {
     __m256i m8 = _mm256_set1_epi32((int)m), even = _mm256_mul_epu32(x, m8),
             odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), m8);
@@ -1066,9 +1077,10 @@ static inline void multiply_wide(__m256i x, uint32_t m, __m256i *low, __m256i *h
     *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
 }
 
-/* keep[i], i = 0 .. 31: all bits where channel c + i of the token in row n survives, c a multiple
-   of 4. Eight runs of Philox (util.h) side by side, which costs a seventh of as many one by one. */
-static inline void keep32(__m256 keep[4], const Noise *z, int n, int c) {
+/* The dropout mask of channels c .. c+31 of the token in row n, c being a multiple of 4: all bits
+   set where the channel is not dropped. Computes eight Philox draws (util.h) at once, in a seventh
+   of the time of eight single ones. */
+static inline void mask32(__m256 mask[4], const Noise *z, int n, int c) {
     const uint64_t key = random_key(z->seed, z->purpose);
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     __m256i v0 =
@@ -1084,8 +1096,7 @@ static inline void keep32(__m256 keep[4], const Noise *z, int n, int c) {
         v1 = low1;
         v3 = low0;
     }
-    // lane i of v0 .. v3 holds the words of channels 4i .. 4i+3: turn them into the order of the
-    // channels
+    // lane i of v0 .. v3 has the words of channels 4i .. 4i+3: transpose into the order of channels
     __m256i a = _mm256_unpacklo_epi32(v0, v1), b = _mm256_unpackhi_epi32(v0, v1),
             d = _mm256_unpacklo_epi32(v2, v3), e = _mm256_unpackhi_epi32(v2, v3);
     __m256i w0 = _mm256_unpacklo_epi64(a, d), w1 = _mm256_unpackhi_epi64(a, d),
@@ -1096,7 +1107,7 @@ static inline void keep32(__m256 keep[4], const Noise *z, int n, int c) {
     for (int i = 0; i < 4; i++) {
         __m256 uniform = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srli_epi32(word[i], 8)),
                                        _mm256_set1_ps(0x1p-24f));
-        keep[i] = _mm256_cmp_ps(uniform, _mm256_set1_ps(z->p), _CMP_GE_OQ);
+        mask[i] = _mm256_cmp_ps(uniform, _mm256_set1_ps(z->p), _CMP_GE_OQ);
     }
 }
 
@@ -1106,11 +1117,11 @@ void dropout(real *x, int N, int C, Noise noise) {
 #pragma omp parallel for
     for (int n = 0; n < N; n++) {
         float *row = x + (size_t)n * (size_t)C;
-        __m256 keep[4];
+        __m256 mask[4];
         for (int c = 0; c < C; c += 8) {
-            if (c % 32 == 0) keep32(keep, &noise, n, c);
+            if (c % 32 == 0) mask32(mask, &noise, n, c);
             store(row + c,
-                  _mm256_and_ps(keep[c % 32 / 8], _mm256_mul_ps(load(row + c, C - c), scale)),
+                  _mm256_and_ps(mask[c % 32 / 8], _mm256_mul_ps(load(row + c, C - c), scale)),
                   C - c);
         }
     }
@@ -1122,11 +1133,11 @@ void dropout_add(real *out, const real *x, int N, int C, Noise noise) {
     for (int n = 0; n < N; n++) {
         const float *row = x + (size_t)n * (size_t)C;
         float *to = out + (size_t)n * (size_t)C;
-        __m256 keep[4];
+        __m256 mask[4];
         for (int c = 0; c < C; c += 8) {
             __m256 v = load(row + c, C - c);
-            if (noise.p > 0 && c % 32 == 0) keep32(keep, &noise, n, c);
-            if (noise.p > 0) v = _mm256_and_ps(keep[c % 32 / 8], _mm256_mul_ps(v, scale));
+            if (noise.p > 0 && c % 32 == 0) mask32(mask, &noise, n, c);
+            if (noise.p > 0) v = _mm256_and_ps(mask[c % 32 / 8], _mm256_mul_ps(v, scale));
             store(to + c, _mm256_add_ps(load(to + c, C - c), v), C - c);
         }
     }
@@ -1142,18 +1153,18 @@ void add_uniform_noise(real *x, const float *magnitude, int N, int C, Noise nois
 
 /* ---- Attention ------------------------------------------------------------------------------- */
 
-/* Work is shared by (sequence, head). A head's keys are laid out in blocks of 64, transposed:
- * keys[block][d][64], its values as rows: values[key][hsp], hsp = hs rounded up to 16 with zeros.
- * The cache of decoding has the same layout, and both ways run attend(), so a decoded row has the
- * bits of a trained one: a block that a row does not see contributes fma(0, v, o) = o, or is not
- * visited at all, which is the same. */
+/* Threads divide the pairs of sequence and head. The keys of a head are stored in transposed blocks
+   of 64: keys[block][d][64]. Its values are stored as rows: values[key][hsp], hsp being hs rounded
+   up to 16, with zeros. The cache for decoding has the same layout, and both use attend(), so a
+   decoded row has the same bits as in training: a masked key contributes fma(0, v, o) = o, and a
+   block of masked keys is skipped, which gives the same result. */
 
 enum { KB = 64 };
 
 static inline int padded_head(int hs) { return round_up(hs, NR); }
 
-/* Floats of workspace for this thread: kept from call to call, so that neither a training step nor
- * a draw allocates anything. */
+/* Returns n floats of workspace for this thread. It is allocated once and reused, so that training
+   steps and decoding do not allocate memory. */
 static float *workspace(size_t n) {
     static __thread float *memory;
     static __thread size_t have;
@@ -1168,7 +1179,7 @@ static float *workspace(size_t n) {
     return memory;
 }
 
-/* Writes the key and value of position t (hs floats each) into a head's blocks. */
+/* Stores the key and value of position t (hs floats each) in a head's arrays. */
 static inline void put_key_value(float *keys, float *values, const float *k, const float *v, int t,
                                  int hs) {
     int hsp = padded_head(hs);
@@ -1181,17 +1192,17 @@ static inline void put_key_value(float *keys, float *values, const float *k, con
 
 /* The dropout factor, 0 or 1 / (1-p), of (query, key) in a head; n is the query's row in the batch.
  */
-static inline float attention_keep(const Noise *z, int n, int key, int h, int NH) {
+static inline float attention_dropout(const Noise *z, int n, int key, int h, int NH) {
     return noise_uniform(z, n, (uint32_t)key * (uint32_t)NH + (uint32_t)h) >= z->p
                ? 1.0f / (1.0f - z->p)
                : 0.0f;
 }
 
 /*
- * Attention of `rows` (up to 6) consecutive queries at positions q0, q0+1, ... over keys 0 .. their
- * own position. The softmax is computed as the blocks of keys go by: m is the largest score so far,
- * l the sum of e^(score - m), o the weighted values, and l and o are rescaled when m grows (Milakov
- * & Gimelshein 2018). noise NULL: no dropout; n0 is the batch row of q0.
+ * Attention of `rows` (at most 6) consecutive queries at positions q0, q0+1, ... to keys 0 .. their
+ * own position. The softmax is computed online, one block of keys after the other (Milakov &
+ * Gimelshein 2018): m is the largest score so far, l the sum of e^(score - m), o the weighted sum
+ * of values. l and o are rescaled when m grows. noise NULL: no dropout. n0 is the batch row of q0.
  */
 static void attend(float *out, size_t out_row, float *lse, size_t lse_row, const float *q,
                    size_t q_row, int rows, int q0, const float *keys, const float *values, int hs,
@@ -1239,7 +1250,7 @@ static void attend(float *out, size_t out_row, float *lse, size_t lse_row, const
             l[i] += sum8(total);
             if (noise)
                 for (int j = 0; j < visible; j++)
-                    row[j] *= attention_keep(noise, n0 + i, k0 + j, h, NH);
+                    row[j] *= attention_dropout(noise, n0 + i, k0 + j, h, NH);
         }
         int d = 0;
         for (; rows == 1 && d + WIDE <= hsp; d += WIDE)
@@ -1256,10 +1267,10 @@ static void attend(float *out, size_t out_row, float *lse, size_t lse_row, const
     }
 }
 
-/* Where the tokens of a sequence lie: those of its parent, P of them from row before, then its own,
- * T from row own. */
+/* The batch rows of a sequence: P rows of its parent from row `prefix` on, then T rows of its own
+   from row `own` on. */
 typedef struct {
-    int before, P, own, T;
+    int prefix, P, own, T;
 } Rows;
 
 static inline Rows rows_of(const int *start, const int *parent, int s) {
@@ -1270,7 +1281,7 @@ static inline Rows rows_of(const int *start, const int *parent, int s) {
 
 /* The batch row of the token at position t. */
 static inline size_t row_at(Rows r, int t) {
-    return (size_t)(t < r.P ? r.before + t : r.own + t - r.P);
+    return (size_t)(t < r.P ? r.prefix + t : r.own + t - r.P);
 }
 
 void attention_forward(real *out, float *lse, const real *qkv, const int *start, const int *parent,
@@ -1297,7 +1308,7 @@ void attention_forward(real *out, float *lse, const real *qkv, const int *start,
     }
 }
 
-/* C (M,hsp) += A (M,K) B (K,hsp) for the small products of attention's backward pass. */
+/* C (M,hsp) += A (M,K) B (K,hsp), for the small products of attention's backward pass. */
 static inline __attribute__((always_inline)) void small_product(int M, int K, int hsp,
                                                                 const float *a, size_t a_row,
                                                                 size_t a_k, const float *b,
@@ -1309,10 +1320,10 @@ static inline __attribute__((always_inline)) void small_product(int M, int K, in
                  (size_t)hsp, NULL);
 }
 
-/* One head's arrays for the backward pass of a sequence, with rows for every position of it, its
- * parent's too. */
+/* The arrays of one head for the backward pass of a sequence. They have a row for every position,
+   including those of the parent. */
 typedef struct {
-    float *q, *k, *dO, *keys, *values;  // rows padded to hsp; k and v also in transposed blocks
+    float *q, *k, *dO, *keys, *values;  // rows padded to hsp; keys, values: transposed blocks
     float *dq, *dk, *dv, *delta;
 } HeadArrays;
 
@@ -1320,8 +1331,9 @@ static inline size_t head_array_rows(int positions, int hsp) {
     return (size_t)round_up(positions, KB) * (size_t)hsp;
 }
 
-/* dq of a sequence's own queries, and dk, dv of all it sees. q, dO and delta are 0 at the parent's
-   positions: a block of queries that begins there adds nothing for them. */
+/* Computes dq of a sequence's own queries, and dk and dv of all keys and values that they attend
+   to. q, dO and delta are 0 at the parent's positions, so that these contribute nothing to a block
+   of queries that contains some of them. */
 static void head_backward_sequence(HeadArrays a, const real *dout, const real *qkv, const real *out,
                                    const float *lse, Rows r, int h, int NH, int hs,
                                    const Noise *noise) {
@@ -1369,27 +1381,27 @@ static void head_backward_sequence(HeadArrays a, const real *dout, const real *q
                 for (; j < visible; j += 8) {
                     // p = softmax(scale q k^T);  o = p v  =>  dv += p^T do,  dp = do v^T
                     // ds = p (dp - sum_j p dp) scale, and sum_j p dp = do . o = delta
-                    float keep[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+                    float factor[8] = {1, 1, 1, 1, 1, 1, 1, 1};
                     if (noise)
                         for (int jj = j; jj < min_int(j + 8, visible); jj++)
-                            keep[jj - j] = attention_keep(noise, n, k0 + jj, h, NH);
-                    __m256 keep8 = _mm256_loadu_ps(keep);
+                            factor[jj - j] = attention_dropout(noise, n, k0 + jj, h, NH);
+                    __m256 factor8 = _mm256_loadu_ps(factor);
                     __m256 x = exp8(_mm256_fmsub_ps(_mm256_loadu_ps(p + i * KB + j),
                                                     _mm256_set1_ps(scale), lse8));
                     if (visible - j < 8)
                         x = _mm256_and_ps(x, _mm256_castsi256_ps(lanes(visible - j)));
-                    __m256 d = _mm256_sub_ps(_mm256_mul_ps(_mm256_loadu_ps(ds + i * KB + j), keep8),
-                                             delta8);
+                    __m256 d = _mm256_sub_ps(
+                        _mm256_mul_ps(_mm256_loadu_ps(ds + i * KB + j), factor8), delta8);
                     d = _mm256_mul_ps(_mm256_mul_ps(x, d), _mm256_set1_ps(scale));
                     if (visible - j < 8)
                         d = _mm256_and_ps(d, _mm256_castsi256_ps(lanes(visible - j)));
-                    _mm256_storeu_ps(p + i * KB + j, _mm256_mul_ps(x, keep8));
+                    _mm256_storeu_ps(p + i * KB + j, _mm256_mul_ps(x, factor8));
                     _mm256_storeu_ps(ds + i * KB + j, d);
                 }
                 for (; j < KB; j++) p[i * KB + j] = ds[i * KB + j] = 0;
             }
-            // s = scale q k^T:  dq += ds k,  dk += ds^T q.  On the diagonal, keys i.. are seen by
-            // queries i.. only
+            // s = scale q k^T:  dq += ds k,  dk += ds^T q.  On the diagonal, only queries from i on
+            // attend to keys from i on
             for (int i = 0; i < columns; i += MR) {
                 int n = min_int(MR, columns - i), from = k0 == q0 ? i : 0;
                 size_t fromrow = qrow + (size_t)(from * hsp);
@@ -1406,8 +1418,8 @@ static void head_backward_sequence(HeadArrays a, const real *dout, const real *q
         }
 }
 
-/* Into dqkv: of a sequence's own positions dq, dk and dv; of its parent's, whose own are there
- * already, dk and dv are added. */
+/* Writes dq, dk and dv of the sequence's own positions to dqkv. With parents, instead adds dk and
+   dv to the rows of its parent, which have been written before. */
 static void put_head_gradients(real *dqkv, HeadArrays a, Rows r, int h, int NH, int hs,
                                bool parents) {
     const int hsp = padded_head(hs);
@@ -1425,9 +1437,9 @@ static void put_head_gradients(real *dqkv, HeadArrays a, Rows r, int h, int NH, 
     }
 }
 
-/* Work is shared by (sequence without a parent, head): one thread goes through it and through those
-   that go on from it, in their order, and so adds up the gradients of the keys and values they
-   share. */
+/* Threads divide the pairs of head and sequence without a parent. One thread processes such a
+   sequence and then its continuations in order. So the gradients of the shared keys and values are
+   added in a fixed order. */
 void attention_backward(real *dqkv, const real *dout, const real *qkv, const real *out,
                         const float *lse, const int *start, const int *parent, int N, int S, int NH,
                         int hs, Noise noise) {
@@ -1471,8 +1483,8 @@ void attention_cached(real *out, real *cache, const real *qkv, const int *slot, 
     const size_t C = (size_t)NH * (size_t)hs,
                  keys_size = (size_t)round_up(positions, KB) * (size_t)hs;
     const size_t head_size = keys_size + (size_t)round_up(positions, KB) * (size_t)padded_head(hs);
-    // each head is one thread's: it writes the new keys and values, then attends, up to 6
-    // neighbouring rows at a time
+    // threads divide the heads; each stores the new keys and values, then attends, up to 6
+    // consecutive rows at a time
 #pragma omp parallel for schedule(static)
     for (int h = 0; h < NH; h++) {
         for (int n = 0; n < N; n++) {
@@ -1529,26 +1541,26 @@ void head_backward(real *dinp, float *dwte, const real *dlogits, const real *inp
                 (Matrix){inp, (size_t)C, false, NULL}, dwte, (size_t)C, NULL, true);
 }
 
-/* The largest of a row and the first place where it stands. A NaN is never the largest; the sums
- * below still show it. */
+/* The largest element of a row, and its lowest index. A NaN is never the largest, but makes the
+   sums below NaN. */
 static float row_max(const float *x, int V, int *where) {
-    __m256 top = _mm256_set1_ps(-INFINITY),
-           place = _mm256_setzero_ps();  // places as float: exact below 2^24
+    __m256 top = _mm256_set1_ps(-INFINITY);
+    __m256 index = _mm256_setzero_ps();  // as floats, which are exact below 2^24
     __m256 here = _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7);
     int j = 0;
     for (; j + 8 <= V; j += 8, here = _mm256_add_ps(here, _mm256_set1_ps(8))) {
         __m256 v = _mm256_loadu_ps(x + j), more = _mm256_cmp_ps(v, top, _CMP_GT_OQ);
         top = _mm256_blendv_ps(top, v, more);
-        place = _mm256_blendv_ps(place, here, more);
+        index = _mm256_blendv_ps(index, here, more);
     }
-    float tops[8], places[8], best = -INFINITY;
+    float tops[8], indices[8], best = -INFINITY;
     _mm256_storeu_ps(tops, top);
-    _mm256_storeu_ps(places, place);
+    _mm256_storeu_ps(indices, index);
     *where = 0;
     for (int i = 0; i < 8 && j; i++)
-        if (tops[i] > best || (tops[i] == best && (int)places[i] < *where)) {
+        if (tops[i] > best || (tops[i] == best && (int)indices[i] < *where)) {
             best = tops[i];
-            *where = (int)places[i];
+            *where = (int)indices[i];
         }
     for (; j < V; j++)
         if (x[j] > best) {
@@ -1558,9 +1570,9 @@ static float row_max(const float *x, int V, int *where) {
     return best;
 }
 
-/* sum_j e^((x_j - top) beta), and in *weighted, unless NULL, sum_j e^(..) (x_j - top) beta. Eight
-   floats side by side, in blocks of 512 that are added up in double: 50,257 terms in float alone
-   would cost four digits. */
+/* Returns sum_j e^((x_j - top) beta). *weighted, unless NULL, becomes sum_j e^(..) (x_j - top)
+   beta. Each block of 512 is summed in eight lanes of float, and the blocks in double, because a
+   sum of 50,257 terms in float would lose four digits. */
 static double row_sum(const float *x, int V, float top, float beta, double *weighted) {
     double sum = 0, more = 0;
     for (int j0 = 0; j0 < V; j0 += 512) {
@@ -1573,8 +1585,8 @@ static double row_sum(const float *x, int V, float top, float beta, double *weig
             if (end - j < 8) e = _mm256_and_ps(e, _mm256_castsi256_ps(lanes(end - j)));
             s = _mm256_add_ps(s, e);
             if (weighted)
-                w = _mm256_fmadd_ps(e, _mm256_max_ps(_mm256_set1_ps(-1e4f), d),
-                                    w);  // 0 * -infinity would be NaN
+                // bounded, because 0 * -infinity would be NaN
+                w = _mm256_fmadd_ps(e, _mm256_max_ps(_mm256_set1_ps(-1e4f), d), w);
         }
         sum += (double)sum8(s);
         more += (double)sum8(w);
@@ -1593,11 +1605,10 @@ void logprob_forward(float *logp, float *entropy, float *lse, int *best, const r
         float top = row_max(x, V, &where);
         double sum = row_sum(x, V, top, beta, entropy ? &weighted : NULL), log_sum = log(sum);
         lse[r] = (float)((double)top * (double)beta + log_sum);
-        logp[r] = (float)((double)(x[target[r]] - top) * (double)beta -
-                          log_sum);  // as in sample(), to the bit
-        if (entropy)
-            entropy[r] = (float)(log_sum -
-                                 weighted / sum);  // -sum p log p, log p = (x - top) beta - log_sum
+        // the same bits as in sample()
+        logp[r] = (float)((double)(x[target[r]] - top) * (double)beta - log_sum);
+        // -sum p log p with log p = (x - top) beta - log_sum
+        if (entropy) entropy[r] = (float)(log_sum - weighted / sum);
         if (best) best[r] = where;
     }
 }
@@ -1643,7 +1654,7 @@ void kl_forward(float *kl, const real *logits_p, const float *lse_p, const real 
                 __m256 log_q = _mm256_sub_ps(_mm256_mul_ps(beta8, load(y + j, end - j)), lse_y),
                        p = exp8(log_p);
                 if (end - j < 8) p = _mm256_and_ps(p, _mm256_castsi256_ps(lanes(end - j)));
-                // where p is 0 the term is, even when a logit of -infinity makes the difference NaN
+                // the term is 0 where p is 0, even if a logit of -infinity makes the difference NaN
                 __m256 term = _mm256_mul_ps(p, _mm256_sub_ps(log_p, log_q));
                 s = _mm256_add_ps(
                     s, _mm256_andnot_ps(_mm256_cmp_ps(p, _mm256_setzero_ps(), _CMP_EQ_OQ), term));
@@ -1694,8 +1705,7 @@ void value_backward(real *dinp, float *dweight, float *dbias, const float *dvalu
     }
     if (dweight) {
 #pragma omp parallel for
-        for (int c0 = 0; c0 < C;
-             c0 += 32)  // columns: each thread its own, over the tokens in order
+        for (int c0 = 0; c0 < C; c0 += 32)  // threads divide the columns; each adds tokens in order
             for (int n = 0; n < N; n++)
                 for (int c = c0; c < min_int(c0 + 32, C) && dvalue[n] != 0; c += 8)
                     store(dweight + c,
@@ -1715,18 +1725,18 @@ typedef struct {
     int id;
 } Candidate;
 
-/* The order in which top_k and top_p keep tokens: the likelier first, of two alike the one with the
- * lower id. */
+/* The order in which top_k and top_p select tokens: the more likely first; of two that are equally
+   likely, the one with the lower id. */
 static inline bool before(Candidate a, Candidate b) {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
-/* Moves the first of c (n) to its front: `most` of them, or fewer where their weights reach
-   `enough`. Returns how many. A quickselect (Hoare 1961) by count and by weight: of the two parts
-   only the one in which the end lies is parted again. */
+/* Moves the first elements of c (n), in the order of before(), to its front: `most` of them, or
+   fewer if the sum of their weights reaches `enough`. Returns how many. A quickselect (Hoare 1961)
+   by count and by weight: only the part that contains the end is partitioned again. */
 static int first_of(Candidate *c, int n, const float *weight, int most, double enough) {
-    int low = 0, high = n;  // before low all belong, from high on none
-    double sum = 0;         // of the weights before low
+    int low = 0, high = n;  // elements before low are selected, from high on they are not
+    double sum = 0;         // of the weights of elements before low
     while (low < high) {
         Candidate *pivot = &c[low + (high - low) / 2], p = *pivot;
         *pivot = c[high - 1];
@@ -1753,8 +1763,8 @@ static int first_of(Candidate *c, int n, const float *weight, int most, double e
     return low;
 }
 
-/* With the whole vocabulary sorted instead, 32 rows of 50,257 took 48 ms (top_k 50) and 100 ms
- * (top_p 0.9, nearly flat); parted, 6 and 29 ms. */
+/* Samples with top_k and top_p. 32 rows of 50,257 logits take 6 ms with top_k 50, and 29 ms with
+   top_p 0.9 and nearly uniform probabilities. Sorting the vocabulary took 48 and 100 ms. */
 static int sample_restricted(const float *x, int V, float top, float beta, int top_k, float top_p,
                              double u) {
     float *weight = workspace(3 * (size_t)V + 16);
@@ -1786,8 +1796,8 @@ static int sample_restricted(const float *x, int V, float top, float beta, int t
     return token;
 }
 
-/* The whole vocabulary: find the block of 512 in which the running sum passes u * total, then look
- * inside it. */
+/* Samples from the whole vocabulary: finds the block of 512 in which the cumulative sum exceeds
+   u * total, then the token in this block. */
 static int sample_all(const float *x, int V, float top, float beta, double total, double u) {
     double sum = 0;
     int last = 0;

@@ -1,23 +1,22 @@
 /*
- * kernels.cu - kernels.h on a GPU with CUDA: the functions of kernels.c, in its order, to be read
- * beside it.
+ * kernels.cu - kernels.h on a GPU with CUDA: the functions of kernels.c, in the same order.
  *
- * Numbers are stored as bf16 (or as float, with PRECISION=fp32) and added up in float. The large
- * products are cuBLASLt's; everything else is here. What carries over from kernels.c is the rule
- * that an output element is accumulated by one thread, or by one group of threads in one fixed
- * order: there is no atomic addition in the file, so the same run gives the same bits. What belongs
- * to a token does not depend on how many rows are beside it, because a product of a given width
- * always goes the same way (product()), and attention takes its keys in the same blocks whether a
- * sequence is trained on, shares its beginning, or is being written.
+ * Numbers are stored as bf16 (or as float, with PRECISION=fp32) and summed in float. cuBLASLt
+ * computes the large products, and this file everything else. The rule of kernels.c holds here too:
+ * an output element is accumulated by one thread, or by one group of threads in one fixed order.
+ * There are no atomic additions, so the same run gives the same bits. The results of a token do not
+ * depend on the number of rows in the batch: product() uses the same algorithm for every product of
+ * a given width, and attention uses the same blocks of keys for a sequence in training, for one
+ * that shares a prefix, and in decoding.
  *
- * The same file compiles with a C++ compiler against test/emu/cuda_emu.h, which runs it on the CPU,
- * slowly and suspiciously; that is how it is tested where there is no GPU. For that, kernels are
- * launched through LAUNCH, shared memory is declared by SHARED, and PTX stands in three wrappers.
+ * A C++ compiler compiles the same file with test/emu/cuda_emu.h, which runs it on a CPU, slowly
+ * and with many checks. So it is tested without a GPU. For this purpose kernels are launched with
+ * LAUNCH, shared memory is declared with SHARED, and PTX is used in three wrappers only.
  *
- * Left out: stochastic rounding of the weights, which is for training without masters in float:
- * here a weight is its master rounded to the nearest, so that a resumed run, which has read the
- * masters, goes on with the bits it stopped at. And instructions of one generation only: cuBLASLt
- * brings those where they count most.
+ * Left out: stochastic rounding of weights, which is for training without float masters. Here a
+ * weight is its master rounded to nearest. A resumed run reads the masters and so continues with
+ * the same bits. Also left out: instructions of one GPU generation only. cuBLASLt uses them where
+ * they matter most.
  */
 #ifdef __CUDACC__
 #    include <cublasLt.h>
@@ -33,9 +32,9 @@
         extern __shared__ __align__(16) char name##_bytes[]; \
         T *name = (T *)name##_bytes
 
-/* d (16,8) += a (16,16) b (16,8), one warp; lane l = 4 g + t holds of a the rows g, g+8 and the
-   columns 2t, 2t+1, 2t+8, 2t+9, of b column g and those rows, of d the rows g, g+8 and the columns
-   2t, 2t+1 (PTX ISA, mma.m16n8k16) */
+/* d (16,8) += a (16,16) b (16,8), computed by one warp. Lane l = 4 g + t has rows g, g+8 and
+   columns 2t, 2t+1, 2t+8, 2t+9 of a; column g and rows 2t, 2t+1, 2t+8, 2t+9 of b; and rows g, g+8
+   and columns 2t, 2t+1 of d (PTX ISA, mma.m16n8k16). */
 static __device__ __forceinline__ void mma_bf16(float d[4], const uint32_t a[4],
                                                 const uint32_t b[2]) {
     asm volatile(
@@ -45,8 +44,9 @@ static __device__ __forceinline__ void mma_bf16(float d[4], const uint32_t a[4],
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-/* Four 8 x 8 matrices from shared memory; lane l names row l % 8 of matrix l / 8, and gets of each
- * what mma_bf16 wants of it, or of its transpose */
+/* Loads four 8 x 8 matrices from shared memory. Lane l passes the address of row l % 8 of matrix
+   l / 8, and gets the elements of each matrix, or of its transpose, that mma_bf16 needs in lane l.
+ */
 static __device__ __forceinline__ void ldmatrix_x4(uint32_t r[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -60,7 +60,7 @@ static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4], const vo
                  : "memory");
 }
 
-/* 16 bytes from global to shared memory, by the time of cp_async_wait */
+/* Starts a copy of 16 bytes from global to shared memory. cp_async_wait waits for it. */
 static __device__ __forceinline__ void cp_async16(void *shared, const void *global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(
                      (uint32_t)__cvta_generic_to_shared(shared)),
@@ -147,7 +147,7 @@ void *device_alloc(size_t bytes) {
     void *p = NULL;
     cudaError_t error = cudaMalloc(&p, bytes + !bytes);
     if (error == cudaErrorMemoryAllocation || error == cudaErrorInvalidValue) {
-        cudaGetLastError();  // it has been heard
+        cudaGetLastError();  // clears the error
         return NULL;
     }
     CUDA(error);
@@ -169,7 +169,7 @@ void device_copy(void *to, const void *from, size_t bytes) {
 }
 void device_write(void *device, const void *host, size_t bytes) {
     CUDA(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream));
-    CUDA(cudaStreamSynchronize(stream));  // what is at host is the caller's again
+    CUDA(cudaStreamSynchronize(stream));  // the caller may reuse host
 }
 
 void device_read(void *host, const void *device, size_t bytes) {
@@ -177,7 +177,7 @@ void device_read(void *host, const void *device, size_t bytes) {
     CUDA(cudaStreamSynchronize(stream));
 }
 
-real *device_map(const void *host, size_t n) {  // a GPU has its own memory: there must be a copy
+real *device_map(const void *host, size_t n) {  // a GPU has its own memory and needs a copy
     (void)host;
     (void)n;
     return NULL;
@@ -187,7 +187,7 @@ void device_unmap(const real *device, size_t n) {
     (void)n;
 }
 
-/* In pieces, so that a model of any size is converted through little memory. */
+/* Converts in pieces, to need little memory for a model of any size. */
 static const size_t PIECE = 1 << 20;
 
 void real_write(real *device, const float *host, size_t n) {
@@ -201,7 +201,7 @@ void real_write(real *device, const float *host, size_t n) {
         for (size_t i = 0; i < m; i++) {
             uint32_t bits;
             memcpy(&bits, host + from + i, sizeof bits);
-            // to the nearest, to the even one of two; a NaN stays one
+            // to nearest, ties to even; NaN stays NaN
             piece[i] = isnan(host[from + i]) ? (uint16_t)(bits >> 16 | 0x40)
                                              : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
         }
@@ -227,8 +227,8 @@ void real_read(float *host, const real *device, size_t n) {
     free(piece);
 }
 
-/* Memory for intermediate results, each function's own for as long as it runs. It grows while the
- * first step runs, and then no more. */
+/* Memory for intermediate results, used by one function at a time. It grows during the first step,
+   and not after that. */
 static void *workspace(size_t bytes) {
     static void *memory;
     static size_t have;
@@ -244,10 +244,10 @@ static void *workspace(size_t bytes) {
     return memory;
 }
 
-/* ---- Numbers in memory, one or eight (16 or 32 bytes) at a time ------------------------------ */
+/* ---- Loads and stores of one or eight numbers (16 or 32 bytes) ------------------------------- */
 
-/* A kernel on rows or arrays comes with W = 8 and, for what is not a multiple of eight or does not
- * begin at one, with W = 1. */
+/* Kernels on rows or arrays are compiled for W = 8, and for W = 1, which is used if a size or an
+   address is not a multiple of eight numbers. */
 
 __device__ __forceinline__ float get(const float *p) { return *p; }
 __device__ __forceinline__ float get(const __nv_bfloat16 *p) { return __bfloat162float(*p); }
@@ -285,7 +285,7 @@ static __device__ __forceinline__ void get(float x[W], const __nv_bfloat16 *p) {
     }
 }
 
-/* Two numbers of bf16 as they lie beside each other. */
+/* Two adjacent bf16 numbers. */
 static __device__ __forceinline__ uint32_t bf16_pair(float x, float y) {
     return (uint32_t)__bfloat16_as_ushort(__float2bfloat16(x)) |
            (uint32_t)__bfloat16_as_ushort(__float2bfloat16(y)) << 16;
@@ -312,7 +312,7 @@ static __device__ __forceinline__ void put(__nv_bfloat16 *p, const float x[W]) {
     }
 }
 
-/* Two beside each other, at an even place. */
+/* Two adjacent numbers at an even index. */
 __device__ __forceinline__ void put2(float *p, float x, float y) {
     p[0] = x;
     p[1] = y;
@@ -321,13 +321,13 @@ __device__ __forceinline__ void put2(__nv_bfloat16 *p, float x, float y) {
     *(uint32_t *)(void *)p = bf16_pair(x, y);
 }
 
-/* Do all of these begin where eight numbers may be read at once? NULL does. */
+/* Are all of these addresses aligned for loads of eight numbers? NULL is. */
 template <class... P>
 static bool aligned(P... p) {
     return ((((uintptr_t)p) % 16 == 0) && ...);
 }
 
-/* The largest power of two, up to 16, that divides it. */
+/* The largest power of two, at most 16, that divides it. */
 static int alignment_of(size_t bytes) {
     return bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : bytes % 4 == 0 ? 4 : bytes % 2 == 0 ? 2 : 1;
 }
@@ -339,8 +339,8 @@ static inline unsigned blocks_for(size_t n, size_t each) {
     return (unsigned)((n + each - 1) / each);
 }
 
-/* Sums and maxima over the lanes of a warp: every lane gets the result, from additions in one
- * order. */
+/* Sums and maxima over the lanes of a warp. Every lane gets the result. The order of the additions
+   is fixed. */
 template <class T>
 static __device__ __forceinline__ T warp_sum(T x) {
     for (int d = 16; d; d /= 2) x += __shfl_xor_sync(ALL, x, d);
@@ -352,12 +352,12 @@ static __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-/* The sum over a block of THREADS, for every thread; x of the warps in their order. */
+/* The sum of x over a block of THREADS, returned to every thread. Warps are added in order. */
 template <class T>
 static __device__ T block_sum(T x) {
     SHARED(T, part, [WARPS]);
     x = warp_sum(x);
-    __syncthreads();  // the last sum has been read
+    __syncthreads();  // all threads have read the previous sum
     if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
     __syncthreads();
     T sum = 0;
@@ -381,9 +381,9 @@ static void each(F f, size_t n, bool eights) {
         LAUNCH((each_kernel<1, F>), blocks_for(n, THREADS), THREADS, 0, stream, f, n);
 }
 
-/* a (C) += the sum over n < N of f(n, c).x, b (C) of f(n, c).y; either may be NULL. Chunks of ROWS
-   rows are added up side by side, then their sums in order: 16,384 rows one after the other would
-   leave most of the GPU idle. */
+/* a (C) += sum over n < N of f(n, c).x, and b (C) += sum of f(n, c).y. Either may be NULL. Chunks
+   of ROWS rows are summed in parallel, then their sums are added in order. Adding 16,384 rows one
+   after the other would leave most of the GPU idle. */
 enum { ROWS = 128 };
 
 template <class F>
@@ -393,7 +393,7 @@ __global__ void chunk_sums_kernel(float2 *part, F f, int N, int C) {  // part (c
     float2 sum = make_float2(0, 0);
     const int n0 = (int)blockIdx.y * ROWS, n1 = min(N, n0 + ROWS);
     if (c < C)
-#pragma unroll 8  // so many numbers are on their way at a time
+#pragma unroll 8  // the number of loads in flight
         for (int n = n0 + w; n < n1; n += 8) {
             const float2 x = f(n, c);
             sum.x += x.x;
@@ -435,7 +435,7 @@ static void add_column_sums(float *a, float *b, F f, int N, int C) {
 
 /* ---- The matrix product, by cuBLASLt --------------------------------------------------------- */
 
-/* A factor as it lies in memory: row-major with a stride, or the transpose of such a matrix. */
+/* A factor of a product: a row-major matrix with a row stride, or the transpose of one. */
 typedef struct {
     const real *p;
     size_t stride;
@@ -461,19 +461,19 @@ static void prefer(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttribu
 }
 
 /*
- * The way in which cuBLASLt is to compute a product. It is asked once for each kind of product,
- * always about ASKED rows, as many as a step of training may have: a way that depended on how many
- * rows there are would make a token's bits depend on its batch. Ways that cut the sum over k in
- * parts are refused.
+ * The algorithm ("way") that cuBLASLt uses for a product. The heuristic is called once for each
+ * kind of product, always with ASKED rows, a typical number in a training step. If the algorithm
+ * depended on the number of rows, a token's bits would depend on its batch. Algorithms that split
+ * the sum over k are excluded.
  */
 enum { ASKED = 4096, WAYS = 256 };
 
 typedef struct {
     int M, N, K, ta, tb, type, epilogue, beta,
-        alignment[4];  // of A, B, C, bias; M or K is 0 where it is the number of rows
+        alignment[4];  // of A, B, C, bias; M or K is 0 if it is the number of rows
 } Kind;
 
-/* NULL where there is none: cuBLASLt need not have every epilogue. */
+/* NULL if there is none: cuBLASLt may lack an epilogue. */
 static const cublasLtMatmulAlgo_t *way_of(Kind kind, cublasLtMatmulDesc_t d) {
     static struct {
         Kind kind;
@@ -484,13 +484,13 @@ static const cublasLtMatmulAlgo_t *way_of(Kind kind, cublasLtMatmulDesc_t d) {
     for (int i = 0; i < count; i++)
         if (!memcmp(&ways[i].kind, &kind, sizeof kind))
             return ways[i].found ? &ways[i].algorithm : NULL;
-    if (count == WAYS) count = 0;  // a model has a dozen; whoever has more asks again
+    if (count == WAYS) count = 0;  // a model needs a dozen; if there are more, start again
     const uint64_t M = (uint64_t)(kind.M ? kind.M : ASKED), N = (uint64_t)kind.N,
                    K = (uint64_t)(kind.K ? kind.K : ASKED);
     const cudaDataType_t stored = FP32 ? CUDA_R_32F : CUDA_R_16BF,
                          type = kind.type == 4 ? CUDA_R_32F : CUDA_R_16BF;
-    // as in product(): column-major, so the second factor comes first. Strides are those of dense
-    // matrices, rounded up to what is aligned alike
+    // As in product(), the matrices are column-major, so the second factor comes first. Strides are
+    // those of contiguous matrices, rounded up to the same alignment.
     const size_t round = (size_t)kind.alignment[0] / sizeof(real),
                  out_round = (size_t)(kind.alignment[2] / kind.type);
     auto up = [](size_t n, size_t to) { return to > 1 ? (n + to - 1) / to * to : n; };
@@ -536,17 +536,18 @@ static const cublasLtMatmulAlgo_t *way_of(Kind kind, cublasLtMatmulDesc_t d) {
 }
 
 /*
- * C (M,N) = A (M,K) B (K,N) + bias, with add C + A B. cuBLASLt sees a row-major matrix as the
- * transpose of a column-major one, and so is asked for C^T = B^T A^T. rows_are_k: the number of
- * rows is K, as for the gradient of a weight, and not M. With pre (M,N), of C's stride, pre becomes
- * that and C its GELU; false where cuBLASLt has no way to do so, and then nothing was done.
+ * C (M,N) = A (M,K) B (K,N) + bias; with add, C + A B. For cuBLASLt a row-major matrix is the
+ * transpose of a column-major one, so it computes C^T = B^T A^T. rows_are_k: the number of rows of
+ * the batch is K, as in the gradient of a weight, and not M. With pre (M,N), which has the stride
+ * of C, the result is stored in pre, and C becomes its GELU. Returns false if cuBLASLt cannot do
+ * this; then nothing is computed.
  */
 template <class Out>
 static bool product(int M, int N, int K, Matrix A, Matrix B, Out *C, size_t c_stride,
                     const real *bias, bool add, bool rows_are_k, real *pre = NULL) {
     if (!M || !N || (!K && add)) return true;
     if (!K && pre) return false;
-    if (!K) {  // a sum of nothing
+    if (!K) {  // an empty sum
         for (int i = 0; i < M; i++) device_zero(C + (size_t)i * c_stride, sizeof(Out) * (size_t)N);
         return true;
     }
@@ -625,8 +626,8 @@ void embed_forward(real *out, const int *token, const int *position, const real 
          C % 8 == 0 && aligned(out, wte, wpe));
 }
 
-/* next[n] = the next row with the id of row n, N when there is none; first[n]: there is none
-   before. Every pair is looked at, which for 16,384 rows is less work than one layer's bias. */
+/* next[n] = the next row with the same id as row n, or N. first[n]: no earlier row has this id.
+   Compares all pairs of rows, which for 16,384 rows is less work than the bias of one layer. */
 __global__ void links_kernel(int *next, int *first, const int *id, int N) {
     SHARED(int, ids, [THREADS]);
     const int n = (int)(blockIdx.x * THREADS + threadIdx.x), mine = n < N ? id[n] : -1;
@@ -647,7 +648,7 @@ __global__ void links_kernel(int *next, int *first, const int *id, int N) {
     }
 }
 
-/* One block goes through all the rows of an id, in their order, for THREADS channels. */
+/* One block adds all rows of an id in order, for THREADS channels. */
 __global__ void embed_backward_kernel(float *dtable, const real *dout, const int *id,
                                       const int *next, const int *first, int N, int C) {
     const int n = (int)blockIdx.x, c = (int)(blockIdx.y * THREADS + threadIdx.x);
@@ -778,13 +779,13 @@ struct Scale {
 
 void scale(real *x, float factor, size_t n) { each(Scale{x, factor}, n, aligned(x)); }
 
-/* ---- The same layer in four bits ------------------------------------------------------------- */
+/* ---- Linear layer in NF4 --------------------------------------------------------------------- */
 
-/* The weight is decoded into workspace, and multiplied there. */
+/* The weight is dequantised into workspace, then multiplied. */
 
 size_t nf4_bytes(int IC, int OC, bool double_quant) { return nf4_bytes_of(IC, OC, double_quant); }
 
-/* On the device: the 16 values, the 15 thresholds and one unused, the 256 scales. */
+/* On the device: the 16 values, the 15 thresholds and an unused one, the 256 values of scales. */
 static const float *nf4_tables(void) {
     static float *tables;
     if (tables) return tables;
@@ -797,8 +798,8 @@ static const float *nf4_tables(void) {
     return tables;
 }
 
-/* x = elements at .. at+W of weight^T as it lies; eight, from a multiple of eight on, are of one
- * block. */
+/* x = elements at .. at+W of weight^T, counted row after row. If W is 8, at is a multiple of 8, so
+   the elements are in one block. */
 template <int W>
 static __device__ void nf4_numbers(float x[W], const NF4 &q, const float *tables, size_t at) {
     const size_t block = at / NF4_BLOCK;
@@ -814,7 +815,7 @@ static __device__ void nf4_numbers(float x[W], const NF4 &q, const float *tables
     }
 }
 
-/* One warp a block of 64 numbers, two a lane; absmax (blocks). */
+/* One warp per block of 64 numbers, two numbers per lane. absmax (blocks) */
 __global__ void nf4_quantize_kernel(uint8_t *code, float *absmax, const real *weight,
                                     const float *tables, int IC, int OC, size_t blocks) {
     const size_t n = (size_t)IC * (size_t)OC, block = (size_t)blockIdx.x * WARPS + threadIdx.x / 32;
@@ -828,7 +829,7 @@ __global__ void nf4_quantize_kernel(uint8_t *code, float *absmax, const real *we
         top = fmaxf(top, fabsf(x[i]));
         finite = finite && fabsf(x[i]) <= 3.402823466e38f;
     }
-    top = __all_sync(ALL, finite) ? warp_max(top) : NAN;  // the whole block shows it
+    top = __all_sync(ALL, finite) ? warp_max(top) : NAN;  // makes the whole block NaN
     const float inverse = top > 0 ? 1.0f / top : 0;
     int byte = 0;
     for (int i = 0; i < 2; i++) {
@@ -882,7 +883,7 @@ struct Decode {  // out (OC,IC) = weight^T as it lies, or, transposed, elements 
         const size_t IC = (size_t)q.IC, OC = (size_t)q.OC, k = offset + i;
         float x[W];
         if (floats) {
-            real as_stored;  // as it counts in a product
+            real as_stored;  // rounded as for the product
             nf4_numbers<1>(x, q, tables, k % OC * IC + k / OC);
             put(&as_stored, x[0]);
             floats[i] = get(&as_stored);
@@ -921,7 +922,7 @@ void nf4_linear_backward_input(real *dinp, const real *dout, const NF4 *q, int N
             false, false);
 }
 
-/* ---- Residual and layer norm: a warp a row --------------------------------------------------- */
+/* ---- Residual and layer norm: one warp per row ----------------------------------------------- */
 
 template <int W>
 __global__ void layernorm_forward_kernel(real *sum, real *out, float *mean, float *rstd,
@@ -938,7 +939,7 @@ __global__ void layernorm_forward_kernel(real *sum, real *out, float *mean, floa
             get<W>(b, y + at + c);
             for (int k = 0; k < W; k++) a[k] += b[k];
             put<W>(sum + at + c, a);
-            get<W>(a, sum + at + c);  // rounded as it is stored: backward reads it from there
+            get<W>(a, sum + at + c);  // rounded as stored, as the backward pass reads it
         }
         for (int k = 0; k < W; k++) total += a[k];
     }
@@ -1033,10 +1034,10 @@ void layernorm_backward(real *dsum, float *dweight, float *dbias, const real *do
 
 /* ---- GELU ------------------------------------------------------------------------------------ */
 
-/*  0.5 x (1 + tanh(u)) = x s(2u) with the logistic function s(z) = 1 / (1 + e^-z); u = A (x + B
- * x^3) */
+/* 0.5 x (1 + tanh(u)) = x s(2u) with the logistic function s(z) = 1 / (1 + e^-z) and
+   u = A (x + B x^3) */
 
-#define GELU_A 0.7978845608f  // sqrt(2 / pi), and the cubic's coefficient
+#define GELU_A 0.7978845608f  // sqrt(2 / pi), then the coefficient of the cubic term
 #define GELU_B 0.044715f
 
 /* y = f(x), and slope = f'(x) */
@@ -1045,15 +1046,15 @@ struct Gelu {
         const float u = x * fmaf(x * x, GELU_A * GELU_B, GELU_A),
                     s = 1.0f / (1.0f + expf(-2.0f * u));
         *y = x * s;
-        // d = s + x s (1 - s) 2 u',  u' = A (1 + 3 B x^2).  x s (1 - s) first: it vanishes before
-        // u' grows
+        // d = s + x s (1 - s) 2 u',  u' = A (1 + 3 B x^2).  x s (1 - s) is computed
+        // first, because it reaches 0 before u' becomes large
         *slope = fmaf(*y * (1.0f - s), fmaf(x * x, 6 * GELU_A * GELU_B, 2 * GELU_A), s);
     }
 };
 
 struct Relu {
     static __device__ void at(float x, float *y, float *slope) {
-        *y = x <= 0 ? 0 : x;  // (NaN passes)
+        *y = x <= 0 ? 0 : x;  // (preserves NaN)
         *slope = x <= 0 ? 0 : 1;
     }
 };
@@ -1100,10 +1101,10 @@ void gelu_forward(real *out, const real *inp, size_t n) {
     each(Activation<Gelu>{out, inp}, n, aligned(out, inp));
 }
 
-/* In bf16 by cuBLASLt, which takes GELU of the sum before it is rounded, where it can write pre
-   eight numbers at a time. In fp32, which is for comparing with the CPU, GELU is the one above. On
-   Hopper only: others found it slower than two kernels on Ada (llm.c) and on later ones. What it
-   saves is not measured yet; `make bench_cuda` has a row for it and for each of the two. */
+/* In bf16 cuBLASLt computes GELU from the sum before rounding, if it can write pre eight numbers at
+   a time. In fp32, which is for comparison with the CPU, the GELU above is used. Only on Hopper: it
+   was reported slower than two kernels on Ada (llm.c) and later GPUs. How much it saves is not
+   measured yet; `make bench_cuda` has a row for it and one for each of the two kernels. */
 void linear_gelu_forward(real *out, real *pre, const real *inp, const real *weight,
                          const real *bias, int N, int IC, int OC) {
     if (!FP32 && properties.major == 9 && OC % 8 == 0 && aligned(pre) &&
@@ -1135,14 +1136,13 @@ void silu_backward(real *dout, real *inp, size_t n) {
 
 /* ---- Random noise: the draws of util.h, the same as on the CPU ------------------------------- */
 
-/* Word c % 4 of the draw for element c of the token in row n. */
+/* The uniform number of element c of the token in row n. */
 static __device__ float noise_uniform(const Noise &z, int n, uint32_t c) {
     return random_uniform(
         random4(z.seed, z.purpose, z.step, z.sequence[n], (uint32_t)z.position[n], c / 4).v[c % 4]);
 }
 
-/* The factors, 0 or 1 / (1-p), of elements c .. c+W of row n; W = 8 needs two draws for its eight.
- */
+/* The factors, 0 or 1 / (1-p), of elements c .. c+W of row n. W = 8 needs two draws of Philox. */
 template <int W>
 static __device__ void keep_factors(float keep[W], const Noise &z, int n, uint32_t c) {
     const float kept = 1.0f / (1.0f - z.p);
@@ -1210,14 +1210,13 @@ void add_uniform_noise(real *x, const float *magnitude, int N, int C, Noise nois
     each(UniformNoise{x, magnitude, (size_t)C, noise}, (size_t)N * (size_t)C, false);
 }
 
-/* ---- Attention (Dao et al -------------------------------------------------------------------- */
+/* ---- Attention ------------------------------------------------------------------------------- */
 
-/* 2022). A block of 4 warps takes 64 consecutive queries of one head, 16 a warp, and goes through
- * the keys in blocks of 64, counted from the beginning of the sequence. Decoding runs the same code
- * with one warp. A block of keys that a query does not see adds 0 and rescales by 1, so a row has
- * the same bits whichever other rows are beside it.  Tiles lie in shared memory with rows of LD
- * numbers, 16 bytes more than a head, so that the rows of an 8 x 8 matrix fall into different
- * banks. */
+/* (Dao et al. 2022.) A block of 4 warps computes 64 consecutive queries of one head, 16 per warp,
+   and loops over the keys in blocks of 64, counted from the start of the sequence. Decoding runs
+   the same code with one warp. A block of masked keys adds 0 and rescales by 1, so a row has the
+   same bits regardless of the other rows. Tiles in shared memory have rows of LD numbers, 16 bytes
+   more than a head, so that the rows of an 8 x 8 matrix are in different banks. */
 
 enum { KB = 64 };
 
@@ -1237,10 +1236,10 @@ static size_t shared_bytes(int tiles, int probabilities, int warps, int hsp) {
            2 * KB * sizeof(float);
 }
 
-/* d (16,8 NT) += A (16,K) B (K,8 NT), one warp, both in shared memory. A's element (i,k) is a[i *
-   lda + k], with AT a[k * lda + i]; B's (k,n) is b[k * ldb + n], with BT b[n * ldb + k]. d[j] is
-   columns 8j .. 8j+8, laid out as mma_bf16 does. In fp32 what the tensor cores do is written out.
- */
+/* d (16,8 NT) += A (16,K) B (K,8 NT), computed by one warp, with A and B in shared memory. Element
+   (i,k) of A is a[i * lda + k], with AT a[k * lda + i]. Element (k,n) of B is b[k * ldb + n], with
+   BT b[n * ldb + k]. d[j] is columns 8j .. 8j+8, distributed over the lanes as in mma_bf16. In fp32
+   the same sums are computed without tensor cores. */
 template <int NT, bool AT, bool BT>
 static __device__ void warp_product(float d[][4], const real *a, int lda, const real *b, int ldb,
                                     int K) {
@@ -1275,7 +1274,7 @@ static __device__ void warp_product(float d[][4], const real *a, int lda, const 
     }
 }
 
-/* Rows of hs numbers: those before P lie at first, the others at second. */
+/* Rows of hs numbers: the first P of them start at first, the others at second. */
 typedef struct {
     const real *first, *second;
     size_t stride;
@@ -1286,8 +1285,8 @@ static __device__ __forceinline__ const real *row_at(RowsOf x, int t) {
     return t < x.P ? x.first + (size_t)t * x.stride : x.second + (size_t)(t - x.P) * x.stride;
 }
 
-/* tile (rows,HSP) = rows t0 .. of x, zeros from `end` on and beyond hs; on its way until
- * cp_async_wait. eights: 16 bytes may be read at once. */
+/* Starts to copy rows t0 .. of x to tile (rows,HSP), with zeros from row `end` and column hs on.
+   cp_async_wait waits for it. eights: the addresses allow loads of 16 bytes. */
 template <int HSP>
 static __device__ void load_tile(real *tile, RowsOf x, int t0, int end, int rows, int hs,
                                  bool eights) {
@@ -1311,10 +1310,11 @@ static __device__ float attention_keep(const Noise &z, int n, int key, int h, in
 }
 
 /*
- * Attention of `rows` consecutive queries (up to 16 a warp) at positions q0, q0+1, ... over keys 0
- * .. their own position. The softmax is computed as the blocks of keys go by (Milakov & Gimelshein
- * 2018): m is the largest score so far, l the sum of e^(score - m), o the weighted values. noise.p
- * > 0: dropout; n0 is the batch row of q0.
+ * Attention of `rows` consecutive queries (at most 16 per warp) at positions q0, q0+1, ... to keys
+ * 0
+ * .. their own position. The softmax is computed online, one block of keys after the other (Milakov
+ * & Gimelshein 2018): m is the largest score so far, l the sum of e^(score - m), o the weighted sum
+ * of values. noise.p > 0: dropout. n0 is the batch row of q0.
  */
 template <int HSP, int WARPS_>
 static __device__ void attend(real *out, size_t out_row, float *lse, size_t lse_row, const real *q,
@@ -1354,7 +1354,7 @@ static __device__ void attend(real *out, size_t out_row, float *lse, size_t lse_
                 top[i / 2] = fmaxf(top[i / 2], s[j][i]);
             }
         float shrink[2];
-        for (int i = 0; i < 2; i++) {  // a row's 64 scores are with four lanes
+        for (int i = 0; i < 2; i++) {  // the 64 scores of a row are in four lanes
             top[i] = fmaxf(top[i], __shfl_xor_sync(ALL, top[i], 1));
             top[i] = fmaxf(top[i], __shfl_xor_sync(ALL, top[i], 2));
             const float larger = fmaxf(m[i], top[i]);
@@ -1398,8 +1398,8 @@ static __device__ void attend(real *out, size_t out_row, float *lse, size_t lse_
     }
 }
 
-/* Where the tokens of a sequence lie: those of its parent, P of them from row before, then its own,
- * T from row own. */
+/* The batch rows of a sequence: P rows of its parent from row `before` on, then T rows of its own
+   from row `own` on. */
 typedef struct {
     int before, P, own, T;
 } Rows;
@@ -1410,8 +1410,8 @@ static __device__ Rows rows_of(const int *start, const int *parent, int s) {
                 start[s + 1] - start[s]};
 }
 
-/* Block b of all sequences' blocks of 64 tokens: which sequence it is of, and which of its blocks.
-   The host does not know how many there are, and starts as many as there can be. */
+/* Finds the sequence and its block for block b of all sequences' blocks of 64 tokens. The host does
+   not know the number of blocks, and launches as many as there can be. */
 static __device__ bool find_block(const int *start, int S, int b, int *s, int *i) {
     const int lane = threadIdx.x % 32;
     for (int s0 = 0, before = 0; s0 < S; s0 += 32) {
@@ -1458,8 +1458,8 @@ __global__ void attention_forward_kernel(real *out, float *lse, const real *qkv,
         part_of(qkv, r, 1, h, NH, hs), part_of(qkv, r, 2, h, NH, hs), hs, eights, noise, n0, h, NH);
 }
 
-/* delta (N,NH) = dout . out of each head: what softmax's gradient subtracts. A warp a row and head.
- */
+/* delta (N,NH) = dout . out of each head, which the gradient of softmax subtracts. One warp per row
+   and head. */
 __global__ void attention_delta_kernel(float *delta, const real *dout, const real *out, int N,
                                        int NH, int hs) {
     const size_t item = (size_t)blockIdx.x * WARPS + threadIdx.x / 32;
@@ -1473,10 +1473,10 @@ __global__ void attention_delta_kernel(float *delta, const real *dout, const rea
 }
 
 /*
- * p = softmax(scale q k^T), o = p v:  dv = p^T do,  dp = do v^T,  ds = p (dp - delta) scale,  dq =
- * ds k,  dk = ds^T q
+ * p = softmax(scale q k^T), o = p v:
+ *     dv = p^T do,  dp = do v^T,  ds = p (dp - delta) scale,  dq = ds k,  dk = ds^T q
  *
- * dq: a block of 64 queries goes through the keys.
+ * For dq, a block of 64 queries loops over the keys.
  */
 template <int HSP>
 __global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qkv, const float *lse,
@@ -1541,9 +1541,9 @@ __global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qk
         }
 }
 
-/* dk and dv: a block of 64 keys goes through the queries that see them: those of its own sequence,
-   then those of the sequences that go on from it, in their order. So the gradients of shared keys
-   are added up by one block, without atomics; the price is that s and dp are computed twice. */
+/* For dk and dv, a block of 64 keys loops over the queries that attend to them: those of its own
+   sequence, then those of its continuations, in order. So one block adds the gradients of shared
+   keys, without atomics. In return s and dp are computed twice. */
 template <int HSP>
 __global__ void attention_dkv_kernel(real *dqkv, const real *dout, const real *qkv,
                                      const float *lse, const float *delta, const int *start,
@@ -1573,7 +1573,7 @@ __global__ void attention_dkv_kernel(real *dqkv, const real *dout, const real *q
         if (s != s_ && (!parent || parent[s] != s_)) continue;
         const Rows r = rows_of(start, parent, s);
         for (int from = s == s_ ? i_ * KB : 0; from < r.T;
-             from += KB) {  // of the sequence's own tokens
+             from += KB) {  // tokens of the sequence itself
             const int n0 = r.own + from, q0 = r.P + from, rows = min(KB, r.T - from);
             __syncthreads();  // the last block of queries is no longer read, nor what a warp wrote
                               // for itself
@@ -1589,7 +1589,7 @@ __global__ void attention_dkv_kernel(real *dqkv, const real *dout, const real *q
             cp_async_wait<0>();
             __syncthreads();
             float s_t[KB / 8][4] = {},
-                           dp[KB / 8][4] = {};  // transposed: 16 keys a warp, 64 queries
+                           dp[KB / 8][4] = {};  // transposed: 16 keys per warp, 64 queries
             warp_product<KB / 8, false, true>(s_t, K + w * 16 * T::LD, T::LD, Q, T::LD, HSP);
             warp_product<KB / 8, false, true>(dp, V + w * 16 * T::LD, T::LD, dO, T::LD, HSP);
 #pragma unroll
@@ -1626,7 +1626,7 @@ __global__ void attention_dkv_kernel(real *dqkv, const real *dout, const real *q
         }
 }
 
-/* Calls f.at<HSP>() with hs rounded up to what the kernels are made for. */
+/* Calls f.at<HSP>() with hs rounded up to a size that the kernels are compiled for. */
 template <class F>
 static void with_head_size(int hs, F f) {
     if (hs <= 16)
@@ -1645,7 +1645,7 @@ static void with_head_size(int hs, F f) {
 
 static bool whole_chunks(int hs) { return (size_t)hs * sizeof(real) % 16 == 0; }
 
-/* A kernel must be told when its blocks are to have more than 48 KB of shared memory. */
+/* More than 48 KB of shared memory per block must be requested for a kernel. */
 template <class K>
 static size_t allow(K kernel, size_t bytes) {
     if (bytes > properties.sharedMemPerBlockOptin)
@@ -1713,7 +1713,7 @@ void attention_backward(real *dqkv, const real *dout, const real *qkv, const rea
         hs, AttentionBackward{dqkv, dout, qkv, lse, delta, start, parent, N, S, NH, hs, noise});
 }
 
-/* A cache is keys and values (slots,NH,2,positions,hs). */
+/* A cache contains keys and values (slots,NH,2,positions,hs). */
 static size_t cached_head(int positions, int hs) { return (size_t)positions * (size_t)hs; }
 
 size_t cache_bytes(int slots, int positions, int NH, int hs) {
@@ -1740,8 +1740,8 @@ struct PutKeyValue {
     }
 };
 
-/* Up to 16 rows of one slot at consecutive positions: row, how many, slot, position of the first.
- */
+/* At most 16 rows of one slot at consecutive positions: the first row, the number of rows, the
+   slot, and the position of the first row. */
 typedef struct {
     int row, rows, slot, position;
 } Group;
@@ -1779,8 +1779,8 @@ struct AttentionCached {
     }
 };
 
-/* What attention_cached was told last, on the host and on the device: all layers of a step ask the
- * same. */
+/* The last arguments of attention_cached, on the host and on the device. All layers of a step have
+   the same. */
 static struct {
     int N, room, count;
     int *slot, *position;  // (room) host
@@ -1891,9 +1891,9 @@ void head_backward(real *dinp, float *dwte, const real *dlogits, const real *inp
                 (size_t)C, (const real *)NULL, true, true);
 }
 
-/* Thread i of a block takes the elements [8i, 8i+8) + 8 THREADS j of a row, however the row is
-   aligned: so sums over it have one order. This calls f(j, x_j) for those of the thread; where x
-   may be written, f may change x_j. */
+/* Thread i of a block processes elements [8i, 8i+8) + 8 THREADS j of a row, for any alignment of
+   the row, so sums over a row have one order. Calls f(j, x_j) for the elements of this thread. If x
+   is not const, f may change x_j. */
 template <class T, class F>
 static __device__ void each_of_row(T *x, int V, F f) {
     const bool eights = (size_t)(uintptr_t)x % 16 == 0;
@@ -1915,8 +1915,8 @@ static __device__ void each_of_row(T *x, int V, F f) {
     }
 }
 
-/* The largest of a row and the first place where it stands, for every thread. A NaN is never the
- * largest; the sums below still show it. */
+/* The largest element of a row and its lowest index, returned to every thread. A NaN is never the
+   largest, but makes the sums below NaN. */
 static __device__ float row_max(const real *x, int V, int *where) {
     SHARED(float, tops, [WARPS]);
     SHARED(int, places, [WARPS]);
@@ -1953,7 +1953,8 @@ static __device__ float row_max(const real *x, int V, int *where) {
     return top;
 }
 
-/* sum_j e^((x_j - top) beta), and in *weighted, unless NULL, sum_j e^(..) (x_j - top) beta */
+/* Returns sum_j e^((x_j - top) beta). *weighted, unless NULL, becomes sum_j e^(..) (x_j - top)
+ * beta. */
 static __device__ double row_sum(const real *x, int V, float top, float beta, double *weighted) {
     float sum = 0, more = 0;
     each_of_row(x, V, [&](int, float v) {
@@ -1978,7 +1979,7 @@ __global__ void logprob_forward_kernel(float *logp, float *entropy, float *lse, 
     if (threadIdx.x) return;
     lse[r] = (float)((double)top * (double)beta + log_sum);
     logp[r] = (float)((double)(get(x + target[r]) - top) * (double)beta -
-                      log_sum);  // as in sample(), to the bit
+                      log_sum);  // the same bits as in sample()
     if (entropy)
         entropy[r] =
             (float)(log_sum - weighted / sum);  // -sum p log p, log p = (x - top) beta - log_sum
@@ -2027,7 +2028,7 @@ __global__ void kl_kernel(float *kl, const real *logits_p, const float *lse_p, c
         const float log_p = beta * v - lse_p[r], p = expf(log_p),
                     log_q = beta * get(y + j) - lse_q[r];
         if (p != 0)
-            sum += p * (log_p - log_q);  // where p is 0 the term is, even when a logit of -infinity
+            sum += p * (log_p - log_q);  // the term is 0 where p is 0, even if a logit of -infinity
                                          // makes the difference NaN
     });
     const double total = block_sum((double)sum);
@@ -2068,7 +2069,7 @@ float largest_difference(const real *a, const real *b, int R, int V, int ldv) {
     return top;
 }
 
-/* ---- The scalar head: a warp a row ----------------------------------------------------------- */
+/* ---- The scalar head: one warp per row ------------------------------------------------------- */
 
 __global__ void value_forward_kernel(float *value, const real *inp, const real *weight,
                                      const real *bias, int N, int C) {
@@ -2123,13 +2124,13 @@ void value_backward(real *dinp, float *dweight, float *dbias, const float *dvalu
     add_column_sums(dbias, (float *)NULL, Values{dvalue}, N, 1);
 }
 
-/* ---- Sampling: a block a row ----------------------------------------------------------------- */
+/* ---- Sampling: one block per row ------------------------------------------------------------- */
 
-/* Tokens are ordered by logit, of two alike the lower id first; what top_k and top_p keep is a
- * beginning of that order, named by its last token. Its end is found by bisection, first of the
- * logit and then of the id, each time counting what would be kept. */
+/* Tokens are ordered by descending logit, and by ascending id where logits are equal. top_k and
+   top_p select a prefix of that order, which is identified by its last token. Bisection finds that
+   token, first its logit and then its id; each step counts the tokens that would be selected. */
 
-/* Ascending with the float; the two zeros are one number. */
+/* Maps a float to an integer of the same order. +0 and -0 map to the same integer. */
 static __device__ uint32_t order_of(float x) {
     const uint32_t bits = __float_as_uint(x + 0.0f);
     return bits >> 31 ? ~bits : bits | 0x80000000u;
@@ -2163,14 +2164,14 @@ static __device__ Kept keep_up_to(const real *x, int V, float top, float beta, L
     return k;
 }
 
-/* The shortest beginning with `count` tokens or, weighed, of that weight. */
+/* The shortest prefix with `count` tokens or, if weighed, with that total weight. */
 static __device__ Last shortest(const real *x, int V, float top, float beta, bool weighed,
                                 double enough) {
     auto reached = [&](uint32_t order, int id) {
         const Kept k = keep_up_to(x, V, top, beta, Last{order, id});
         return k.count >= 1 && (weighed ? k.weight : k.count) >= enough;
     };
-    uint32_t low = 0, high = 0xffffffffu;  // the largest order that reaches it, with all its ids
+    uint32_t low = 0, high = 0xffffffffu;  // the largest order at which it suffices, with all ids
     while (low < high) {
         const uint32_t middle = low + (high - low) / 2 + 1;
         if (reached(middle, V))
@@ -2189,15 +2190,15 @@ static __device__ Last shortest(const real *x, int V, float top, float beta, boo
     return Last{low, first};
 }
 
-enum { SEGMENT = 512, SEGMENTS = 1024 };  // of ids; 16 a lane
+enum { SEGMENT = 512, SEGMENTS = 1024 };  // of ids; 16 per lane
 
 struct Drawn {
     int token;
     float logp;
 };
 
-/* Row r's token is the one in which the running sum over ids passes uniform * total: first the
- * segment is found, then the lane, then the id. */
+/* Selects as row r's token the one at which the cumulative sum over ids exceeds uniform * total:
+   finds first the segment, then the lane, then the id. */
 __global__ void sample_kernel(Drawn *out, const real *logits, const float *uniform, int V, int ldv,
                               float temperature, int top_k, float top_p) {
     SHARED(double, sums, [SEGMENTS]);
@@ -2235,7 +2236,7 @@ __global__ void sample_kernel(Drawn *out, const real *logits, const float *unifo
         const double wanted = (double)uniform[blockIdx.x] * total;
         int segment = 0;
         for (int s = 0; s < segments;
-             s++) {  // the last with any weight, should rounding leave the sum short
+             s++) {  // if rounding leaves the sum short, the last segment that has any weight
             if (sums[s] > 0) segment = s;
             if (sum + sums[s] > wanted) break;
             sum += sums[s];
@@ -2246,7 +2247,7 @@ __global__ void sample_kernel(Drawn *out, const real *logits, const float *unifo
         double mine = 0;
         int latest = -1, hit = -1;
         for (int k = 0; k < SEGMENT / 32; k++) mine += weight(from + k);
-        double before = mine;  // becomes the sum of the lanes below
+        double before = mine;  // becomes the sum of the lower lanes
         for (int d = 1; d < 32; d *= 2) {
             const double below = __shfl_up_sync(ALL, before, d);
             if (lane >= d) before += below;
@@ -2291,7 +2292,7 @@ void sample(int *token, float *logp, const real *logits, int R, int V, int ldv, 
 
 /* ---- The optimiser --------------------------------------------------------------------------- */
 
-/* 16 numbers a thread, until that makes enough blocks to keep a GPU busy */
+/* 16 numbers per thread, up to the number of blocks that keeps a GPU busy */
 static size_t square_blocks(size_t n) {
     return n < 16 * THREADS ? 1 : n / (16 * THREADS) < 1024 ? n / (16 * THREADS) : 1024;
 }
@@ -2346,7 +2347,7 @@ struct Step {
 
 void adamw(real *w, float *master, float *g, float *m, float *v, size_t n, float scale, float lr,
            float beta1, float beta2, float epsilon, float decay, int t) {
-    // m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t); the powers in double, once
+    // m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t), computed in double
     const float m_correct = (float)(1 / (1 - pow((double)beta1, t))),
                 v_correct = (float)(1 / (1 - pow((double)beta2, t)));
     each(Step{w, master, g, m, v, scale, lr, beta1, beta2, epsilon, decay, m_correct, v_correct}, n,

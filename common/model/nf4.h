@@ -1,7 +1,7 @@
 /*
- * nf4.h - the numbers of NF4 (kernels.h), for kernels.c and kernels.cu alike: the 16 values, the
- * 256 scales, and how a block's scale is quantised in its turn. It is done once, when a model is
- * loaded, and on the host.
+ * nf4.h - the constants of NF4 (kernels.h) for kernels.c and kernels.cu: the 16 values, the 256
+ * values of 8-bit scales, and double quantisation, the quantisation of the blocks' scales. It runs
+ * on the host, once, when a model is loaded.
  */
 #ifndef POSTTRAIN_NF4_H
 #define POSTTRAIN_NF4_H
@@ -26,17 +26,17 @@ static const float nf4_value[16] = {-1.0f,
                                     0.7229568362236023f,
                                     1.0f};
 
-/* A number above threshold[c] has a code above c: half way between two values. Every digit counts,
- * for bitsandbytes' bits. */
+/* A number above nf4_threshold[c] has a code above c. A threshold is half way between two values.
+   All digits are needed to get the same codes as bitsandbytes. */
 static const float nf4_threshold[15] = {
     -0.8480964004993439f,  -0.6106329262256622f,  -0.4599952697753906f,   -0.33967943489551544f,
     -0.23460740596055984f, -0.13791173323988914f, -0.045525018125772476f, 0.03979014977812767f,
     0.1202552504837513f,   0.2035212516784668f,   0.2920137718319893f,    0.3893125355243683f,
     0.5016634166240692f,   0.6427869200706482f,   0.8614784181118011f};
 
-/* The 256 values of the 8-bit numbers: for e = 0 .. 6, the centres of 2^e equal parts of [0.1, 1],
-   times 10^(e-6), with both signs; 0; and 1 (Dettmers 2016, "8-bit approximations for parallelism
-   in deep learning"). In ascending order; in float throughout, as bitsandbytes does. */
+/* The 256 values of 8-bit scales (Dettmers 2016, "8-bit approximations for parallelism in deep
+   learning"), in ascending order: the centres of 2^e equal parts of [0.1, 1] times 10^(e-6), for
+   e = 0 .. 6, with both signs; 0; and 1. Computed in float, as in bitsandbytes. */
 static float dynamic_map[256];
 
 static inline int ascending(const void *a, const void *b) {
@@ -68,7 +68,7 @@ static inline size_t nf4_bytes_of(int IC, int OC, bool double_quant) {
                                            : blocks * sizeof(float));
 }
 
-/* The nearest of the 256 values; of two that are equally near, the lower. */
+/* The index of the nearest of the 256 values; if two are equally near, of the lower one. */
 static inline uint8_t dynamic_code(float x) {
     int low = 0, high = 255;
     while (high - low > 1) {
@@ -81,7 +81,7 @@ static inline uint8_t dynamic_code(float x) {
     return (uint8_t)(x - dynamic_map[low] <= dynamic_map[high] - x ? low : high);
 }
 
-/* absmax (blocks) -> absmax8, absmax2 and offset. */
+/* Quantises absmax (blocks), which it overwrites, to absmax8, absmax2 and offset. */
 static inline void quantize_absmax(NF4 *q, float *absmax, size_t blocks) {
     double sum = 0;
     for (size_t b = 0; b < blocks; b++) sum += (double)absmax[b];

@@ -3,6 +3,8 @@
  */
 #include "rl/choices.h"
 
+#include "model/generate.h"
+
 #include "text/json.h"
 #include "text/utf8.h"
 

@@ -6,6 +6,7 @@
 #define POSTTRAIN_CHOICES_H
 
 #include "model/gpt2.h"
+#include "model/memory.h"
 #include "text/records.h"
 #include "text/tokenizer.h"
 

@@ -10,6 +10,7 @@
 
 #include <limits.h>
 #include <strings.h>
+#include <unistd.h>
 
 /* ---- constitutions --------------------------------------------------------------------------- */
 

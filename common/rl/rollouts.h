@@ -9,7 +9,7 @@
 #define POSTTRAIN_ROLLOUTS_H
 
 #include "rl/child.h"
-#include "model/gpt2.h"
+#include "model/generate.h"
 #include "text/tokenizer.h"
 #include "util.h"
 

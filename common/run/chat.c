@@ -10,6 +10,7 @@
 
 #include <signal.h>
 #include <unistd.h>
+#include <unistd.h>
 
 bool chat_asked(const Chat *c) { return c->prompt || c->chat; }
 
@@ -75,7 +76,8 @@ char *chat_template(const char *template, const char *adapter, const char *dir) 
 
 /* ---- the next turn --------------------------------------------------------------------------- */
 
-/* Makes text the next turn: in its template, as tokens. -1 with e filled: it is empty, or too long. */
+/* Makes text the next turn: in its template, as tokens. -1 with e filled: it is empty, or too long.
+ */
 static int take_turn(Chat *c, const char *text, Error *e) {
     char *prompt = c->plain ? xstrdup(text) : template_prompt(c->form, text, NULL, e);
     c->next.n = 0;
@@ -100,11 +102,11 @@ GPT2Limits chat_prepare(Chat *c, const char *adapter, const char *dir, const GPT
     c->form = chat_template(c->template, adapter, dir);
     c->plain = !c->form && !c->chat;
     if (!c->form)
-        fprintf(stderr,
-                "note: %s does not say in which template it was trained; %s. --template sets one\n",
-                dir,
-                c->plain ? "the text is continued as it is"
-                         : "this conversation uses the default one");
+        fprintf(
+            stderr,
+            "note: %s does not say in which template it was trained; %s. --template sets one\n",
+            dir,
+            c->plain ? "the text is continued as it is" : "this conversation uses the default one");
     if (c->prompt) {
         Str text = {0};
         str_add(&text, c->prompt, strlen(c->prompt));
@@ -140,10 +142,11 @@ static void forget(Chat *c) {
     c->turns.n -= turns;
     for (size_t i = 0; i < c->turns.n; i++) c->turns.v[i] = c->turns.v[i + turns] - (int)from;
     c->forgotten += (int)turns;
-    fprintf(stderr,
-            "note: the conversation no longer fits the model's %d positions; its first %d turns are "
-            "forgotten\n",
-            c->positions, c->forgotten);
+    fprintf(
+        stderr,
+        "note: the conversation no longer fits the model's %d positions; its first %d turns are "
+        "forgotten\n",
+        c->positions, c->forgotten);
 }
 
 /* Answers the next turn. Both become part of the conversation. */

@@ -21,49 +21,59 @@ typedef struct Chat {
     int top_k, max_new_tokens;
     /* chat_prepare fills in the rest */
     Tokenizer *tokenizer;
-    char *form;              // the template, or NULL
-    bool plain;              // there is none: a text is continued
-    int positions;           // the model's
-    Ints said, turns, next;  // the conversation as tokens; where in it each turn begins; the next turn
-    int forgotten;           // turns cut from its front
+    char *form;     // the template, or NULL
+    bool plain;     // there is none: a text is continued
+    int positions;  // the model's
+    Ints said, turns,
+        next;       // the conversation as tokens; where in it each turn begins; the next turn
+    int forgotten;  // turns cut from its front
 } Chat;
 
 /* Rows of a stage's table of flags, for chat, a Chat in static storage. rest: the stage's own flags
    that conflict with --prompt and --chat. */
-#define CHAT_FLAGS(variable, rest)                                                                \
-    CHAT_PROMPT_FLAGS(variable, rest),                                                            \
-    {"temperature", NUMBER((variable).temperature, "0.7", 0, 100),                                \
-     "The sampling temperature of these answers; 0 always takes the likeliest token.",           \
-     .may_change_on_resume = true, .only_with = "prompt chat"},                                   \
-    CHAT_LENGTH_FLAG(variable),                                                                   \
-    CHAT_TOP_FLAGS(variable)
+#define CHAT_FLAGS(variable, rest)                                                         \
+    CHAT_PROMPT_FLAGS(variable, rest),                                                     \
+        {"temperature", NUMBER((variable).temperature, "0.7", 0, 100),                     \
+         "The sampling temperature of these answers; 0 always takes the likeliest token.", \
+         .may_change_on_resume = true, .only_with = "prompt chat"},                        \
+        CHAT_LENGTH_FLAG(variable), CHAT_TOP_FLAGS(variable)
 
 /* Parts of it, for stages that have flags of the others' names already */
 #define CHAT_PROMPT_FLAGS(variable, rest)                                                         \
     TITLE("Answers instead of training"),                                                         \
-    {"prompt", TEXT((variable).prompt, NULL),                                                     \
-     "Answer this text, put into the template that --model was trained in.",                     \
-     .may_change_on_resume = true, .conflicts = "data eval output resume dry_run " rest},         \
-    {"chat", SWITCH((variable).chat, "false"),                                                    \
-     "Hold a conversation: each line of the input is a turn; an empty line or /exit ends it.",   \
-     .may_change_on_resume = true, .conflicts = "data eval output resume dry_run " rest}
+        {"prompt", TEXT((variable).prompt, NULL),                                                 \
+         "Answer this text, put into the template that --model was trained in.",                  \
+         .may_change_on_resume = true, .conflicts = "data eval output resume dry_run " rest},     \
+    {                                                                                             \
+        "chat", SWITCH((variable).chat, "false"),                                                 \
+            "Hold a conversation: each line of the input is a turn; an empty line or /exit ends " \
+            "it.",                                                                                \
+            .may_change_on_resume = true, .conflicts = "data eval output resume dry_run " rest    \
+    }
 
-#define CHAT_LENGTH_FLAG(variable)                                                                \
-    {"max_new_tokens", NUMBER((variable).max_new_tokens, "64", 1, 1 << 20),                       \
-     "The longest answer, in tokens.", .may_change_on_resume = true}
+#define CHAT_LENGTH_FLAG(variable)                                             \
+    {                                                                          \
+        "max_new_tokens", NUMBER((variable).max_new_tokens, "64", 1, 1 << 20), \
+            "The longest answer, in tokens.", .may_change_on_resume = true     \
+    }
 
 #define CHAT_TOP_FLAGS(variable)                                                                  \
     {"top_k", NUMBER((variable).top_k, "0", 0, 1e9),                                              \
-     "Sample each token of an answer from the N likeliest; 0 samples from all.",                 \
+     "Sample each token of an answer from the N likeliest; 0 samples from all.",                  \
      .may_change_on_resume = true, .only_with = "prompt chat"},                                   \
-    {"top_p", NUMBER((variable).top_p, "1", 1e-6, 1),                                             \
-     "Sample each token of an answer from the likeliest whose probabilities sum to this.",       \
-     .may_change_on_resume = true, .only_with = "prompt chat"}
+    {                                                                                             \
+        "top_p", NUMBER((variable).top_p, "1", 1e-6, 1),                                          \
+            "Sample each token of an answer from the likeliest whose probabilities sum to this.", \
+            .may_change_on_resume = true, .only_with = "prompt chat"                              \
+    }
 
 /* The text before a response; a row of its own place in the table */
-#define TEMPLATE_FLAG(variable)                                                                   \
-    {"template", TEXT((variable).template, NULL),                                                 \
-     "The text around an instruction, before the response: {instruction}, [[... {input} ...]], \\n."}
+#define TEMPLATE_FLAG(variable)                                                                  \
+    {                                                                                            \
+        "template", TEXT((variable).template, NULL),                                             \
+            "The text around an instruction, before the response: {instruction}, [[... {input} " \
+            "...]], \\n."                                                                        \
+    }
 
 /* Is there a prompt to answer, or a conversation to hold? */
 bool chat_asked(const Chat *c);
@@ -71,9 +81,9 @@ bool chat_asked(const Chat *c);
    directory changes that model. */
 void chat_answer(Chat *c, Run *run, const Technique *technique, const char *adapter);
 
-/* The same in two halves, for a stage that has the model already. First: reads the tokenizer of dir,
-   decides on the template (adapter: a directory that is asked first, or NULL) and reads --prompt.
-   Returns the limits that the model needs. Wrong input ends the program with 2. */
+/* The same in two halves, for a stage that has the model already. First: reads the tokenizer of
+   dir, decides on the template (adapter: a directory that is asked first, or NULL) and reads
+   --prompt. Returns the limits that the model needs. Wrong input ends the program with 2. */
 GPT2Limits chat_prepare(Chat *c, const char *adapter, const char *dir, const GPT2Config *config);
 /* Then: answers until nothing more is asked. Text is shown as its tokens come, whole characters
    only, and a newline after each answer. Equal model, flags and seed give equal answers. A
@@ -83,8 +93,8 @@ void chat_free(Chat *c);
 
 /* ---- parts of it ----------------------------------------------------------------------------- */
 
-/* The template by the rule above, parsed once; NULL: none of them says one. To be freed. A wrong one
-   ends the program with 2. */
+/* The template by the rule above, parsed once; NULL: none of them says one. To be freed. A wrong
+   one ends the program with 2. */
 char *chat_template(const char *template, const char *adapter, const char *dir);
 /* The next line of stdin, without its end, as valid UTF-8; NULL at the end. To be freed. */
 char *chat_line(void);

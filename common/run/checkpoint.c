@@ -2,10 +2,10 @@
  * checkpoint.c - checkpoints, resume, and what becomes of the directory OUTPUT.
  *
  * OUTPUT/checkpoint-N is a model directory with one file more, state.safetensors: the moments, the
- * step, the flags that shape the run (the seed is one), fingerprints of the data, the figures of the
- * current log line and the stage's own numbers. It is written as OUTPUT/checkpoint-N.tmp-PID, synced
- * and renamed. Then all but the newest --save_total_limit are removed. When a checkpoint cannot be
- * written the program ends with 1, and the older ones stay.
+ * step, the flags that shape the run (the seed is one), fingerprints of the data, the figures of
+ * the current log line and the stage's own numbers. It is written as OUTPUT/checkpoint-N.tmp-PID,
+ * synced and renamed. Then all but the newest --save_total_limit are removed. When a checkpoint
+ * cannot be written the program ends with 1, and the older ones stay.
  *
  * Left out on purpose: two processes sharing one OUTPUT.
  */
@@ -14,8 +14,12 @@
 #include "files/hf.h"
 #include "run/private.h"
 
+#include <dirent.h>
 #include <ftw.h>
 #include <limits.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #define STATE_FILE "state.safetensors"
 #define STATE_VERSION "2"
@@ -49,9 +53,7 @@ static long checkpoint_number(const char *name) {
 
 static int is_checkpoint(const struct dirent *d) { return checkpoint_number(d->d_name) >= 0; }
 
-static int is_unfinished(const struct dirent *d) {
-    return newfile_writer(d->d_name, ".tmp-") >= 0;
-}
+static int is_unfinished(const struct dirent *d) { return newfile_writer(d->d_name, ".tmp-") >= 0; }
 
 static int is_replaced(const struct dirent *d) {
     return !strncmp(d->d_name, "checkpoint-", 11) && newfile_writer(d->d_name, ".old-") >= 0;
@@ -69,8 +71,8 @@ static int by_number(const struct dirent **a, const struct dirent **b) {
     return (x > y) - (x < y);
 }
 
-/* A scandir of a directory that may be absent. One that cannot be read ends the program: it must not
-   be taken for an empty one. Released with free_list. */
+/* A scandir of a directory that may be absent. One that cannot be read ends the program: it must
+   not be taken for an empty one. Released with free_list. */
 static int list_directory(const char *dir, int (*wanted)(const struct dirent *),
                           struct dirent ***list) {
     const int n = scandir(dir, list, wanted, by_number);
@@ -93,8 +95,8 @@ static bool has_ended(long writer) {
 }
 
 /* Repairs what runs left that were killed between the two renames of put_in_place, or before they
-   removed what was replaced: checkpoint-N.old-PID becomes checkpoint-N again, unless there is a newer
-   one. */
+   removed what was replaced: checkpoint-N.old-PID becomes checkpoint-N again, unless there is a
+   newer one. */
 static void finish_replacing(const Run *run) {
     struct dirent **list;
     const char *model = run->state->checkpoint ? run->state->checkpoint : run->model;
@@ -129,8 +131,8 @@ static void remove_unfinished(const char *output) {
     free_list(list, n);
 }
 
-/* Removes one of our checkpoints, never the directory that the model came from. It is renamed first,
-   since half of one must not look complete. */
+/* Removes one of our checkpoints, never the directory that the model came from. It is renamed
+   first, since half of one must not look complete. */
 static void remove_checkpoint(const struct RunState *s, const char *path) {
     if (!exists_in(path, STATE_FILE) || same_directory(path, s->model_dir)) return;
     Str aside = {0};
@@ -182,7 +184,8 @@ int checkpoint_prepare_output(Run *run, Error *e) {
     return status;
 }
 
-/* ---- what a checkpoint keeps ------------------------------------------------------------------ */
+/* ---- what a checkpoint keeps ------------------------------------------------------------------
+ */
 
 void run_fingerprint(Run *run, const char *flag, const char *path) {
     struct RunState *s = run->state;
@@ -277,8 +280,8 @@ int checkpoint_save_models(const Run *run, const char *dir, bool all, Error *e) 
     const struct RunState *s = run->state;
     const Technique *technique = s->program->technique;
     const GPT2 *m = s->network[0]->model;
-    int status = technique ? technique->save(m, dir, run->model, e)
-                           : hf_save(m, dir, s->model_dir, e);
+    int status =
+        technique ? technique->save(m, dir, run->model, e) : hf_save(m, dir, s->model_dir, e);
     if (!status && s->template) status = hf_save_template(dir, s->template, e);
     for (int i = 1; i < s->networks && all && !status; i++) {
         const Network *n = s->network[i];
@@ -345,8 +348,7 @@ void run_checkpoint(Run *run) {
     if (!run_writes(run)) return;
     struct RunState *s = run->state;
     run_begin_writing(run);
-    if (fsync(fileno(s->log)))
-        die("cannot write %s/log.jsonl: %s", run->output, strerror(errno));
+    if (fsync(fileno(s->log))) die("cannot write %s/log.jsonl: %s", run->output, strerror(errno));
     Error e;
     Str path = {0}, aside = {0};
     str_printf(&path, "%s/checkpoint-%d", run->output, run->step);
@@ -374,7 +376,7 @@ static int check_checkpoint(const char *dir, Error *e) {
     const char *const names[] = {STATE_FILE, "model.safetensors", "adapter_model.safetensors",
                                  "adapter.safetensors"};
     for (int i = 0; i < 4; i++) {
-        if (i && !exists_in(dir, names[i])) continue;   // hf_load checks a large model's shards
+        if (i && !exists_in(dir, names[i])) continue;  // hf_load checks a large model's shards
         char *path = path_join(dir, names[i]);
         SafeTensors *st = st_open(path, e);
         free(path);
@@ -412,8 +414,9 @@ int checkpoint_find(Run *run, Error *e) {
     if (!run->resume || !*run->resume) return 0;
     if (!strcmp(run->resume, "latest")) {
         if (!run->output || !*run->output)
-            return fail(e, "--resume without a directory needs an --output, whose newest checkpoint "
-                           "it resumes");
+            return fail(e,
+                        "--resume without a directory needs an --output, whose newest checkpoint "
+                        "it resumes");
         s->checkpoint = newest_checkpoint(run->output, e);
     } else if (!check_checkpoint(run->resume, e)) {
         s->checkpoint = xstrdup(run->resume);
@@ -439,13 +442,14 @@ static void must_agree(const Run *run, const SafeTensors *st, const char *key, c
     const char *then = st_metadata(st, key);
     if (then && !strcmp(then, now)) return;
     const char *quote = then ? "\"" : "";
-    die_usage("cannot resume %s: %s is \"%s\" here and %s%s%s there; make them agree, or start anew "
-              "in another --output",
-              run->state->checkpoint, what, now, quote, then ? then : "not known", quote);
+    die_usage(
+        "cannot resume %s: %s is \"%s\" here and %s%s%s there; make them agree, or start anew "
+        "in another --output",
+        run->state->checkpoint, what, now, quote, then ? then : "not known", quote);
 }
 
-static void must_agree_on(const Run *run, const SafeTensors *st, const char *kind,
-                          const char *name, const char *shown, const char *now) {
+static void must_agree_on(const Run *run, const SafeTensors *st, const char *kind, const char *name,
+                          const char *shown, const char *now) {
     Str key = {0}, what = {0};
     str_printf(&key, "%s.%s", kind, name);
     str_printf(&what, "%s%s", shown, name);
@@ -527,8 +531,8 @@ void checkpoint_resume(Run *run) {
     const char *text = st_metadata(st, "step");
     long long step = 0;
     if (!text || !read_whole(text, &step) || step < 0 || step > run->total_steps)
-        die_usage("%s: its step is \"%s\"; expected a number from 0 to %d", path,
-                  text ? text : "", run->total_steps);
+        die_usage("%s: its step is \"%s\"; expected a number from 0 to %d", path, text ? text : "",
+                  run->total_steps);
     for (int i = 0; i < s->networks; i++) {
         if (!is_saved(s, i)) continue;
         char *prefix = moments_prefix(s->network[i], i == 0);

@@ -8,16 +8,18 @@
 #include "text/utf8.h"
 
 #include <ctype.h>
+#include <libgen.h>
 #include <limits.h>
 #include <strings.h>
+#include <unistd.h>
 
 enum { LINE_WIDTH = 100, NAME_WIDTH = 63 };
 
 struct FlagTable {
-    Flag *row;            // ends with {0}
+    Flag *row;  // ends with {0}
     int n;
-    const char *preset;   // the value of --preset
-    char *preset_help;    // the help of its row
+    const char *preset;  // the value of --preset
+    char *preset_help;   // the help of its row
 };
 
 /* ---- words and numbers ----------------------------------------------------------------------- */
@@ -73,15 +75,15 @@ const char *flag_text(const Flag *f, char text[64]) {
     size_t length = 0;
     const char *word;
     switch (f->type) {
-    case FLAG_BOOL: return *(bool *)f->value ? "true" : "false";
-    case FLAG_INT: snprintf(text, 64, "%d", *(int *)f->value); return text;
-    case FLAG_LONG: snprintf(text, 64, "%lld", (long long)*(int64_t *)f->value); return text;
-    case FLAG_FLOAT: return number_text((double)*(float *)f->value, text);
-    case FLAG_CHOICE:
-        word = choice(f->choices, *(unsigned *)f->value, &length);
-        snprintf(text, 64, "%.*s", (int)length, word);
-        return text;
-    default: return *(const char **)f->value;
+        case FLAG_BOOL: return *(bool *)f->value ? "true" : "false";
+        case FLAG_INT: snprintf(text, 64, "%d", *(int *)f->value); return text;
+        case FLAG_LONG: snprintf(text, 64, "%lld", (long long)*(int64_t *)f->value); return text;
+        case FLAG_FLOAT: return number_text((double)*(float *)f->value, text);
+        case FLAG_CHOICE:
+            word = choice(f->choices, *(unsigned *)f->value, &length);
+            snprintf(text, 64, "%.*s", (int)length, word);
+            return text;
+        default: return *(const char **)f->value;
     }
 }
 
@@ -125,31 +127,31 @@ static int set_flag(const Flag *f, const char *text, Error *e) {
     double number = 0;
     bool understood = true, fits = true;
     switch (f->type) {
-    case FLAG_BOOL:
-        understood = !strcasecmp(text, "true") || !strcasecmp(text, "false");
-        if (understood) *(bool *)f->value = !strcasecmp(text, "true");
-        break;
-    case FLAG_INT:
-    case FLAG_LONG:
-        understood = read_whole(text, &whole);
-        fits = !outside(f, (double)whole) &&
-               (f->type == FLAG_LONG || (whole >= INT_MIN && whole <= INT_MAX));
-        if (!understood || !fits) break;
-        if (f->type == FLAG_INT)
-            *(int *)f->value = (int)whole;
-        else
-            *(int64_t *)f->value = whole;
-        break;
-    case FLAG_FLOAT:
-        understood = read_number(text, &number);
-        fits = !outside(f, number) && isfinite((float)number) &&
-               (number == 0 || (float)number != 0);
-        if (understood && fits) *(float *)f->value = (float)number;
-        break;
-    case FLAG_CHOICE: understood = read_choice(f, text); break;
-    default:
-        understood = f->may_change_on_resume || utf8_valid(text, strlen(text));
-        if (understood) *(const char **)f->value = text;
+        case FLAG_BOOL:
+            understood = !strcasecmp(text, "true") || !strcasecmp(text, "false");
+            if (understood) *(bool *)f->value = !strcasecmp(text, "true");
+            break;
+        case FLAG_INT:
+        case FLAG_LONG:
+            understood = read_whole(text, &whole);
+            fits = !outside(f, (double)whole) &&
+                   (f->type == FLAG_LONG || (whole >= INT_MIN && whole <= INT_MAX));
+            if (!understood || !fits) break;
+            if (f->type == FLAG_INT)
+                *(int *)f->value = (int)whole;
+            else
+                *(int64_t *)f->value = whole;
+            break;
+        case FLAG_FLOAT:
+            understood = read_number(text, &number);
+            fits = !outside(f, number) && isfinite((float)number) &&
+                   (number == 0 || (float)number != 0);
+            if (understood && fits) *(float *)f->value = (float)number;
+            break;
+        case FLAG_CHOICE: understood = read_choice(f, text); break;
+        default:
+            understood = f->may_change_on_resume || utf8_valid(text, strlen(text));
+            if (understood) *(const char **)f->value = text;
     }
     if (understood && fits) return 0;
     return fail(e, "--%s \"%s\" %s; it takes %s", f->name, text,
@@ -232,8 +234,8 @@ typedef struct {
     const char *value;
 } Setting;
 
-/* "--Name-of-it=value": writes name_of_it into name and returns the value, or NULL. A longer name is
-   cut: no flag has one. */
+/* "--Name-of-it=value": writes name_of_it into name and returns the value, or NULL. A longer name
+   is cut: no flag has one. */
 static const char *split(const char *argument, char name[NAME_WIDTH + 1]) {
     const char *p = argument + 2;
     const size_t length = strcspn(p, "="), n = length < NAME_WIDTH ? length : NAME_WIDTH;
@@ -268,7 +270,8 @@ static int read_setting(const FlagTable *t, int n, const char *const *word, int 
         return fail(e, "there is no flag %s%s%s%s", argument, near ? "; did you mean --" : "",
                     near ? near->name : "", near ? "?" : "");
     }
-    if (!s->value && value_follows(s->flag, *i + 1 < n ? word[*i + 1] : NULL)) s->value = word[++*i];
+    if (!s->value && value_follows(s->flag, *i + 1 < n ? word[*i + 1] : NULL))
+        s->value = word[++*i];
     if (!s->value) s->value = s->flag->type == FLAG_BOOL ? "true" : s->flag->bare;
     if (s->value) return 0;
     return fail(e, "--%s has no value; it takes %s", s->flag->name, takes_text(s->flag, takes));
@@ -425,8 +428,7 @@ static void add_quoted(Str *line, const char *text) {
         return;
     }
     str_add(line, "'", 1);
-    for (const char *p = text; *p; p++)
-        str_add(line, *p == '\'' ? "'\\''" : p, *p == '\'' ? 4 : 1);
+    for (const char *p = text; *p; p++) str_add(line, *p == '\'' ? "'\\''" : p, *p == '\'' ? 4 : 1);
     str_add(line, "'", 1);
 }
 
@@ -456,7 +458,7 @@ void flags_print_help(const FlagTable *t, const FlagLines *lines, const char *pr
         }
         const char *value = flag_text(f, text);
         int column = printf("  --%-28s %-12s ", f->name, value && *value ? value : "-");
-        if (column > LINE_WIDTH / 2) column = printf("\n%46s", "") - 1;   // after a long default
+        if (column > LINE_WIDTH / 2) column = printf("\n%46s", "") - 1;  // after a long default
         Str help = {0};
         if (f->choices) str_printf(&help, "%s: ", f->choices);
         str_printf(&help, "%s", f->help);
@@ -472,8 +474,10 @@ void flags_print_help(const FlagTable *t, const FlagLines *lines, const char *pr
         printf("\nWithout arguments, %s runs its built-in example:\n", program);
         print_line(lines->example, 4);
     }
-    printf("\nThe second column is the default. --name value and --name=value are the same, and so are "
-           "- and _.\n--no_name turns a switch off. The last of two equal flags counts.\n");
+    printf(
+        "\nThe second column is the default. --name value and --name=value are the same, and so "
+        "are "
+        "- and _.\n--no_name turns a switch off. The last of two equal flags counts.\n");
 }
 
 void flags_echo(const FlagTable *t) {
@@ -507,13 +511,13 @@ const char *example_file(const char *name) {
     const ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
     program[n > 0 ? n : 0] = 0;
     Str path = {0};
-    for (int up = 0; up < 3; up++) {   // ./sft is in test/'s directory, .build/gcc/sft two below it
+    for (int up = 0; up < 3; up++) {  // ./sft is in test/'s directory, .build/gcc/sft two below it
         dir = dirname(dir);
         path.n = 0;
         str_printf(&path, "%s/test/%s", dir, name);
         if (access(path.s, F_OK) == 0) break;
     }
-    static char *kept[32];   // each path once, for a leak checker
+    static char *kept[32];  // each path once, for a leak checker
     for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
         if (!kept[i]) return kept[i] = path.s;
         if (strcmp(kept[i], path.s)) continue;

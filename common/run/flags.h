@@ -30,31 +30,41 @@ typedef enum {
 typedef struct {
     const char *name;
     FlagType type;
-    void *value;          // the variable: bool, int, int64_t, float, const char * or an enum
-    const char *initial;  // its default as text; NULL: a text that is not set
-    double low, high;     // a number outside [low, high] is refused; both 0 = any
-    const char *choices;  // FLAG_CHOICE: "k1|k2|k3"; the variable gets the position, from 0
-    const char *help;     // one complete sentence, with the unit
+    void *value;                // the variable: bool, int, int64_t, float, const char * or an enum
+    const char *initial;        // its default as text; NULL: a text that is not set
+    double low, high;           // a number outside [low, high] is refused; both 0 = any
+    const char *choices;        // FLAG_CHOICE: "k1|k2|k3"; the variable gets the position, from 0
+    const char *help;           // one complete sentence, with the unit
     bool may_change_on_resume;  // the flag cannot change the bits of a run
-    const char *bare;       // FLAG_TEXT: the value of --name alone; NULL = a value is needed
-    const char *conflicts;  // "data eval": flags that are refused together with this one
+    const char *bare;           // FLAG_TEXT: the value of --name alone; NULL = a value is needed
+    const char *conflicts;      // "data eval": flags that are refused together with this one
     const char *only_with;  // "prompt chat": without one of these the flag has no effect; refused
     bool given;             // flags_parse: the command line sets it, to something
 } Flag;
 
 /* A number from low to high; high INFINITY = no upper limit. */
-#define NUMBER(variable, initial, low, high)                                              \
-    _Generic((variable), int : FLAG_INT, int64_t : FLAG_LONG, float : FLAG_FLOAT),        \
-        &(variable), (initial), (low), (high), NULL
-#define SWITCH(variable, initial) \
-    _Generic((variable), bool : FLAG_BOOL), &(variable), (initial), 0, 0, NULL
-#define TEXT(variable, initial) \
-    _Generic((variable), const char * : FLAG_TEXT), &(variable), (initial), 0, 0, NULL
+#define NUMBER(variable, initially, lowest, highest)                                  \
+    .type = _Generic((variable), int                                                  \
+                     : FLAG_INT, int64_t                                              \
+                     : FLAG_LONG, float                                               \
+                     : FLAG_FLOAT),                                                   \
+    .value = &(variable), .initial = (initially), .low = (lowest), .high = (highest), \
+    .choices = NULL
+#define SWITCH(variable, initially)   \
+    .type = _Generic((variable), bool \
+                     : FLAG_BOOL),    \
+    .value = &(variable), .initial = (initially), .choices = NULL
+#define TEXT(variable, initially) \
+    .type = _Generic((variable), const char * : FLAG_TEXT), .value = &(variable),             \
+    .initial = (initially), .choices = NULL
 /* An enum whose constants are in the order of the choices */
-#define CHOICE(variable, initial, choices) \
-    _Generic((variable), unsigned : FLAG_CHOICE), &(variable), (initial), 0, 0, (choices)
+#define CHOICE(variable, initially, names) \
+    .type = _Generic((variable), unsigned  \
+                     : FLAG_CHOICE),       \
+    .value = &(variable), .initial = (initially), .choices = (names)
 /* A heading of --help */
-#define TITLE(text) {"", FLAG_TITLE, NULL, NULL, 0, 0, NULL, (text), false, NULL, NULL, NULL, false}
+#define TITLE(text) \
+    { .name = "", .type = FLAG_TITLE, .help = (text) }
 
 /* A command line with a name: --preset NAME. */
 typedef struct {
@@ -75,34 +85,35 @@ typedef struct FlagTable FlagTable;
 FlagTable *flags_new(void);
 /* Appends rows (ends with {0}), but those whose name is in `without` ("a b c"; NULL = all of them).
    The table keeps a copy. */
-void  flags_add(FlagTable *t, const Flag *rows, const char *without);
-/* Gives every variable its value. 0; 1: --help was asked for, and the variables hold the defaults of
-   the program; -1 with e filled: the flag, its value, what it takes, and of an unknown flag the
+void flags_add(FlagTable *t, const Flag *rows, const char *without);
+/* Gives every variable its value. 0; 1: --help was asked for, and the variables hold the defaults
+   of the program; -1 with e filled: the flag, its value, what it takes, and of an unknown flag the
    nearest known one. argv[0] is not read. */
-int   flags_parse(FlagTable *t, const FlagLines *lines, int argc, char **argv, Error *e);
-void  flags_free(FlagTable *t);
+int flags_parse(FlagTable *t, const FlagLines *lines, int argc, char **argv, Error *e);
+void flags_free(FlagTable *t);
 
 /* The row of that name, or NULL. */
 const Flag *flags_find(const FlagTable *t, const char *name);
 /* Row i, or NULL past the last. */
 const Flag *flags_at(const FlagTable *t, int i);
-/* The value as the command line would spell it; NULL: a text that is not set. text is room for it. */
+/* The value as the command line would spell it; NULL: a text that is not set. text is room for it.
+ */
 const char *flag_text(const Flag *f, char text[64]);
 /* The table as --help prints it on stdout: name, default, help; the presets and the example. */
-void  flags_print_help(const FlagTable *t, const FlagLines *lines, const char *program,
-                       const char *about);
+void flags_print_help(const FlagTable *t, const FlagLines *lines, const char *program,
+                      const char *about);
 /* The resolved table on stdout, as flags that would repeat the run. */
-void  flags_echo(const FlagTable *t);
+void flags_echo(const FlagTable *t);
 
 /* The path of a file of the built-in example: test/NAME in the program's directory or up to two
    directories above it, wherever the program was started from. Kept for the life of the program. */
 const char *example_file(const char *name);
 
 /* Is name one of the words of list, which are separated by blanks? list may be NULL. */
-bool  word_in(const char *list, const char *name);
+bool word_in(const char *list, const char *name);
 /* Strictly a decimal number, finite: false where strtod would take blanks, "nan" or hexadecimal. */
-bool  read_number(const char *text, double *value);
-bool  read_whole(const char *text, long long *value);
+bool read_number(const char *text, double *value);
+bool read_whole(const char *text, long long *value);
 /* The shortest decimal that reads back as the same float (or double, where x is not a float's). */
 const char *number_text(double x, char text[64]);
 

@@ -6,7 +6,8 @@
 #include "files/hf.h"
 #include "run/private.h"
 
-/* ---- what can be known before anything is loaded ---------------------------------------------- */
+/* ---- what can be known before anything is loaded ----------------------------------------------
+ */
 
 /* The directory to read a model from. */
 static void find_directory(const Run *run, Network *n, bool first) {
@@ -36,9 +37,10 @@ static void check_vocabulary(const Run *run, const char *dir) {
         free(b.s);
     }
     if (!same)
-        die_usage("%s has another vocabulary than the policy %s; train it from a model with the "
-                  "policy's, or give its scores through --reward_cmd",
-                  dir, run->model);
+        die_usage(
+            "%s has another vocabulary than the policy %s; train it from a model with the "
+            "policy's, or give its scores through --reward_cmd",
+            dir, run->model);
     tokenizer_free(own);
 }
 
@@ -120,7 +122,8 @@ static void plan_memory(Run *run) {
 static void load(Run *run, Network *n, bool first) {
     Error e;
     const Technique *technique = first ? run->state->program->technique : NULL;
-    const bool frozen = technique ? n->limits.trains == TRAIN_NONE : !n->limits.train && !n->changes;
+    const bool frozen =
+        technique ? n->limits.trains == TRAIN_NONE : !n->limits.train && !n->changes;
     n->has_head = true;
     if (n->create && !run->state->checkpoint)
         n->model = n->create(&n->config, (uint64_t)run->seed);
@@ -134,8 +137,8 @@ static void load(Run *run, Network *n, bool first) {
     if (!technique) return;
     technique->reserve(&n->limits, &n->config, false);
     technique->init(n->model, (uint64_t)run->seed);
-    const char *adapter = run->state->checkpoint ? run->state->checkpoint
-                                                 : *run->state->program->adapter;
+    const char *adapter =
+        run->state->checkpoint ? run->state->checkpoint : *run->state->program->adapter;
     if (adapter) technique->load(run, n->model, adapter);
 }
 

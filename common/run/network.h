@@ -7,20 +7,20 @@
 #include "run/run.h"
 
 typedef struct {
-    const char *role;   // "policy": its name in messages and in the table of memory
-    const char *dir;    // where it is read from; NULL: the first is --model, or the checkpoint
+    const char *role;  // "policy": its name in messages and in the table of memory
+    const char *dir;   // where it is read from; NULL: the first is --model, or the checkpoint
     GPT2Head head;
     GPT2Limits limits;  // limits.train is networks_open's
     bool trains;        // when the run has steps; a further one that trains is saved as well
-    int longest;        // most tokens of a sequence it reads; checked against its positions; 0 = not
-    bool judges;        // it must hold a scalar head, and have the vocabulary of --model
-    bool changes;       // its weights change though nothing trains
+    int longest;   // most tokens of a sequence it reads; checked against its positions; 0 = not
+    bool judges;   // it must hold a scalar head, and have the vocabulary of --model
+    bool changes;  // its weights change though nothing trains
     GPT2 *(*create)(const GPT2Config *config, uint64_t seed);  // instead of reading it; NULL = read
     /* networks_open fills in the rest */
     GPT2Config config;
     GPT2 *model;
-    bool has_head;      // the directory holds the scalar head; if not, it is zeros
-    char *from;         // the directory that was read
+    bool has_head;  // the directory holds the scalar head; if not, it is zeros
+    char *from;     // the directory that was read
 } Network;
 
 /*

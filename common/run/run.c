@@ -17,6 +17,7 @@
 
 #include <limits.h>
 #include <signal.h>
+#include <unistd.h>
 
 /* ---- the flags of every run ------------------------------------------------------------------ */
 
@@ -117,7 +118,8 @@ bool run_given(const Run *run, const char *flag) {
     return f && f->given;
 }
 
-/* ---- signals: the first asks the run to save and stop, the second ends it ---------------------- */
+/* ---- signals: the first asks the run to save and stop, the second ends it ----------------------
+ */
 
 static volatile sig_atomic_t interrupted;  // the signal's number
 
@@ -167,8 +169,9 @@ static void check_needs(const Run *run, const Program *p) {
 static void answer(Run *run, const Program *p) {
     const char *adapter = p->adapter ? *p->adapter : NULL;
     if (p->technique && !(run->model && adapter))
-        die_usage("--prompt and --chat need --model DIR with --adapter DIR; ./sft answers from a "
-                  "model alone");
+        die_usage(
+            "--prompt and --chat need --model DIR with --adapter DIR; ./sft answers from a "
+            "model alone");
     chat_answer(p->chat, run, p->technique, adapter);
     run_free(run);
     exit(0);
@@ -240,9 +243,10 @@ void run_dropout(GPT2Noise *noise, const GPT2Config *config, const char *text) {
         return;
     }
     if (!read_number(text, &p) || !(p >= 0 && p < 1))
-        die_usage("--dropout %s: it takes a probability from 0 to below 1, or no value for those "
-                  "of config.json",
-                  text);
+        die_usage(
+            "--dropout %s: it takes a probability from 0 to below 1, or no value for those "
+            "of config.json",
+            text);
     noise->embd_pdrop = noise->attn_pdrop = noise->resid_pdrop = (float)p;
 }
 
@@ -268,12 +272,14 @@ void run_plan(Run *run, int examples, int per_step, double steps) {
     const int used = used_examples(run);
     run->steps_per_epoch = (int)(((int64_t)used + per_step - 1) / per_step);
     if (run->max_steps != 0 && !examples)
-        die_usage("there is no example to train on; look at the data, or use --max_steps 0 to "
-                  "evaluate only");
+        die_usage(
+            "there is no example to train on; look at the data, or use --max_steps 0 to "
+            "evaluate only");
     if (run->max_steps != 0 && !used)
-        die_usage("%d examples do not fill a batch of %d, and --dataloader_drop_last leaves them "
-                  "out; use smaller batches",
-                  examples, run->per_device_train_batch_size);
+        die_usage(
+            "%d examples do not fill a batch of %d, and --dataloader_drop_last leaves them "
+            "out; use smaller batches",
+            examples, run->per_device_train_batch_size);
     if (steps == 0) steps = as_written(run->num_train_epochs) * run->steps_per_epoch;
     if (run->max_steps >= 0) steps = run->max_steps;
     steps = ceil(steps);
@@ -488,11 +494,12 @@ static void save_result(Run *run) {
         printf(s->program->technique->loading, run->output);
         putchar('\n');
     } else {
-        printf("the model is in %s: give it to --model, or in Python to %s.from_pretrained(\"%s\")\n",
-               run->output,
-               s->network[0]->head == SCORE_HEAD ? "AutoModelForSequenceClassification"
-                                                 : "AutoModelForCausalLM",
-               run->output);
+        printf(
+            "the model is in %s: give it to --model, or in Python to %s.from_pretrained(\"%s\")\n",
+            run->output,
+            s->network[0]->head == SCORE_HEAD ? "AutoModelForSequenceClassification"
+                                              : "AutoModelForCausalLM",
+            run->output);
     }
     for (int i = 1; i < s->networks; i++)
         if (s->network[i]->trains)

@@ -30,7 +30,8 @@
 
 typedef struct Run Run;
 
-/* Writes m into dir, for a program whose result is not a whole model (an adapter). from: --model. */
+/* Writes m into dir, for a program whose result is not a whole model (an adapter). from: --model.
+ */
 typedef int ModelSaver(const GPT2 *m, const char *dir, const char *from, Error *e);
 
 /* A technique that adds trained tensors to a frozen model: lora.c, adapter.c. */
@@ -60,11 +61,11 @@ typedef struct {
     const char *name, *about;  // about: the first lines of --help
     const Flag *flags;         // ends with {0}
     FlagLines lines;
-    const char *without;       // flags of every run that this program does not have: "data eval"
-    const char *needs;         // flags that a run must have: "model data"
-    const char *usage;         // what to give, said when one of those is missing
-    int shown;                 // figures of a log line on the terminal; 0 = all
-    struct Chat *chat;         // answers --prompt and --chat (chat.h); NULL = neither flag exists
+    const char *without;  // flags of every run that this program does not have: "data eval"
+    const char *needs;    // flags that a run must have: "model data"
+    const char *usage;    // what to give, said when one of those is missing
+    int shown;            // figures of a log line on the terminal; 0 = all
+    struct Chat *chat;    // answers --prompt and --chat (chat.h); NULL = neither flag exists
     const Technique *technique;
     const char *const *adapter;  // the flag that names an adapter to start from
     bool (*instead)(Run *run);   // does what other flags ask for instead of training; false: train
@@ -98,9 +99,9 @@ struct Run {
  * nothing in it would be lost; finds the checkpoint of --resume; reads the configuration and the
  * tokenizer of the model. Wrong input ends the program with 2.
  */
-Run  run_begin(const Program *program, int argc, char **argv);
+Run run_begin(const Program *program, int argc, char **argv);
 /* The flags alone: every variable gets its value. As flags_parse. */
-int  run_parse(Run *run, const Program *program, int argc, char **argv, Error *e);
+int run_parse(Run *run, const Program *program, int argc, char **argv, Error *e);
 /* Was the flag given on the command line? */
 bool run_given(const Run *run, const char *flag);
 /*
@@ -123,53 +124,53 @@ void run_dropout(GPT2Noise *noise, const GPT2Config *config, const char *text);
 /* ---- the loop -------------------------------------------------------------------------------- */
 
 /* Finishes the step before (log line, progress, checkpoint), then: is there another one to do? */
-bool   run_next(Run *run);
+bool run_next(Run *run);
 /* The examples of this step, in its epoch's own order: which[0..returned). Room is needed for
    min(batch * accumulation, examples). */
-int    run_examples(Run *run, int *which);
-/* The optimiser's settings for this step: transformers' schedules. Over the first warmup_steps steps
-   (or, where warmup_ratio is set, that share of all, rounded up) the rate rises from 0 to
+int run_examples(Run *run, int *which);
+/* The optimiser's settings for this step: transformers' schedules. Over the first warmup_steps
+   steps (or, where warmup_ratio is set, that share of all, rounded up) the rate rises from 0 to
    learning_rate; then it is constant, or falls to 0 linearly or as half a cosine. */
-AdamW  run_adamw(const Run *run);
+AdamW run_adamw(const Run *run);
 /* Clips, AdamW, clears the gradients: returns the gradient's norm. Watches grad_norm, learning_rate
    and num_tokens, and shows progress. A loss or norm that is not finite ends the program with 1 and
-   names the records: `line` is the first one's in --data, 0 = unknown. With tokens 0 there is nothing
-   to learn: the model stays as it is, and the norm is 0. */
+   names the records: `line` is the first one's in --data, 0 = unknown. With tokens 0 there is
+   nothing to learn: the model stays as it is, and the norm is 0. */
 double run_optimise(Run *run, GPT2 *m, double loss, long tokens, int line);
 /* The same parts for a stage with optimiser steps of its own: the loss and tokens of this step for
    the line of progress. */
-void   run_progress(Run *run, double loss, long tokens);
+void run_progress(Run *run, double loss, long tokens);
 /* Every eval_steps (0: at the end of an epoch), and at the last step. */
-bool   run_should_evaluate(const Run *run);
+bool run_should_evaluate(const Run *run);
 /* Every logging_steps, and at the last step. */
-bool   run_should_log(const Run *run);
+bool run_should_log(const Run *run);
 /* Is this the last step? */
-bool   run_is_last(const Run *run);
+bool run_is_last(const Run *run);
 /* SIGINT or SIGTERM has come: the step is finished, then the run saves and stops. */
-bool   run_interrupted(void);
+bool run_interrupted(void);
 /* Writes the model into OUTPUT/name, without a state. Without an output: nothing. */
-void   run_save(Run *run, const char *name);
+void run_save(Run *run, const char *name);
 /* Writes OUTPUT/checkpoint-STEP now. run_next does so every save_steps. */
-void   run_checkpoint(Run *run);
+void run_checkpoint(Run *run);
 /* The checkpoint that this run resumes, or NULL. */
 const char *run_checkpoint_dir(const Run *run);
 /* Removes from a file the lines of steps after run->step, which will come again. A line begins
    {"step": N. */
-void   run_cut_lines(const Run *run, const char *path);
+void run_cut_lines(const Run *run, const char *path);
 
 /* ---- end ------------------------------------------------------------------------------------- */
 
 /* Has the run trained to its end, not been interrupted? */
-bool   run_completed(const Run *run);
+bool run_completed(const Run *run);
 /* Writes the model into OUTPUT, prints where it is and the peak memory; of an interrupted run saves
    a checkpoint and says how to resume. Frees the models. Returns the program's exit status: 0, or
    128 + the signal's number. */
-int    run_finish(Run *run);
+int run_finish(Run *run);
 /* Frees what a run holds. run_finish does it. */
-void   run_free(Run *run);
+void run_free(Run *run);
 /* 1234567 as "1,234,567". */
 const char *with_commas(size_t n, char text[32]);
 /* The line of PEFT: "trainable params: 1,024 || all params: ..." */
-void   run_print_parameters(size_t trained, size_t all);
+void run_print_parameters(size_t trained, size_t all);
 
 #endif

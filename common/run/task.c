@@ -18,9 +18,10 @@ static Dataset *read_data(const Task *t, const Run *run, const char *path, char 
     printf("%s: %d records of kind %s; %ld tokens are scored, the longest example has %d\n", path,
            records.n, records.kind, d->scored_tokens, d->longest);
     if (d->prompts_cut + d->responses_cut)
-        printf("%s: longer than --max_length %d: %ld prompts lost their beginning, %ld responses "
-               "their end\n",
-               path, t->max_length, d->prompts_cut, d->responses_cut);
+        printf(
+            "%s: longer than --max_length %d: %ld prompts lost their beginning, %ld responses "
+            "their end\n",
+            path, t->max_length, d->prompts_cut, d->responses_cut);
     if (d->dropped) printf("%s: dropped %ld records with no token to score\n", path, d->dropped);
     if (!d->n) die_usage("%s: no example has a token to score", path);
     if (form) {
@@ -160,10 +161,11 @@ void task_optimise(Task *t, Run *run, GPT2 *model, double loss) {
 
 static HeldOut measure(Task *t, const Run *run, GPT2 *model) {
     HeldOut h = {0};
-    const int B = run->per_device_train_batch_size;   // which changes no bit of a token's score
+    const int B = run->per_device_train_batch_size;  // which changes no bit of a token's score
     for (int from = 0; from < t->held_out.n; from += B) {
         RaggedBatch *r = &t->ragged;
-        ragged_fill(r, t->held_out.data, t->held_out.which + from, min_int(B, t->held_out.n - from));
+        ragged_fill(r, t->held_out.data, t->held_out.which + from,
+                    min_int(B, t->held_out.n - from));
         gpt2_forward(model, &r->batch, NULL);
         gpt2_logprob(model, r->target, 1, t->logp, NULL, t->best);
         for (int i = 0; i < r->batch.N; i++) {
@@ -206,8 +208,7 @@ static Generation answer(const Task *t, const Run *run, GPT2 *model) {
         for (int j = 0; j < n; j++) ints_push(&tokens, d->tokens[d->start[example] + (size_t)j]);
         start[i + 1] = (int)tokens.n;
     }
-    const Batch prompts = {
-        .S = t->answers, .N = (int)tokens.n, .start = start, .tokens = tokens.v};
+    const Batch prompts = {.S = t->answers, .N = (int)tokens.n, .start = start, .tokens = tokens.v};
     const Sampler greedy = {.temperature = 0,
                             .top_p = 1,
                             .max_new_tokens = t->chat.max_new_tokens,

@@ -32,43 +32,50 @@ typedef struct {
     /* the rest is task_load's and task_begin's */
     char *form;  // the template of the prompts of --data, as one line; NULL: plain text
     Examples train, held_out;
-    int answers;           // held-out prompts to answer
-    GPT2Noise noise;       // of a forward pass in training: the dropout, this step
-    int *which, drawn;      // the examples of this step, and their number
-    RaggedBatch ragged;    // the micro-batch
+    int answers;                    // held-out prompts to answer
+    GPT2Noise noise;                // of a forward pass in training: the dropout, this step
+    int *which, drawn;              // the examples of this step, and their number
+    RaggedBatch ragged;             // the micro-batch
     float *logp, *entropy, *dlogp;  // (N) numbers of its tokens
     int *best;
-    long tokens;           // of the step so far
+    long tokens;  // of the step so far
     HeldOut before, after;
-    double lowest;         // held-out loss so far
-    Generation answered;   // before training
+    double lowest;        // held-out loss so far
+    Generation answered;  // before training
 } Task;
 
 /* Rows of a stage's table of flags, for task, a Task in static storage. */
-#define TASK_FLAGS(task)                                                                           \
-    TEMPLATE_FLAG((task).chat),                                                                    \
-    {"max_length", NUMBER((task).max_length, "512", 2, 1 << 20),                                   \
-     "The most tokens of an example. A longer one loses the beginning of its prompt, then the "    \
-     "end of its response."},                                                                      \
-    {"train_on_prompt", SWITCH((task).train_on_prompt, "false"),                                   \
-     "Score the tokens of the prompt as well as those of the response."},                          \
-    {"strict", SWITCH((task).strict, "false"),                                                     \
-     "Stop at the first bad line of a data file instead of skipping it."},                         \
-    {"validation_split_percentage", NUMBER((task).validation_split_percentage, "5", 0, 50),        \
-     "The share of --data that is held out when there is no --eval, in percent."},                 \
-    {"eval_samples", NUMBER((task).eval_samples, "8", 0, 1e6),                                     \
-     "The number of held-out prompts answered before and after training; three are shown.",        \
-     .may_change_on_resume = true},                                                                \
-    {"dropout", TEXT((task).dropout, "0"),                                                         \
-     "The dropout probability on embeddings, attention and residuals; without a value, those of "  \
-     "config.json.",                                                                               \
-     .bare = "config"}
+#define TASK_FLAGS(task)                                                                        \
+    TEMPLATE_FLAG((task).chat),                                                                 \
+        {"max_length", NUMBER((task).max_length, "512", 2, 1 << 20),                            \
+         "The most tokens of an example. A longer one loses the beginning of its prompt, then " \
+         "the "                                                                                 \
+         "end of its response."},                                                               \
+        {"train_on_prompt", SWITCH((task).train_on_prompt, "false"),                            \
+         "Score the tokens of the prompt as well as those of the response."},                   \
+        {"strict", SWITCH((task).strict, "false"),                                              \
+         "Stop at the first bad line of a data file instead of skipping it."},                  \
+        {"validation_split_percentage", NUMBER((task).validation_split_percentage, "5", 0, 50), \
+         "The share of --data that is held out when there is no --eval, in percent."},          \
+        {"eval_samples", NUMBER((task).eval_samples, "8", 0, 1e6),                              \
+         "The number of held-out prompts answered before and after training; three are shown.", \
+         .may_change_on_resume = true},                                                         \
+    {                                                                                           \
+        "dropout", TEXT((task).dropout, "0"),                                                   \
+            "The dropout probability on embeddings, attention and residuals; without a value, " \
+            "those of "                                                                         \
+            "config.json.",                                                                     \
+            .bare = "config"                                                                    \
+    }
 
 /* A row whose default differs between the four */
-#define GRADIENT_CHECKPOINTING_FLAG(variable, initial)                                             \
-    {"gradient_checkpointing", SWITCH(variable, initial),                                          \
-     "Keep one activation per layer and recompute the others in the backward pass: less memory, "  \
-     "more time."}
+#define GRADIENT_CHECKPOINTING_FLAG(variable, initial)                                           \
+    {                                                                                            \
+        "gradient_checkpointing", SWITCH(variable, initial),                                     \
+            "Keep one activation per layer and recompute the others in the backward pass: less " \
+            "memory, "                                                                           \
+            "more time."                                                                         \
+    }
 
 /* Reads the records of --data and --eval (or splits --data, shuffled by the seed), prints what was
    found and the first example, and plans the run's steps. Wrong input ends the program with 2. */
@@ -79,7 +86,7 @@ GPT2Limits task_limits(const Task *t, const Run *run);
 void task_begin(Task *t, Run *run, GPT2 *model);
 
 /* Draws the n examples of this step; *M is the number of tokens that they score. */
-int  task_examples(Task *t, Run *run, double *M);
+int task_examples(Task *t, Run *run, double *M);
 /* Examples [from, from + B) of the step, or up to its end, as a micro-batch in t->ragged. */
 const Batch *task_batch(Task *t, int from, int B);
 /* Adds the micro-batch to the figures loss, entropy and mean_token_accuracy. */

@@ -4,12 +4,8 @@
 #include "run/private.h"
 
 static const char *const kinds[] = {
-    [FIGURE_LAST] = "last",
-    [FIGURE_MEAN] = "mean",
-    [FIGURE_COMBINED] = "combined",
-    [FIGURE_MIN] = "min",
-    [FIGURE_MAX] = "max",
-    [FIGURE_TOTAL] = "total",
+    [FIGURE_LAST] = "last",         [FIGURE_MEAN] = "mean", [FIGURE_COMBINED] = "combined",
+    [FIGURE_MIN] = "min",           [FIGURE_MAX] = "max",   [FIGURE_TOTAL] = "total",
     [FIGURE_HELD_OUT] = "held-out",
 };
 enum { KINDS = sizeof kinds / sizeof *kinds };
@@ -41,7 +37,9 @@ static Figure *figure(Run *run, const char *name, FigureKind kind) {
     return f;
 }
 
-void watch(Run *run, const char *name, double value) { figure(run, name, FIGURE_LAST)->sum = value; }
+void watch(Run *run, const char *name, double value) {
+    figure(run, name, FIGURE_LAST)->sum = value;
+}
 
 void watch_mean(Run *run, const char *name, double sum, double count) {
     Figure *f = figure(run, name, FIGURE_MEAN);

@@ -25,8 +25,9 @@ void watch_max(struct Run *run, const char *name, double value);
 void watch_total(struct Run *run, const char *name, double more);
 /* A held-out figure: it gets a log line of its own, after that of the step. */
 void watch_held_out(struct Run *run, const char *name, double value);
-/* From this call on, time belongs to this phase of a step; NULL: to none. Under each log line stdout
-   shows the seconds of each phase since the last line, and their shares. name is a string constant. */
+/* From this call on, time belongs to this phase of a step; NULL: to none. Under each log line
+   stdout shows the seconds of each phase since the last line, and their shares. name is a string
+   constant. */
 void watch_phase(struct Run *run, const char *name);
 
 #endif

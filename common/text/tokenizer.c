@@ -16,6 +16,7 @@
 #include <limits.h>
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
+#include <unistd.h>
 
 enum {
     BYTES = 256,

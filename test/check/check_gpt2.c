@@ -11,7 +11,8 @@
  * with an argument: see children at the end. The same file tests gpt2.c on a device; what lies in
  * its memory is copied before it is looked at.
  */
-#include "model/gpt2.c"  // for a look inside
+#include "model/generate.h"
+#include "model/private.h"  // to look inside a model
 
 #include "files/safetensors.h"
 #include "../golden/golden_gpt2.h"
@@ -1327,7 +1328,7 @@ static void trick_forward(void *context, const TapCall *c) {
     float a, *outs = k->host[0], *inps = k->host[1];
     k->calls[0]++;
     ck_assert((c->inp != NULL) == (c->residual == NULL));
-    ck_assert_int_lt(c->keep, k->places);
+    ck_assert_int_lt(c->save_at, k->places);
     fetch(&a, gpt2_weight(c->m, trick_tensor(k, c)), 1, 1);
     fetch(outs, c->out, N, OC);
     fetch(inps, c->inp ? c->inp : c->residual, N, IC);
@@ -1340,7 +1341,7 @@ static void trick_forward(void *context, const TapCall *c) {
                 continue;
             }
             float x = *out + inp;
-            if (c->keep >= 0) k->kept[c->site == TAP_MLP][c->keep][n * OC + j] = x;
+            if (c->save_at >= 0) k->kept[c->site == TAP_MLP][c->save_at][n * OC + j] = x;
             *out += a * x;
         }
     real_write(c->out, outs, (size_t)N * (size_t)OC);
@@ -1353,7 +1354,7 @@ static void trick_backward(void *context, const TapCall *c) {
     float a, da, *gradient = gpt2_gradient(c->m, trick_tensor(k, c)), *douts = k->host[0],
                  *inps = k->host[1], *dinps = k->host[2];
     k->calls[1]++;
-    ck_assert_int_ge(c->keep, 0);
+    ck_assert_int_ge(c->save_at, 0);
     fetch(&a, gpt2_weight(c->m, trick_tensor(k, c)), 1, 1);
     fetch(douts, c->dout, N, OC);
     device_read(&da, gradient, sizeof da);
@@ -1369,7 +1370,7 @@ static void trick_backward(void *context, const TapCall *c) {
                 dinps[i] += a * *dout;
             } else {
                 // f += a (f + residual)
-                da += *dout * k->kept[c->site == TAP_MLP][c->keep][n * OC + j];
+                da += *dout * k->kept[c->site == TAP_MLP][c->save_at][n * OC + j];
                 dinps[i] += a * *dout;
                 *dout += a * *dout;
             }
@@ -1497,7 +1498,7 @@ START_TEST(slopes_stand_for_logits_where_the_embedding_is_frozen) {
             if (m->logit_rows > t->scored) continue;
             AT("%s, %s, %d rows at a time", s->name, k ? "training" : "evaluation", m->logit_rows);
             Scores got = score(m, t, k ? &none : NULL), plainly = score(other, t, NULL);
-            ck_assert(m->sloped == (k > 0));
+            ck_assert(m->head_in_is_grad == (k > 0));
             ck_same_scores(got, plainly, (size_t)t->batch.N);
             gpt2_backward(m, t->dlogp, NULL, NULL);
             size_t n = 0;
@@ -2389,7 +2390,7 @@ static const Refusal refusals[] = {
     {"too large a token", "token 5 does not exist in a model with a vocabulary of 5", 2,
      too_large_token},
     {"a negative token", "token -1 does not exist", 2, negative_token},
-    {"too long a sequence", "a sequence of 5 tokens, and the model has 4 positions", 2,
+    {"too long a sequence", "a sequence of 5 tokens, but the model has 4 positions", 2,
      too_long_sequence},
     {"too many tokens", "a batch of 1 sequences and 9 tokens", 1, too_many_tokens},
     {"no tokens", "a batch of 1 sequences and 0 tokens", 1, no_tokens},
@@ -2398,7 +2399,7 @@ static const Refusal refusals[] = {
     {"too many targets", "more than 2 scored tokens", 1, too_many_targets},
     {"too large a token in a prompt", "token 5 does not exist", 2, too_large_prompt_token},
     {"a negative token in a prompt", "token -7 does not exist", 2, negative_prompt_token},
-    {"too long a prompt", "a prompt of 5 tokens, where 1 to 4 are possible", 2, too_long_prompt},
+    {"too long a prompt", "a prompt of 5 tokens, but it must have 1 to 4", 2, too_long_prompt},
     {"an empty prompt", "a prompt of 0 tokens", 2, empty_prompt},
     {"no slots", "0 slots and 8 tokens", 1, no_slots},
     {"more slots than tokens", "3 slots and 2 tokens", 1, more_slots_than_tokens},
@@ -2406,8 +2407,7 @@ static const Refusal refusals[] = {
     {"reserved twice", "once", 1, reserved_twice},
     {"mapped and trained", "cannot train", 1, mapped_and_trained},
     {"backward without training", "reserved without training", 1, backward_without_training},
-    {"entropy not asked for", "the entropy, which gpt2_logprob was not asked for", 1,
-     entropy_not_asked_for},
+    {"entropy not asked for", "gpt2_logprob did not compute the entropy", 1, entropy_not_asked_for},
     {"too large a run", "MB are free", 1, too_large_a_run},
     {"too large a model", "the model needs", 1, too_large_a_model},
 };

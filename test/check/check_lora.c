@@ -555,7 +555,7 @@ START_TEST(copied_weights_are_quantised_like_mapped_ones) {
     Error e;
     GPT2 *mapped = hf_load(base, true, &e), *copied = gpt2_create(&small, true);
     GPT2Limits limits = small_limits(false);
-    limits.keep = KEEP_NF4_DOUBLE;
+    limits.format = FORMAT_NF4_DOUBLE;
     for (int i = 0; i < gpt2_tensors(mapped); i++) {
         float *w = part_of(mapped, i, GPT2_WEIGHT);
         ck_assert(!gpt2_map(copied, i, NULL));
@@ -566,7 +566,7 @@ START_TEST(copied_weights_are_quantised_like_mapped_ones) {
     gpt2_reserve(copied, &limits);
     ck_assert(loss_of(mapped, NULL) == loss_of(copied, NULL));
     GPT2Memory four = gpt2_memory(&small, &limits);
-    limits.keep = KEEP_FLOAT;
+    limits.format = FORMAT_FLOAT;
     size_t matrices = 0, packed = 0;
     for (int i = 0; i < gpt2_tensors(mapped); i++) {
         const GPT2Tensor *t = gpt2_tensor(mapped, i);

@@ -1015,7 +1015,8 @@ START_TEST(reads_shards) {
             ck_assert_ptr_null(hf_load(here, false, &e));
         ck_assert(
             good ||
-            strstr(e.text, "part-2.bin: tensor transformer.h.0.attn.bias2 does not belong to the model"));
+            strstr(e.text,
+                   "part-2.bin: tensor transformer.h.0.attn.bias2 does not belong to the model"));
     }
 }
 END_TEST

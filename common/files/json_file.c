@@ -1,7 +1,7 @@
 /*
  * json.c - JSON files that others wrote.
  */
-#include "files/json.h"
+#include "files/json_file.h"
 
 json_t *read_json(const char *path, size_t limit, Error *e) {
     Str text = {0};

@@ -1,0 +1,179 @@
+/*
+ * generate.c - sampling with a cache of keys and values.
+ *
+ * Each round runs the model once on all tokens that it has not read yet: a prompt's tokens, or the
+ * token that was sampled last. Then every sequence whose tokens have all been read samples one
+ * token.
+ */
+#include "model/generate.h"
+
+#include "model/kernels.h"
+#include "model/private.h"
+#include "util.h"
+
+/* A place in the cache, and the sequence that uses it. */
+typedef struct {
+    int sequence;  // index in the batch; -1 = the slot is free
+    int *text;     // (positions + 1) tokens of the prompt, then of the response
+    int length;    // tokens in text
+    int fed;       // of these, tokens that the model has read and the cache contains
+} Slot;
+
+/* Runs the model on N rows of token, position and slot. The result is norm, the input of the head.
+   All layers use the arrays of layer 0. */
+static void forward_cached(GPT2 *m, int N, const int *slot, const int *position) {
+    const GPT2Config *c = &m->config;
+    const int C = c->n_embd, F = c->n_inner, slots = m->limits.slots, T = m->limits.positions;
+    const size_t bytes = cache_bytes(slots, T, c->n_head, C / c->n_head);
+    Layer *y = &m->layer[0];
+    embed_forward(y->r, m->token, m->position, m->parts[WTE].w, m->parts[WPE].w, N, C);
+    for (int l = 0; l <= c->n_layer; l++) {
+        const Parts *p = of_layer(m, l);
+        layernorm_forward(y->r, m->norm, y->mean1, y->rstd1, y->r, l ? m->branch : NULL, p[LN1_W].w,
+                          p[LN1_B].w, N, C, c->layer_norm_epsilon);
+        if (l == c->n_layer) break;  // that was ln_f
+        gpt2_linear(y->qkv, m->norm, p + QKV_W, N, C, 3 * C);
+        gpt2_tap(m, l, TAP_C_ATTN, N, C, 3 * C, m->norm, y->qkv, NULL);
+        attention_cached(y->att, (real *)(m->cache + (size_t)l * bytes), y->qkv, slot, position, N,
+                         slots, T, c->n_head, C / c->n_head);
+        gpt2_linear(m->branch, y->att, p + PROJ_W, N, C, C);
+        gpt2_tap(m, l, TAP_ATTN_C_PROJ, N, C, C, y->att, m->branch, NULL);
+        gpt2_tap(m, l, TAP_ATTN, N, 0, C, NULL, m->branch, y->r);
+        layernorm_forward(y->r, m->norm, y->mean2, y->rstd2, y->r, m->branch, p[LN2_W].w,
+                          p[LN2_B].w, N, C, c->layer_norm_epsilon);
+        gpt2_expand(m, l, y->fc, N);
+        gpt2_linear(m->branch, m->wide, p + OUT_W, N, F, C);
+        gpt2_tap(m, l, TAP_MLP_C_PROJ, N, F, C, m->wide, m->branch, NULL);
+        gpt2_tap(m, l, TAP_MLP, N, 0, C, NULL, m->branch, y->r);
+    }
+}
+
+void gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *out,
+                   TokenSink *sink, void *context) {
+    const int slots = m->limits.slots, T = m->limits.positions < m->config.n_positions
+                                               ? m->limits.positions
+                                               : m->config.n_positions;
+    const int N_max = m->limits.tokens, V = m->config.vocab_size, S = prompts->S;
+    if (slots < 1 || N_max < slots)
+        die("gpt2_generate: limits of %d slots and %d tokens, but at least 1 slot and as many "
+            "tokens as slots are required",
+            slots, N_max);
+    m->scored = m->logits_kept = 0;
+    m->decoding = true;
+    m->noisy = m->head_in_is_grad = false;
+    Slot *slot = (Slot *)xcalloc((size_t)slots, sizeof *slot);
+    for (int i = 0; i < slots; i++)
+        slot[i] = (Slot){.sequence = -1, .text = (int *)xmalloc(sizeof(int) * ((size_t)T + 1))};
+    int *row_slot = (int *)xmalloc(sizeof(int) * (size_t)N_max * 3),
+        *row_position = row_slot + N_max, *row_token = row_position + N_max;
+    int *drawing = (int *)xmalloc(sizeof(int) * (size_t)slots * 2),
+        *drawn = drawing + slots;  // the slots that sample a token now, and the tokens
+    float *uniform = (float *)xmalloc(sizeof(float) * (size_t)slots * 2), *logp = uniform + slots;
+    // the responses so far, at most `room` tokens each
+    int room = s->max_new_tokens < T + 1 ? s->max_new_tokens : T + 1, next = 0, running = 0;
+    if (room < 0) room = 0;
+    int *tokens = (int *)xmalloc(sizeof(int) * (size_t)S * (size_t)room),
+        *count = (int *)xcalloc((size_t)S, sizeof(int));
+    float *logps = (float *)xmalloc(sizeof(float) * (size_t)S * (size_t)room);
+    *out = (Generation){.start = (int *)xcalloc((size_t)S + 1, sizeof(int)),
+                        .ended = (bool *)xcalloc((size_t)S, sizeof(bool))};
+
+    for (;;) {
+        // 1. free slots take the next prompts
+        for (int i = 0; i < slots && next < S && room; i++) {
+            if (slot[i].sequence >= 0) continue;
+            int n = prompts->start[next + 1] - prompts->start[next];
+            if (n < 1 || n > T) die_usage("a prompt of %d tokens, but it must have 1 to %d", n, T);
+            slot[i].sequence = next;
+            slot[i].fed = 0;
+            slot[i].length = n;
+            memcpy(slot[i].text, prompts->tokens + prompts->start[next], sizeof(int) * (size_t)n);
+            next++;
+            running++;
+        }
+        if (!running) break;
+        // 2. rows: the tokens of each slot that the model has not read; a long prompt may take
+        // several rounds
+        int N = 0, R = 0, waiting = running;
+        for (int i = 0; i < slots; i++) {
+            if (slot[i].sequence < 0) continue;
+            int n = slot[i].length - slot[i].fed;
+            waiting--;
+            if (n > N_max - N - waiting)
+                n = N_max - N - waiting;  // leave one row for each other slot
+            for (int j = 0; j < n; j++, N++) {
+                row_slot[N] = i;
+                row_position[N] = slot[i].fed++;
+                row_token[N] = slot[i].text[row_position[N]];
+                if (row_token[N] < 0 || row_token[N] >= V)
+                    die_usage(
+                        "token %d does not exist in a model with a vocabulary of %d: the tokenizer "
+                        "does not match the model",
+                        row_token[N], V);
+            }
+            if (slot[i].fed == slot[i].length) {
+                m->host_row[R] = N - 1;
+                drawing[R++] = i;
+            }
+        }
+        // 3. the model, and the logits of the last row of each text
+        device_write(m->token, row_token, sizeof(int) * (size_t)N);
+        device_write(m->position, row_position, sizeof(int) * (size_t)N);
+        forward_cached(m, N, row_slot, row_position);
+        if (!R) continue;
+        device_write(m->row, m->host_row, sizeof(int) * (size_t)R);
+        gather_rows(m->head_in, m->norm, m->row, R, m->config.n_embd);
+        head_forward(m->logits, m->head_in, m->parts[WTE].w, R, m->config.n_embd, V, m->ldv);
+        // 4. sample one token for each, with the sequence's own random number
+        for (int r = 0; r < R; r++) {
+            const Slot *t = &slot[drawing[r]];
+            uint32_t id = prompts->id ? prompts->id[t->sequence] : (uint32_t)t->sequence;
+            uniform[r] = random_uniform(
+                random4(s->seed, RANDOM_SAMPLE, s->step, id, (uint32_t)t->length, 0).v[0]);
+        }
+        sample(drawn, logp, m->logits, R, V, m->ldv, s->temperature, s->top_k, s->top_p, uniform);
+        // 5. free the slots of texts that have ended
+        for (int r = 0; r < R; r++) {
+            Slot *t = &slot[drawing[r]];
+            int q = t->sequence, k = count[q]++;
+            if (!isfinite(logp[r]))
+                die("the model's output for prompt %d is not finite: its weights are damaged or "
+                    "training has diverged",
+                    q);
+            tokens[(size_t)q * (size_t)room + (size_t)k] = t->text[t->length] = drawn[r];
+            logps[(size_t)q * (size_t)room + (size_t)k] = logp[r];
+            t->length++;
+            out->ended[q] = drawn[r] == s->stop_token;
+            if (sink) sink(context, q, drawn[r]);
+            if (out->ended[q] || k + 1 == room || t->length > T) {
+                t->sequence = -1;
+                running--;
+            }
+        }
+    }
+    for (int q = 0; q < S; q++) out->start[q + 1] = out->start[q] + count[q];
+    out->tokens = (int *)xmalloc(sizeof(int) * (size_t)out->start[S]);
+    out->logp = (float *)xmalloc(sizeof(float) * (size_t)out->start[S]);
+    for (int q = 0; q < S; q++) {
+        memcpy(out->tokens + out->start[q], tokens + (size_t)q * (size_t)room,
+               sizeof(int) * (size_t)count[q]);
+        memcpy(out->logp + out->start[q], logps + (size_t)q * (size_t)room,
+               sizeof(float) * (size_t)count[q]);
+    }
+    for (int i = 0; i < slots; i++) free(slot[i].text);
+    free(slot);
+    free(row_slot);
+    free(drawing);
+    free(uniform);
+    free(tokens);
+    free(logps);
+    free(count);
+}
+
+void generation_free(Generation *g) {
+    free(g->start);
+    free(g->tokens);
+    free(g->logp);
+    free(g->ended);
+    *g = (Generation){0};
+}

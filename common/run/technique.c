@@ -1,0 +1,268 @@
+/*
+ * technique.c - added tensors, adapters in files, merging. See technique.h.
+ */
+#include "run/technique.h"
+
+#include "files/hf.h"
+#include "files/peft.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+#include "model/kernels.h"
+
+/* ---- added tensors --------------------------------------------------------------------------- */
+
+int added_append(AddedTensors *list, int rows, int columns, const char *name, ...) {
+    if (list->n == list->capacity) {
+        list->capacity = list->capacity ? 2 * list->capacity : 64;
+        list->tensor =
+            (GPT2Tensor *)xrealloc(list->tensor, (size_t)list->capacity, sizeof *list->tensor);
+    }
+    GPT2Tensor *t = &list->tensor[list->n];
+    *t = (GPT2Tensor){.ndim = columns ? 2 : 1, .shape = {rows, columns ? columns : 1}};
+    t->n = (size_t)t->shape[0] * (size_t)t->shape[1];
+    va_list arguments;
+    va_start(arguments, name);
+    vsnprintf(t->name, sizeof t->name, name, arguments);
+    va_end(arguments);
+    return list->n++;
+}
+
+size_t added_parameters(const AddedTensors *list) {
+    size_t n = 0;
+    for (int k = 0; k < list->n; k++) n += list->tensor[k].n;
+    return n;
+}
+
+float *added_read(const GPT2 *m, int k) {
+    const int i = gpt2_own_tensors(m) + k;
+    const size_t n = gpt2_tensor(m, i)->n;
+    float *values = (float *)xmalloc(sizeof *values * n);
+    gpt2_read(m, i, GPT2_WEIGHT, 0, n, values);
+    return values;
+}
+
+void added_write(GPT2 *m, int k, const float *values) {
+    const int i = gpt2_own_tensors(m) + k;
+    gpt2_write(m, i, GPT2_WEIGHT, 0, gpt2_tensor(m, i)->n, values);
+}
+
+bool added_are_zero(const GPT2 *m, int period, int from) {
+    const int own = gpt2_own_tensors(m);
+    bool zero = true;
+    for (int k = 0; own + k < gpt2_tensors(m) && zero; k++) {
+        if (k % period < from) continue;
+        float *values = added_read(m, k);
+        for (size_t j = 0; j < gpt2_tensor(m, own + k)->n && zero; j++) zero = values[j] == 0;
+        free(values);
+    }
+    return zero;
+}
+
+void added_load(GPT2 *m, const char *dir, const char *weights) {
+    Error e;
+    if (hf_load_added(m, dir, weights, &e)) die_usage("%s", e.text);
+}
+
+void refuse_untrained(const char *dir, const char *weights, const char *what) {
+    die_usage(
+        "%s/%s: %s is zero, so the adapter changes nothing. Was it saved before it was "
+        "trained? --allow_untrained uses it all the same",
+        dir, weights, what);
+}
+
+/* ---- a technique ----------------------------------------------------------------------------- */
+
+/* Does the name of n characters mean the module? */
+static bool means(const char *name, size_t n, const char *module) {
+    const size_t length = strlen(module);
+    if (n == strlen("all-linear") && !strncmp(name, "all-linear", n)) return true;
+    return length >= n && !strncmp(module + length - n, name, n) &&
+           (length == n || module[length - n - 1] == '.');
+}
+
+/* The name after this one. */
+static const char *next_name(const char *name) {
+    name += strcspn(name, ",");
+    return *name ? name + 1 : name;
+}
+
+bool is_target(const char *module, const char *targets, bool *used) {
+    bool is = false;
+    for (const char *name = targets; *name; name = next_name(name))
+        if (means(name, strcspn(name, ","), module)) is = used[name - targets] = true;
+    return is;
+}
+
+const char *unused_target(const char *targets, const bool *used) {
+    for (const char *name = targets; *name; name = next_name(name))
+        if (!used[name - targets]) return name;
+    return NULL;
+}
+
+void print_weights(const GPT2Config *c, GPT2Format format, size_t added) {
+    const int C = c->n_embd, F = c->n_inner;
+    const int shape[][2] = {{C, 3 * C}, {C, C}, {C, F}, {F, C}};  // in and out, of each block
+    size_t matrices = 0, packed = 0;
+    for (int i = 0; i < 4; i++) {
+        const int in = shape[i][0], out = shape[i][1];
+        matrices += (size_t)c->n_layer * (size_t)in * (size_t)out;
+        packed += (size_t)c->n_layer * nf4_bytes(in, out, format == FORMAT_NF4_DOUBLE);
+    }
+    const size_t base = gpt2_parameters(c, TRAIN_ALL);
+    const size_t embeddings = ((size_t)c->vocab_size + (size_t)c->n_positions) * (size_t)C;
+    printf("weights: embeddings %.1f MB (float32), matrices of the blocks ",
+           4e-6 * (double)embeddings);
+    if (format == FORMAT_FLOAT)
+        printf("%.1f MB (float32)", 4e-6 * (double)matrices);
+    else
+        printf("%.1f MB (NF4%s, %.3f bits each; %.1f MB in float32)", 1e-6 * (double)packed,
+               format == FORMAT_NF4_DOUBLE ? ", doubly quantised" : "",
+               8 * (double)packed / (double)matrices, 4e-6 * (double)matrices);
+    printf(", norms and biases %.1f MB, LoRA %.1f MB\n",
+           4e-6 * (double)(base - embeddings - matrices), 4e-6 * (double)added);
+}
+
+void technique_allocate(void **memory, size_t *have, size_t bytes) {
+    device_free(*memory, *have);
+    *memory = device_alloc(bytes);
+    *have = bytes;
+    if (!*memory)
+        die("out of memory for %zu bytes of activations; use a smaller "
+            "--per_device_train_batch_size",
+            bytes);
+}
+
+GPT2 *technique_open(const Technique *t, const Run *run, const char *dir, GPT2Limits limits) {
+    Error e;
+    t->plan(run, dir);
+    t->limits(&limits);
+    GPT2 *m = hf_load(run->model, limits.trains == TRAIN_NONE, &e);
+    if (!m) die_usage("%s", e.text);
+    gpt2_reserve(m, &limits);
+    t->reserve(&limits, &run->config, false);
+    t->load(run, m, dir);
+    return m;
+}
+
+/* ---- merging --------------------------------------------------------------------------------- */
+
+void merge_check(const Run *run, const char *dir) {
+    Str path = {0};
+    struct stat a, b;
+    if (!stat(dir, &a) && !stat(run->model, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino)
+        die_usage(
+            "--merge %s is the directory of --model, which is never written; choose another "
+            "directory",
+            dir);
+    str_printf(&path, "%s/model.safetensors", dir);
+    // A resumed run checked the directory when it began. It may hold an older result of the same
+    // run
+    if (!access(path.s, F_OK) && !run->overwrite_output_dir && !run_checkpoint_dir(run))
+        die_usage(
+            "--merge %s already holds a model; choose another directory, or allow it with "
+            "--overwrite_output_dir",
+            dir);
+    free(path.s);
+}
+
+/* The model of --model with the adapter of m, its frozen weights in the given format. */
+static GPT2 *copy_unmerged(const Technique *t, const Run *run, const GPT2 *m, GPT2Limits limits,
+                           GPT2Format format) {
+    Error e;
+    GPT2 *copy = hf_load(run->model, true, &e);
+    if (!copy) die_usage("%s", e.text);
+    t->limits(&limits);
+    limits.format = format;
+    gpt2_reserve(copy, &limits);
+    t->reserve(&limits, &run->config, false);
+    for (int k = 0; gpt2_own_tensors(m) + k < gpt2_tensors(m); k++) {
+        float *values = added_read(m, k);
+        added_write(copy, k, values);
+        free(values);
+    }
+    return copy;
+}
+
+enum { VERIFIED = 128 };  // tokens whose logits --verify compares
+
+/* The largest difference between the logits of merged and of the model with the adapter of m, over
+   N random tokens; and in *largest the largest logit of the merged model. */
+static double logit_difference(const Technique *t, const Run *run, GPT2 *merged, const GPT2 *m,
+                               GPT2Limits limits, GPT2Format format, double *largest) {
+    const int N = limits.tokens, start[2] = {0, N};
+    int *token = (int *)xmalloc(sizeof(int) * (size_t)N);
+    int *target = (int *)xcalloc((size_t)N, sizeof(int));
+    float *logp = (float *)xmalloc(sizeof(float) * (size_t)N), size;
+    for (int i = 0; i < N; i++) {
+        const uint32_t draw = random4(1, RANDOM_DATA, 0, 0, (uint32_t)i, 0).v[0];
+        token[i] = (int)(draw % (uint32_t)run->config.vocab_size);
+    }
+    const Batch batch = {.S = 1, .N = N, .start = start, .tokens = token};
+    GPT2 *models[2] = {merged, copy_unmerged(t, run, m, limits, format)};
+    for (int i = 0; i < 2; i++) {
+        gpt2_forward(models[i], &batch, NULL);
+        gpt2_logprob(models[i], target, 1, logp, NULL, NULL);
+    }
+    const double difference = (double)gpt2_logit_difference(models[1], models[0], &size);
+    *largest = (double)size;
+    gpt2_free(models[1]);
+    free(token);
+    free(target);
+    free(logp);
+    return difference;
+}
+
+static void merge_verify(const Technique *t, const Run *run, GPT2 *merged, const GPT2 *m,
+                         GPT2Format format) {
+    const int N = min_int(run->config.n_positions, VERIFIED);
+    const GPT2Limits limits = {.tokens = N, .sequences = 1, .scored = N};
+    double largest;
+    gpt2_reserve(merged, &limits);
+    double difference = logit_difference(t, run, merged, m, limits, FORMAT_FLOAT, &largest);
+    printf(
+        "verified on %d tokens: the logits of the merged and the unmerged model differ by at "
+        "most %.3g; the largest logit is %.3g\n",
+        N, difference, largest);
+    if (format == FORMAT_FLOAT) return;
+    difference = logit_difference(t, run, merged, m, limits, format, &largest);
+    printf(
+        "the logits of the merged model and of the four-bit model with the adapter differ by at "
+        "most %.3g: this is the error of four bits\n",
+        difference);
+}
+
+void merge_write(const Technique *t, const Run *run, const GPT2 *m, const char *dir,
+                 const char *form, bool verify) {
+    Error e;
+    GPT2Limits limits = {0};
+    t->limits(&limits);  // asked for the format of the frozen weights
+    GPT2 *merged = hf_load(run->model, false, &e);
+    if (!merged) die_usage("%s", e.text);
+    if (t->merge(merged, m, &e) || hf_save(merged, dir, run->model, &e) ||
+        (form && hf_save_template(dir, form, &e)))
+        die("%s", e.text);
+    printf(
+        "the merged model is in %s: give it to --model, or in Python to "
+        "AutoModelForCausalLM.from_pretrained(\"%s\")\n",
+        dir, dir);
+    if (limits.format != FORMAT_FLOAT)
+        printf(
+            "the update was added to the float32 weights of %s, not to the four-bit weights that "
+            "it was trained on\n",
+            run->model);
+    if (verify) merge_verify(t, run, merged, m, limits.format);
+    gpt2_free(merged);
+}
+
+void merge_adapter(const Technique *t, const Run *run, const char *adapter, const char *dir,
+                   bool verify) {
+    Error e;
+    char *form;
+    if (hf_template(adapter, &form, &e)) die_usage("%s", e.text);
+    GPT2 *m = technique_open(t, run, adapter, (GPT2Limits){.tokens = 1, .sequences = 1});
+    merge_write(t, run, m, dir, form, verify);
+    gpt2_free(m);
+    t->release();
+    free(form);
+}
