@@ -40,6 +40,9 @@
 #include "rl/rollout_task.h"
 #include "rl/choices.h"
 #include "rl/constitution.h"
+#include "rl/principles.h"
+#include "rl/dialogues.h"
+#include "rl/feedback.h"
 /* Errors (die, die_usage), checked memory, files, random numbers */
 #include "util.h"
 
