@@ -8,6 +8,7 @@
 #include "gpt2_fixture.h"
 
 #include <sys/wait.h>
+#include <unistd.h>
 
 /* ---- Tensors, mapping, initial weights, gpt2_memory ------------------------------------------ */
 
