@@ -259,8 +259,8 @@ static void adapter_forward(void *context, const TapCall *c) {
                        C);
 }
 
-/* dout, the gradient by f + up(a), becomes the gradient by f: the sum passes dout on as it is, and
-   what comes through the adapter is added. */
+/* dout, the gradient with respect to f + up(a), becomes the one with respect to f: the sum passes
+   it on unchanged, and the gradient through the adapter is added. */
 static void adapter_backward(void *context, const TapCall *c) {
     (void)context;
     real *x, *z, *d = adapter.a;  // d (N,D): da, then dz
@@ -340,18 +340,15 @@ static const char weights[] = "adapter.safetensors";
    library's load_adapter finds them there. */
 static int adapter_save(const GPT2 *m, const char *dir, const char *from, Error *e) {
     char *config = hf_bottleneck_text(&adapter.form, gpt2_config(m), from);
-    const int status = hf_save_added(m, dir, weights, config, e);
-    free(config);
-    return status;
+    return added_save(m, dir, weights, config, e);
 }
 
 /* Is every up projection zero, with its bias? */
 static bool is_untrained(const GPT2 *m) { return added_are_zero(m, PER_ADAPTER, UP_W); }
 
 static void adapter_load(const Run *run, GPT2 *m, const char *dir) {
-    const bool is_checkpoint = run_checkpoint_dir(run);
     added_load(m, dir, weights);
-    if (!is_checkpoint && !args.allow_untrained && is_untrained(m))
+    if (!run_checkpoint_dir(run) && !args.allow_untrained && is_untrained(m))
         refuse_untrained(dir, weights, "every up projection");
     fprintf(chat_asked(&task.chat) ? stderr : stdout, "%s: an adapter of AdapterHub's, \"%s\"\n",
             dir, adapter.form.name);

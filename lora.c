@@ -353,10 +353,7 @@ static size_t lora_reserve(const GPT2Limits *limits, const GPT2Config *c, bool c
 static const char weights[] = "adapter_model.safetensors";
 
 static int lora_save(const GPT2 *m, const char *dir, const char *from, Error *e) {
-    char *config = hf_lora_text(&lora.config, from);
-    const int status = hf_save_added(m, dir, weights, config, e);
-    free(config);
-    return status;
+    return added_save(m, dir, weights, hf_lora_text(&lora.config, from), e);
 }
 
 /* Is every B zero? */
