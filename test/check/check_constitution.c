@@ -1,7 +1,7 @@
 /*
- * check_speech.c - speech.c, and what text.c reads and writes for it: constitutions, questions,
- * dialogues, labelled pairs; whether a phrase is said, where a text stops making sense, and which
- * option a model prefers, against the whole text scored plainly.
+ * check_constitution.c - constitution.c, and what text.c reads and writes for it: constitutions,
+ * questions, dialogues, labelled pairs; whether a phrase is said, where a text stops making sense,
+ * and which option a model prefers, against the whole text scored plainly.
  */
 #define _GNU_SOURCE  // strcasestr
 #include "files/hf.h"
