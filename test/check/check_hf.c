@@ -2,8 +2,8 @@
  * check_hf.c - Hugging Face directories, read and written.
  *
  * Files to be read are built here byte by byte, and files that were written are taken apart here
- * again, by code that shares nothing with common/files/hf.c: the two could otherwise agree on the same
- * mistake.
+ * again, by code that shares nothing with common/files/hf.c: the two could otherwise agree on the
+ * same mistake.
  */
 #include "files/hf.h"
 #include "program.h"
