@@ -78,31 +78,18 @@ static const Flag flags[] = {
 /* Gradient checkpointing is off, unlike in full_ft.c: a frozen model has no gradients and moments,
    so there is memory for its activations, and recomputing them would take a third of the time that
    adapters save. */
-static const char *const defaults[] = {"--per_device_train_batch_size=2",
-                                       "--gradient_accumulation_steps=4",
-                                       "--num_train_epochs=6",
-                                       "--learning_rate=1e-4",
-                                       "--warmup_steps=50",
-                                       "--dataloader_drop_last",
-                                       NULL};
+static const char *const *const defaults = COMMAND_LINE(
+    "--per_device_train_batch_size=2", "--gradient_accumulation_steps=4", "--num_train_epochs=6",
+    "--learning_rate=1e-4", "--warmup_steps=50", "--dataloader_drop_last");
 
 /* The built-in example learns facts in half a minute, without dropout: fifteen epochs of a few
    hundred short records do not overfit in a bottleneck of 64. */
-static const char *const example[] = {"--model=test/tiny",
-                                      "--data=test/tiny/domain.jsonl",
-                                      "--eval=test/tiny/domain-eval.jsonl",
-                                      "--per_device_train_batch_size=16",
-                                      "--gradient_accumulation_steps=1",
-                                      "--max_steps=300",
-                                      "--learning_rate=1.5e-3",
-                                      "--adam_beta2=0.99",
-                                      "--lr_scheduler_type=cosine",
-                                      "--warmup_steps=20",
-                                      "--logging_steps=50",
-                                      "--eval_steps=150",
-                                      "--eval_samples=128",
-                                      "--adapter_dropout=0",
-                                      NULL};
+static const char *const *const example = COMMAND_LINE(
+    "--model=test/tiny", "--data=test/tiny/domain.jsonl", "--eval=test/tiny/domain-eval.jsonl",
+    "--per_device_train_batch_size=16", "--gradient_accumulation_steps=1", "--max_steps=300",
+    "--learning_rate=1.5e-3", "--adam_beta2=0.99", "--lr_scheduler_type=cosine",
+    "--warmup_steps=20", "--logging_steps=50", "--eval_steps=150", "--eval_samples=128",
+    "--adapter_dropout=0");
 
 /* ---- which layers ---------------------------------------------------------------------------- */
 
