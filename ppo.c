@@ -512,7 +512,7 @@ int main(int argc, char **argv) {
         if (run_should_evaluate(&run)) evaluate(&run);
     }
 
-    rollout_task_report(&task, &run);
+    rollout_task_report(&task);
     rollout_task_free(&task);
     return run_finish(&run);
 }

@@ -86,43 +86,45 @@ void rollout_task_open(RolloutTask *t, Run *run, bool has_critic, bool shared) {
     GPT2Limits judging = reading(t, run);
     judging.scored = 0;
     const char *critic_from = t->reward_model ? t->reward_model : run->model;
-    Network policy = {.role = "policy",
-                      .head = has_critic && shared ? LM_AND_VALUE_HEAD : LM_HEAD,
-                      .limits = sampling(t, run),
-                      .trains = true};
-    Network reference = {
+    Network *policy = &t->network[0], *reference = &t->network[1];
+    Network *reward = &t->network[2], *critic = &t->network[3];
+    *policy = (Network){.role = "policy",
+                        .head = has_critic && shared ? LM_AND_VALUE_HEAD : LM_HEAD,
+                        .limits = sampling(t, run),
+                        .trains = true};
+    *reference = (Network){
         .role = "reference", .dir = run->model, .head = LM_HEAD, .limits = reading(t, run)};
-    Network reward = {.role = "reward",
-                      .dir = t->reward_model,
-                      .head = SCORE_HEAD,
-                      .limits = judging,
-                      .longest = t->longest,
-                      .judges = true};
-    Network critic = {.role = "critic",
-                      .dir = t->critic_model ? t->critic_model : critic_from,
-                      .head = SCORE_HEAD,
-                      .limits = judging,
-                      .longest = t->longest,
-                      .trains = true};
-    Network *models[5] = {&policy, &reference};
+    *reward = (Network){.role = "reward",
+                        .dir = t->reward_model,
+                        .head = SCORE_HEAD,
+                        .limits = judging,
+                        .longest = t->longest,
+                        .judges = true};
+    *critic = (Network){.role = "critic",
+                        .dir = t->critic_model ? t->critic_model : critic_from,
+                        .head = SCORE_HEAD,
+                        .limits = judging,
+                        .longest = t->longest,
+                        .trains = true};
+    Network *models[5] = {policy, reference};
     int n = 2;
-    if (t->reward_model) models[n++] = &reward;
-    if (has_critic && !shared) models[n++] = &critic;
+    if (t->reward_model) models[n++] = reward;
+    if (has_critic && !shared) models[n++] = critic;
     run_keep(run, "beta", &t->beta);
     run_keep(run, "policy_updates", &t->policy_updates);
     run_keep(run, "critic_updates", &t->critic_updates);
     networks_open(run, models);
-    t->policy = policy.model;
-    t->reference = reference.model;
-    if (critic.model && !critic.has_head)
-        printf("the critic starts from %s and a head of zeros\n", critic.from);
-    t->critic = has_critic && shared ? policy.model : critic.model;
+    if (critic->model && !critic->has_head)
+        printf("the critic starts from %s and a head of zeros\n", critic->from);
+    t->policy = policy->model;
+    t->reference = reference->model;
+    t->critic = has_critic && shared ? policy->model : critic->model;
     t->judge = (Judge){
-        .model = reward.model, .patience = (double)t->reward_timeout, .tokenizer = run->tokenizer};
+        .model = reward->model, .patience = (double)t->reward_timeout, .tokenizer = run->tokenizer};
     if (t->reward_cmd && !(t->judge.program = child_start(t->reward_cmd, &e))) die("%s", e.text);
     t->r = rollouts_new(max_int(t->batch_size, t->answers), t->longest - t->response_length,
                         t->response_length);
-    t->rows = rows_new(policy.limits.sequences, policy.limits.tokens);
+    t->rows = rows_new(policy->limits.sequences, policy->limits.tokens);
     if (t->dump_rollouts) begin_dump(run, t->dump_rollouts);
 }
 
@@ -276,11 +278,11 @@ void rollout_task_measured(RolloutTask *t, Run *run, const Figures *f) {
     if (run_is_last(run)) show_answers(&t->r, run->tokenizer, t->shown_after);
 }
 
-void rollout_task_report(const RolloutTask *t, const Run *run) {
+void rollout_task_report(const RolloutTask *t) {
     for (int i = 0; i < SHOWN_ANSWERS && t->shown_after[i].s; i++)
         printf("held-out prompt, line %d\n  before | %s\n  after  | %s\n", t->held_out.line[i],
                t->shown_before[i].s, t->shown_after[i].s);
-    if (!t->answers || !run_completed(run)) return;
+    if (!t->answers || run_interrupted()) return;
     print_figures("before", t->answers, &t->before, t->correct_before);
     print_figures("after", t->answers, &t->after, t->correct_after);
 }

@@ -28,6 +28,7 @@ typedef struct {
     int prompts;                        // of an iteration
     int longest;                        // most tokens of a prompt with its answer
     int answers;                        // the number of held-out prompts that are answered
+    Network network[4];                 // policy, reference, reward model, critic
     GPT2 *policy, *reference, *critic;  // critic: NULL, a model of its own, or the policy
     double beta, policy_updates, critic_updates;  // the stage's; kept in checkpoints
     Judge judge;
@@ -146,7 +147,7 @@ bool rollout_task_answer(RolloutTask *t, const Run *run, float temperature);
    eval/reward, eval/kl and so on. */
 void rollout_task_measured(RolloutTask *t, Run *run, const Figures *f);
 /* After training: the first held-out answers and the figures, before training and after. */
-void rollout_task_report(const RolloutTask *t, const Run *run);
+void rollout_task_report(const RolloutTask *t);
 void rollout_task_free(RolloutTask *t);
 
 /* Adds to the policy's gradient that of c_ptx times the mean cross-entropy of the next records of
