@@ -52,8 +52,7 @@ static const Flag flags[] = {
     GRADIENT_CHECKPOINTING_FLAG(args.gradient_checkpointing, "false"),
     {"normalize", TEXT(args.normalize, NULL),
      "After training, scale and shift the rewards to mean 0 and standard deviation 1 on the "
-     "answers "
-     "of this JSONL file (in the form of --score); without a value, on those of --data.",
+     "answers of this JSONL file (in the form of --score); without a value, on those of --data.",
      .bare = "data"},
     SCORING_FLAGS(scoring),
     {0},
@@ -106,7 +105,7 @@ static double sigmoid(double x) { return exp(-softplus(-x)); }
  * With D = r_c - r_r - m, and p the probability that the chosen answer is the better one (1 without
  * soft labels), the share of these P pairs in the loss of a step of M pairs is
  *
- *     L = 1/M sum  -[p log sigmoid(D) + (1-p) log sigmoid(-D)]  +  c (r_c + r_r)^2
+ *     L = 1/M sum { -[p log sigmoid(D) + (1-p) log sigmoid(-D)] + c (r_c + r_r)^2 }
  *     dL/dD   = 1/M (sigmoid(D) - p)
  *     dL/dr_c =  dL/dD + 2c/M (r_c + r_r)
  *     dL/dr_r = -dL/dD + 2c/M (r_c + r_r)
@@ -231,7 +230,7 @@ static bool is_correct(const PairBatch *b, int i) {
 }
 
 /* Adds the pairs of a batch, whose loss sums to `loss`. */
-static void sums_add(PairSums *s, const PairBatch *b, double loss) {
+static void pair_sums_add(PairSums *s, const PairBatch *b, double loss) {
     s->loss += loss;
     s->pairs += b->P;
     for (int i = 0; i < b->P; i++) {
@@ -273,7 +272,7 @@ static PairSums evaluate(PairBatch *b, GPT2 *model, const PairSet *x, int P, flo
     for (int i = 0; i < x->n; i += P) {
         batch_fill(b, x->data, x->which + i, min_int(P, x->n - i), true);
         batch_rewards(b, model, NULL);
-        sums_add(&sums, b, batch_loss(b, 1));
+        pair_sums_add(&sums, b, batch_loss(b, 1));
         for (int k = 0; rewards && k < b->P; k++) {
             rewards[2 * (i + k)] = b->chosen[k];
             rewards[2 * (i + k) + 1] = b->rejected[k];

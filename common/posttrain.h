@@ -32,14 +32,17 @@
 /* --prompt and --chat; a supervised task: records, held-out figures */
 #include "run/chat.h"
 #include "run/task.h"
-/* Preference pairs; reinforcement learning and AI feedback: answers of a policy, the judge, the task
-   of a policy that learns from its answers; constitutions, dialogues */
+/* Preference pairs; reinforcement learning and AI feedback: answers of a policy, the judge, the
+   task of a policy that learns from its answers; constitutions, dialogues */
 #include "rl/pairs.h"
 #include "rl/rollouts.h"
 #include "rl/judge.h"
 #include "rl/rollout_task.h"
 #include "rl/choices.h"
 #include "rl/constitution.h"
+#include "rl/principles.h"
+#include "rl/dialogues.h"
+#include "rl/feedback.h"
 /* Errors (die, die_usage), checked memory, files, random numbers */
 #include "util.h"
 

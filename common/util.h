@@ -39,6 +39,9 @@ static inline uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t n) {
     return hash;
 }
 
+/* The ending of a noun that is counted: "" for 1, else "s". */
+static inline const char *plural(long n) { return n == 1 ? "" : "s"; }
+
 /* Prints the n bytes of a text on stdout, each further line of it after "            | ". */
 void print_indented(const char *text, size_t n);
 

@@ -39,7 +39,7 @@ Child *child_start(const char *command, Error *e) {
         }
         return NULL;
     }
-    signal(SIGPIPE, SIG_IGN);  // writing to a program that has ended must be an error, not our end
+    signal(SIGPIPE, SIG_IGN);  // writing to a program that has ended must only fail
     posix_spawn_file_actions_t files;
     posix_spawnattr_t how;
     sigset_t ours;

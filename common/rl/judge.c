@@ -7,7 +7,6 @@
 #include "run/chat.h"
 #include "text/dataset.h"
 #include "text/json.h"
-#include "text/records.h"
 #include "text/template.h"
 
 /* ---- texts and their rewards ----------------------------------------------------------------- */

@@ -54,29 +54,28 @@ typedef struct {
 } Scoring;
 
 /* Rows of a stage's table of flags, for variable, a Scoring in static storage. */
-#define SCORING_FLAGS(variable)                                                                   \
-    TITLE("Scores instead of training"),                                                          \
-        {"score", TEXT((variable).score, NULL),                                                   \
-         "Score the answers of this JSONL file (prompt and response, prompt and completion, "     \
-         "text, "                                                                                 \
-         "...) with the reward model --model, and do not train.",                                 \
-         .may_change_on_resume = true, .conflicts = "data eval output resume dry_run normalize"}, \
-        {"score_output", TEXT((variable).score_output, NULL),                                     \
-         "The JSONL file for the scores of --score; without it they are printed.",                \
-         .may_change_on_resume = true, .only_with = "score"},                                     \
-        {"prompt", TEXT((variable).prompt, NULL),                                                 \
-         "Print the reward of an answer to this prompt, put into the template that --model was "  \
-         "trained in. The answer is --response, or each line of the input with --chat.",          \
-         .may_change_on_resume = true,                                                            \
-         .conflicts = "data eval output resume dry_run score normalize"},                         \
-        {"response", TEXT((variable).response, NULL), "The answer to --prompt that is scored.",   \
-         .may_change_on_resume = true, .conflicts = "chat"},                                      \
-    {                                                                                             \
-        "chat", SWITCH((variable).chat, "false"),                                                 \
-            "Score each line of the input as an answer to --prompt; an empty line or /exit ends " \
-            "it.",                                                                                \
-            .may_change_on_resume = true                                                          \
-    }
+// clang-format off
+#define SCORING_FLAGS(variable)                                                                    \
+    TITLE("Scores instead of training"),                                                           \
+    {"score", TEXT((variable).score, NULL),                                                        \
+     "Score the answers of this JSONL file (prompt and response, prompt and completion, text, "    \
+     "...) with the reward model --model, and do not train.",                                      \
+     .may_change_on_resume = true,                                                                 \
+     .conflicts = "data eval output resume dry_run normalize"},                                    \
+    {"score_output", TEXT((variable).score_output, NULL),                                          \
+     "The JSONL file for the scores of --score; without it they are printed.",                     \
+     .may_change_on_resume = true, .only_with = "score"},                                          \
+    {"prompt", TEXT((variable).prompt, NULL),                                                      \
+     "Print the reward of an answer to this prompt, put into the template that --model was "       \
+     "trained in. The answer is --response, or each line of the input with --chat.",               \
+     .may_change_on_resume = true,                                                                 \
+     .conflicts = "data eval output resume dry_run score normalize"},                              \
+    {"response", TEXT((variable).response, NULL), "The answer to --prompt that is scored.",        \
+     .may_change_on_resume = true, .conflicts = "chat"},                                           \
+    {"chat", SWITCH((variable).chat, "false"),                                                     \
+     "Score each line of the input as an answer to --prompt; an empty line or /exit ends it.",     \
+     .may_change_on_resume = true}
+// clang-format on
 
 /* Does what these flags ask for, with the model in run->model (for --prompt NULL: the built-in
    one). False: they ask for nothing. --score writes a line {"line": 1, "score": 0.25} for each

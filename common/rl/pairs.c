@@ -3,15 +3,11 @@
  */
 #include "rl/pairs.h"
 
-#include "text/records.h"
-
 /* ---- reading --------------------------------------------------------------------------------- */
 
 /* Prints which lines and pairs of a file are not used, and why. */
 static void print_left_out(const char *path, const Records *r, const Pairs *p, int max_length) {
-    if (r->skipped)
-        printf("%s: skipped %d line%s that %s no record; the first: %s\n", path, r->skipped,
-               r->skipped == 1 ? "" : "s", r->skipped == 1 ? "is" : "are", r->first_skipped.text);
+    say_skipped(path, r->skipped, "record", &r->first_skipped);
     if (r->mismatched)
         printf("%s: left out %d pairs whose chosen and rejected answer different prompts\n", path,
                r->mismatched);
@@ -119,7 +115,6 @@ void preferences_free(Preferences *p) {
 
 /* ---- figures of a set ------------------------------------------------------------------------ */
 
-
 int pairs_largest(const PairSet *x, int P) {
     int *size = (int *)xmalloc(sizeof(int) * (size_t)(x->n + 1)), total = 0;
     for (int k = 0; k < x->n; k++) {
@@ -142,11 +137,7 @@ void pairs_show(const Tokenizer *t, const PairSet *x, int k, const float *before
         tokenizer_decode(t, x->data->tokens + x->data->start[3 * i + part],
                          (size_t)pair_part(x->data, i, part), &text);
         printf("  %-9s | ", label[part]);
-        for (size_t j = 0; j < text.n; j++)
-            if (text.s[j] == '\n')
-                printf(j + 1 < text.n ? "\n            | " : "");
-            else
-                putchar(text.s[j]);
+        print_indented(text.s, text.n);
         if (before && part)
             printf("   (reward %.3f -> %.3f)", (double)before[2 * k + part - 1],
                    (double)after[2 * k + part - 1]);

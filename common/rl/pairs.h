@@ -31,17 +31,18 @@ typedef struct {
 } Preferences;
 
 /* Rows of a stage's table of flags, for variable, a Preferences in static storage. */
+// clang-format off
 #define PREFERENCE_FLAGS(variable)                                                                 \
     TEMPLATE_FLAG(variable),                                                                       \
-        {"max_length", NUMBER((variable).max_length, "512", 2, 1 << 20),                           \
-         "The most tokens of a prompt with the longer of its answers. A longer pair loses the "    \
-         "beginning of its prompt, the same for both answers."},                                   \
-        {"strict", SWITCH((variable).strict, "false"),                                             \
-         "Stop at the first bad line of a data file instead of skipping it."},                     \
-    {                                                                                              \
-        "validation_split_percentage", NUMBER((variable).validation_split_percentage, "5", 0, 50), \
-            "The share of --data that is held out when there is no --eval, in percent."            \
-    }
+    {"max_length", NUMBER((variable).max_length, "512", 2, 1 << 20),                               \
+     "The most tokens of a prompt with the longer of its answers. A longer pair loses the "        \
+     "beginning of its prompt, the same for both answers."},                                       \
+    {"strict", SWITCH((variable).strict, "false"),                                                 \
+     "Stop at the first bad line of a data file instead of skipping it."},                         \
+    {"validation_split_percentage",                                                                \
+     NUMBER((variable).validation_split_percentage, "5", 0, 50),                                   \
+     "The share of --data that is held out when there is no --eval, in percent."}
+// clang-format on
 
 /* Reads the pairs of --data and of --eval (or splits --data, shuffled by the seed), prints what was
    found and the first training pair, and plans the run's steps. Wrong input ends the program with

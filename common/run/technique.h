@@ -20,8 +20,8 @@ typedef struct {
 
 /* Appends a tensor (rows,columns), or (rows) if columns is 0, and returns its k. The name is given
    as for printf. */
-__attribute__((format(printf, 4, 5))) int added_append(AddedTensors *list, int rows, int columns,
-                                                       const char *name, ...);
+PRINTF_LIKE(4, 5)
+int added_append(AddedTensors *list, int rows, int columns, const char *name, ...);
 /* How many numbers they have in all. */
 size_t added_parameters(const AddedTensors *list);
 /* All elements of tensor k, to be freed; and back. */
@@ -32,6 +32,9 @@ bool added_are_zero(const GPT2 *m, int period, int from);
 
 /* Reads the added tensors from dir/weights. A wrong file ends the program with 2. */
 void added_load(GPT2 *m, const char *dir, const char *weights);
+/* Writes them to dir/weights, and config, which it frees, to dir/adapter_config.json. As
+   hf_save_added. */
+int added_save(const GPT2 *m, const char *dir, const char *weights, char *config, Error *e);
 /* Ends the program with 2: the adapter in dir/weights was never trained, because `what` is zero. */
 __attribute__((noreturn)) void refuse_untrained(const char *dir, const char *weights,
                                                 const char *what);
@@ -42,8 +45,8 @@ __attribute__((noreturn)) void refuse_untrained(const char *dir, const char *wei
    whose full name is equal to it, or ends with a dot and it; "all-linear" means all. used
    (strlen(targets)) becomes true where a name begins that means this module. */
 bool is_target(const char *module, const char *targets, bool *used);
-/* The first of the names that means no module, up to its comma, or NULL. */
-const char *unused_target(const char *targets, const bool *used);
+/* -1 with e filled if a name means no module of a model with so many layers. */
+int check_targets(const char *targets, const bool *used, int layers, Error *e);
 /* Prints the bytes of the model's weights in that format, and those of `added` numbers of LoRA. */
 void print_weights(const GPT2Config *c, GPT2Format format, size_t added);
 /* Makes *memory (device) a block of `bytes`, in place of one of *have bytes. Ends the program with
