@@ -1,21 +1,23 @@
 # posttrain.c
 #
-#   make            every program there is so far; `make sft` builds one, ./sft runs it
+#   make            all seven programs; `make sft` builds one, ./sft runs it
 #   make test       every test, offline, without a GPU and without Python
 #   make help       the rest
 
 CC      ?= cc
 CFLAGS  ?= -O3 -g
 STD      = -std=gnu11
-# CUDA, emulated on a CPU for the tests, is C++: by the C++ compiler that belongs to CC.
+# The tests compile CUDA as C++, with the C++ compiler that belongs to CC.
 ifeq ($(origin CXX),default)
-  CXX    = $(if $(findstring clang,$(CC)),$(subst clang,clang++,$(CC)),$(if $(findstring gcc,$(CC)),$(subst gcc,g++,$(CC)),c++))
+  CXX_GCC = $(if $(findstring gcc,$(CC)),$(subst gcc,g++,$(CC)),c++)
+  CXX     = $(if $(findstring clang,$(CC)),$(subst clang,clang++,$(CC)),$(CXX_GCC))
 endif
 STDXX    = -std=gnu++17 -Wno-unknown-pragmas
 WARN     = -Wall -Wextra
-# The contract with the CPU is AVX2 + FMA; only the kernels are compiled for it, so that everything else can say so on a CPU without.
-# Contraction is off: gcc and clang then round alike, and where a fused multiply-add is meant, the kernels say so.
-# No -Ofast and no -ffast-math: NaN must stay visible.
+# Only the kernels are compiled for AVX2 and FMA. The rest runs on any CPU, so that a program can
+# report that AVX2 is missing. Contraction is off, so that gcc and clang round alike; the kernels
+# ask for a fused multiply-add where they want it. No -Ofast and no -ffast-math: NaN must stay
+# visible.
 FP       = -ffp-contract=off
 AVX2     = -mavx2 -mfma
 SANITIZE =
@@ -27,31 +29,34 @@ CHECKS_CU = $(basename $(notdir $(wildcard test/emu/check_*.cu)))
 CHECKS   = $(basename $(notdir $(wildcard test/check/check_*.c))) $(CHECKS_CU)
 FUZZERS  = $(basename $(notdir $(wildcard test/fuzz/fuzz_*.c)))
 
-# Objects lie apart by compiler and flavour, so that gcc, clang and the sanitizers do not undo each other's work.
+# Each compiler and each sanitizer has its own directory of objects.
 FLAVOUR ?= $(notdir $(firstword $(CC)))
 B       := .build/$(FLAVOUR)
-# The rooms of common/ and of test/: an object is named after its file, which no two of them share.
+# The folders of common/ and of test/. An object is named after its source file; names are unique.
 ROOMS    = common common/model common/text common/files common/run common/rl
 BENCHES  = test test/check test/fuzz test/bench
 COMMON  := $(notdir $(wildcard $(ROOMS:=/*.c)))
 COMMON_O = $(COMMON:.c=.o)
 
-# Models that are fetched on request, each into models/ under its name, and where the Hugging Face hub has it
+# Models that are fetched on request into models/NAME, and their repositories on Hugging Face's hub
 MODELS                 = gpt2 distilgpt2 gpt2-medium dialogpt
 repository_gpt2        = openai-community/gpt2
 repository_distilgpt2  = distilbert/distilgpt2
 repository_gpt2-medium = openai-community/gpt2-medium
 repository_dialogpt    = microsoft/DialoGPT-medium
 
-# What is needed, and what to do when it is not there. `make help`, `make clean`, `make plots` and fetching need none of it.
-ifneq ($(filter-out help clean plots format format-check $(MODELS),$(or $(MAKECMDGOALS),all)),)
+# Check what building needs. The targets in NEEDS_NOTHING do without.
+NEEDS_NOTHING = help clean plots format format-check $(MODELS)
+ifneq ($(filter-out $(NEEDS_NOTHING),$(or $(MAKECMDGOALS),all)),)
   ifeq ($(shell command -v pkg-config),)
     $(error ✗ pkg-config not found: apt-get install pkg-config)
   endif
   $(foreach lib,$(LIBS),$(if $(shell pkg-config --exists $(lib) && echo yes),,\
     $(error ✗ $(lib) not found: apt-get install libjansson-dev libpcre2-dev)))
-  ifeq ($(shell echo 'int main(void){return 0;}' | $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo yes),)
-    $(error ✗ $(CC) cannot link OpenMP: apt-get install $(if $(findstring clang,$(CC)),libomp-dev,gcc libgomp1))
+  ifeq ($(shell echo 'int main(void){return 0;}' | \
+          $(CC) -fopenmp -x c - -o /dev/null 2>/dev/null && echo yes),)
+    OPENMP = $(if $(findstring clang,$(CC)),libomp-dev,gcc libgomp1)
+    $(error ✗ $(CC) cannot link OpenMP: apt-get install $(OPENMP))
   endif
 endif
 
@@ -71,8 +76,8 @@ $(foreach room,$(ROOMS),$(eval $(call rule_of_room,$(room))))
 $(B)/%.o: %.c | $(B)
 	$(COMPILE) $(INCLUDE) -c $< -o $@
 
-# A test may include the file it tests (for a look inside) and AVX2 with it; the archive then gives
-# it the others.
+# A test may include the source file it tests, so it is compiled with AVX2; the archive provides the
+# other files.
 define rule_of_test_room
 $(B)/%.o: $(1)/%.c | $(B)
 	$$(COMPILE) $$(INCLUDE) $$(AVX2) -c $$< -o $$@
@@ -97,10 +102,15 @@ $(addprefix $(B)/,$(CHECKS_CU)): $(B)/%: $(B)/%.o
 $(B)/bench $(B)/world: $(B)/%: $(B)/%.o $(B)/common.a
 	$(COMPILE) $^ -o $@ $(LDLIBS)
 
-# --- a device with memory of its own: kernels.cu in the place of kernels.c --------------------------------------------------
+# --- devices with their own memory: kernels.cu instead of kernels.c -----------------------------
 
-# One directory a kind: cuda and cuda_fp32 for a GPU, emu and emu_bf16 for tests on the CPU (test/emu/cuda_emu.h).
-# $(call device,directory,flags of C,libraries). The C++ compiler links, because a sanitizer may have a part of its own for C++.
+# The tests of kernels and model, which run on a device as well
+MODEL_CHECKS  = check_gpt2 check_training check_generate check_memory
+DEVICE_CHECKS = check_kernels $(MODEL_CHECKS)
+
+# One directory per kind: cuda and cuda_fp32 for a GPU, emu and emu_bf16 for tests on the CPU
+# (test/emu/cuda_emu.h). $(call device,directory,flags of C,libraries). The C++ compiler links,
+# because a sanitizer may have its own runtime for C++.
 LINK_CU = $(CXX) $(CFLAGS) $(SANITIZE) -fopenmp
 define device
 $(foreach room,$(ROOMS),$(call device_room,$(1),$(2),$(room)))
@@ -111,7 +121,7 @@ $(B)/$(1)/common.a: $(addprefix $(B)/$(1)/,$(COMMON_O))
 	rm -f $$@ && ar rcs $$@ $$^
 $(addprefix $(B)/$(1)/,$(STAGES) bench): %: %.o $(B)/$(1)/common.a
 	$$(LINK_CU) $$^ -o $$@ $$(LDLIBS) $(3)
-$(addprefix $(B)/$(1)/,check_kernels check_gpt2): %: %.o $(B)/$(1)/common.a
+$(addprefix $(B)/$(1)/,$(DEVICE_CHECKS)): %: %.o $(B)/$(1)/common.a
 	$$(LINK_CU) $$^ -o $$@ $$(LDLIBS) $$(shell pkg-config --libs check) $(3)
 $(B)/$(1):
 	mkdir -p $$@
@@ -131,9 +141,10 @@ EMU = emu emu_bf16
 $(eval $(call device,emu,,))
 $(eval $(call device,emu_bf16,-DREAL_BF16,))
 $(B)/emu/kernels.o $(B)/emu_bf16/kernels.o: $(B)/%/kernels.o: common/model/kernels.cu | $(B)/% cxx
-	$(COMPILE_CU) $(if $(filter emu_bf16,$*),-DREAL_BF16) -include test/emu/cuda_emu.h -x c++ -c $< -o $@
+	$(COMPILE_CU) $(if $(filter emu_bf16,$*),-DREAL_BF16) -include test/emu/cuda_emu.h \
+	    -x c++ -c $< -o $@
 
-# make ppo_cuda PRECISION=fp32 stores floats, and multiplies them as such.
+# make ppo_cuda PRECISION=fp32 stores and multiplies floats instead of bf16.
 PRECISION ?= bf16
 NVCC      ?= $(shell command -v nvcc)
 CUDA       = $(if $(filter fp32,$(PRECISION)),cuda_fp32,cuda)
@@ -141,13 +152,19 @@ CUDA_LIB   = $(patsubst %/bin/nvcc,%/lib64,$(realpath $(NVCC)))
 CUDA_LIBS  = -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcublasLt -lcudart
 $(eval $(call device,cuda,-DREAL_BF16,$$(CUDA_LIBS)))
 $(eval $(call device,cuda_fp32,,$$(CUDA_LIBS)))
-# for the GPUs that this nvcc knows of: Ampere, Hopper, Blackwell; and PTX, which the driver compiles, for the others and for those to come
-ARCHITECTURES = -gencode arch=compute_80$(comma)code=compute_80 $(foreach a,80 90 100 120,$(if $(filter compute_$(a),$(shell $(NVCC) --list-gpu-arch)),-gencode arch=compute_$(a)$(comma)code=sm_$(a)))
+# Machine code for the GPUs that this nvcc knows (Ampere, Hopper, Blackwell), and PTX for all
+# others, which the driver compiles.
 comma := ,
-$(B)/cuda/kernels.o $(B)/cuda_fp32/kernels.o: $(B)/%/kernels.o: common/model/kernels.cu | $(B)/% nvcc
-	$(NVCC) -std=c++17 -O3 -lineinfo --threads 0 $(ARCHITECTURES) --Werror all-warnings -Icommon $(if $(filter cuda,$*),-DREAL_BF16) -MMD -MP -c $< -o $@
+KNOWN_GPUS = $(filter $(addprefix compute_,80 90 100 120),$(shell $(NVCC) --list-gpu-arch))
+ARCHITECTURES = -gencode arch=compute_80$(comma)code=compute_80 \
+    $(foreach a,$(KNOWN_GPUS),-gencode arch=$(a)$(comma)code=$(subst compute,sm,$(a)))
+$(addprefix $(B)/,cuda/kernels.o cuda_fp32/kernels.o): $(B)/%/kernels.o: common/model/kernels.cu \
+        | $(B)/% nvcc
+	$(NVCC) -std=c++17 -O3 -lineinfo --threads 0 $(ARCHITECTURES) --Werror all-warnings \
+	    -Icommon $(if $(filter cuda,$*),-DREAL_BF16) -MMD -MP -c $< -o $@
 nvcc:
-	@test -n "$(NVCC)" || { echo "✗ nvcc not found: the _cuda targets are left out; install the CUDA toolkit 12 or newer"; exit 1; }
+	@test -n "$(NVCC)" || \
+	    { echo "✗ nvcc not found: _cuda targets need the CUDA toolkit 12 or newer"; exit 1; }
 
 # ./ppo_cuda is ppo on a GPU.
 $(addsuffix _cuda,$(STAGES)): %_cuda: nvcc FORCE
@@ -158,63 +175,74 @@ $(B):
 	mkdir -p $@
 
 cxx:
-	@echo '#include <map>' | $(CXX) -x c++ -fsyntax-only - 2>/dev/null || { echo "✗ $(CXX) not found, or without its library: apt-get install g++"; exit 1; }
+	@echo '#include <map>' | $(CXX) -x c++ -fsyntax-only - 2>/dev/null || \
+	    { echo "✗ $(CXX) not found, or without its library: apt-get install g++"; exit 1; }
 
-# ./sft is the flavour built last.
+# ./sft is a copy of the version that was built last.
 $(PROGRAMS): %: $(B)/% FORCE
 	@cmp -s $< $@ || cp $< $@
 
-# --- tests ----------------------------------------------------------------------------------------------------------
+# --- tests --------------------------------------------------------------------------------------
 
-.PHONY: all format format-check cxx nvcc test test_emu test_cuda planted torture asan ubsan tsan tsan_cuda fuzz bench bench_cuda bench_compare tiny tiny-out tiny-check demo plots help clean $(MODELS) FORCE
+.PHONY: all format format-check cxx nvcc test test_emu test_cuda planted torture asan ubsan tsan \
+        tsan_cuda fuzz bench bench_cuda bench_compare tiny tiny-out tiny-check demo plots help \
+        clean $(MODELS) FORCE
 FORCE:
 
-# Of the emulated GPU one order of threads for each kind of numbers here; test_emu is all of them. CHECKS=... leaves it out.
-EMULATED ?= $(if $(filter command,$(origin CHECKS)),,emu-check_kernels-forward emu_bf16-check_kernels-reverse emu-check_gpt2-reverse emu_bf16-check_gpt2-forward emu-curve emu-bench)
+# `make test` runs the emulated GPU in one order of threads for each kind of numbers; test_emu runs
+# all orders. CHECKS=... on the command line leaves the emulated GPU out.
+EMULATED_TESTS = emu-check_kernels-forward emu_bf16-check_kernels-reverse \
+                 $(MODEL_CHECKS:%=emu-%-reverse) $(MODEL_CHECKS:%=emu_bf16-%-forward) \
+                 emu-curve emu-bench
+EMULATED ?= $(if $(filter command,$(origin CHECKS)),,$(EMULATED_TESTS))
 test: $(addprefix run-,$(CHECKS)) $(EMULATED)
 	@echo "✓ all $(words $(CHECKS) $(EMULATED)) test programs passed ($(FLAVOUR))"
 
-# The kernels of a GPU, emulated. An order of threads forgives what another does not (test/emu/cuda_emu.h).
+# The GPU kernels, emulated. One order of threads can hide a bug that another shows
+# (test/emu/cuda_emu.h).
 ORDERS   = forward reverse random:1 random:2 random:3
 test_emu: emu-curve emu-bench
 	+for order in $(ORDERS); do \
-	    $(MAKE) emu-check_kernels-$$order emu_bf16-check_kernels-$$order emu-check_gpt2-$$order emu_bf16-check_gpt2-$$order || exit 1; done
+	    $(MAKE) $(foreach check,$(DEVICE_CHECKS),emu-$(check)-$$order emu_bf16-$(check)-$$order) \
+	        || exit 1; done
 run_emulated = CUDA_EMU_ORDER=$(lastword $(subst -, ,$@)) BUILD=$(B) $<
-emu-check_kernels-%: $(B)/emu/check_kernels FORCE
-	$(run_emulated)
-emu_bf16-check_kernels-%: $(B)/emu_bf16/check_kernels FORCE
-	$(run_emulated)
-emu-check_gpt2-%: $(B)/emu/check_gpt2 FORCE
-	$(run_emulated)
-emu_bf16-check_gpt2-%: $(B)/emu_bf16/check_gpt2 FORCE
-	$(run_emulated)
-# The losses of a few steps, those of the CPU to 1e-4
+# $(call emulated,kind,test)
+define emulated
+$(1)-$(2)-%: $(B)/$(1)/$(2) FORCE
+	$$(run_emulated)
+
+endef
+$(foreach kind,$(EMU),$(foreach check,$(DEVICE_CHECKS),$(eval $(call emulated,$(kind),$(check)))))
+# The losses of three steps must agree with those of the CPU to 1e-4.
 emu-curve: $(B)/sft $(B)/emu/sft FORCE
 	sh test/emu/curve.sh $(B)/sft $(B)/emu/sft $(B)/emu 3
-# Rows of bench on both, and the table of them: two that both have, two that are a GPU's
+# bench on both, and the table of both: two rows that both have, two that only the GPU has.
 emu-bench: $(B)/bench $(B)/emu_bf16/bench FORCE
-	for b in $(B) $(B)/emu_bf16; do $$b/bench --size tiny --quick --only layernorm >$$b/bench-tiny.txt || exit 1; done
-	awk -f test/bench/bench_compare.awk $(B)/bench-tiny.txt $(B)/emu_bf16/bench-tiny.txt | tee $(B)/compare-tiny.txt
-	test `grep -c '^layernorm.*[0-9]$$' $(B)/compare-tiny.txt` = 2 && test `grep -c '^layernorm.* -$$' $(B)/compare-tiny.txt` = 2
+	for b in $(B) $(B)/emu_bf16; do \
+	    $$b/bench --size tiny --quick --only layernorm >$$b/bench-tiny.txt || exit 1; done
+	awk -f test/bench/bench_compare.awk $(B)/bench-tiny.txt $(B)/emu_bf16/bench-tiny.txt | \
+	    tee $(B)/compare-tiny.txt
+	test `grep -c '^layernorm.*[0-9]$$' $(B)/compare-tiny.txt` = 2
+	test `grep -c '^layernorm.* -$$' $(B)/compare-tiny.txt` = 2
 
-# Bugs planted in kernels.cu, one at a time: which of them do these tests see?
+# Plants bugs in kernels.cu, one at a time, and fails if the tests miss one.
 planted: $(B)/emu/check_kernels $(B)/emu_bf16/check_kernels FORCE
 	CXX="$(CXX)" sh test/emu/planted.sh $(B)
 
-# The same on a GPU
+# The kernel and model tests on a GPU
 test_cuda: nvcc
-	+@$(MAKE) --no-print-directory $(B)/sft $(foreach kind,cuda cuda_fp32,$(addprefix $(B)/$(kind)/,check_kernels check_gpt2 sft))
-	$(B)/cuda/check_kernels
-	$(B)/cuda/check_gpt2
-	$(B)/cuda_fp32/check_kernels
-	$(B)/cuda_fp32/check_gpt2
+	+@$(MAKE) --no-print-directory $(B)/sft \
+	    $(foreach kind,cuda cuda_fp32,$(addprefix $(B)/$(kind)/,$(DEVICE_CHECKS) sft))
+	for check in $(foreach kind,cuda cuda_fp32,$(DEVICE_CHECKS:%=$(kind)/%)); do \
+	    $(B)/$$check || exit 1; done
 	sh test/emu/curve.sh $(B)/sft $(B)/cuda_fp32/sft $(B)/cuda_fp32 50
 
 run-%: $(B)/% $(addprefix $(B)/,$(PROGRAMS)) FORCE
 	BUILD=$(B) $<
 
-# What happens to programs, made to happen: killed, a full disk, no memory; and valgrind (test/check/check_torture.c, of which `make test` runs a
-# short form). TORTURE_KILLS random moments for each program, drawn from TORTURE_SEED. `make torture-disk` is a part; -j2 runs two at a time.
+# Kills the programs, fills their disk, takes their memory, and runs valgrind. `make test` has a
+# short form of this (test/check/check_torture.c). TORTURE_KILLS is the number of random moments for
+# each program, drawn from TORTURE_SEED. `make torture-disk` runs one part; -j2 runs two at a time.
 TORTURE = kill operations disk older read-only memory valgrind
 torture: $(addprefix torture-,$(TORTURE))
 	@echo "✓ nothing was lost ($(FLAVOUR))"
@@ -224,38 +252,47 @@ run-check_torture: $(B)/faults.so
 $(B)/faults.so: test/check/faults.c | $(B)
 	$(CC) $(STD) $(WARN) -O2 -g -shared -fPIC $< -o $@ -ldl
 
-# The sanitizers run the same tests. Slow ones look at CK_TIMEOUT_MULTIPLIER.
+# The sanitizers run the same tests. CK_TIMEOUT_MULTIPLIER extends the time limits of slow tests.
 asan:
-	$(MAKE) test FLAVOUR=$(FLAVOUR)-asan CFLAGS="-O1 -g -fno-omit-frame-pointer" SANITIZE="-fsanitize=address"
+	$(MAKE) test FLAVOUR=$(FLAVOUR)-asan CFLAGS="-O1 -g -fno-omit-frame-pointer" \
+	    SANITIZE="-fsanitize=address"
 ubsan:
-	$(MAKE) test FLAVOUR=$(FLAVOUR)-ubsan CFLAGS="-O1 -g" SANITIZE="-fsanitize=undefined -fno-sanitize-recover=all"
-# ThreadSanitizer must see the barriers: clang's OpenMP tells it through the Archer tool, gcc's does not. Kernels of CUDA have no OpenMP, and
-# must do without that option, which would hide what they do through memset() and memcpy().
-TSAN = CK_TIMEOUT_MULTIPLIER=4 $(MAKE) test CC=clang FLAVOUR=clang-tsan CFLAGS="-O1 -g" SANITIZE="-fsanitize=thread"
+	$(MAKE) test FLAVOUR=$(FLAVOUR)-ubsan CFLAGS="-O1 -g" \
+	    SANITIZE="-fsanitize=undefined -fno-sanitize-recover=all"
+# ThreadSanitizer must see the barriers of OpenMP. clang's OpenMP reports them through its tool
+# Archer; gcc's does not. The CUDA kernels use no OpenMP, and they run without TSAN_OPTIONS below,
+# which would hide their accesses through memset() and memcpy().
+TSAN = CK_TIMEOUT_MULTIPLIER=4 $(MAKE) test CC=clang FLAVOUR=clang-tsan CFLAGS="-O1 -g" \
+       SANITIZE="-fsanitize=thread"
 tsan: tsan_cuda
-	+ARCHER_OPTIONS="verbose=0" TSAN_OPTIONS="ignore_noninstrumented_modules=1" $(TSAN) CHECKS="check_kernels check_gpt2"
+	+ARCHER_OPTIONS="verbose=0" TSAN_OPTIONS="ignore_noninstrumented_modules=1" \
+	    $(TSAN) CHECKS="$(DEVICE_CHECKS)"
 	+$(TSAN) CHECKS= EMULATED="emu-check_kernels-forward emu_bf16-check_kernels-forward"
-# What ThreadSanitizer sees of an emulated GPU: the emulator's own tests, and each kernel on small shapes. The large ones, above, take half an hour.
+# ThreadSanitizer on the emulated GPU: the emulator's own tests, and each kernel on small shapes.
+# The large shapes, in tsan above, take half an hour.
 tsan_cuda:
 	+$(TSAN) CHECKS="check_cuda_emu"
 	+CK_INCLUDE_TAGS=small $(TSAN) CHECKS= EMULATED=emu_bf16-check_kernels-forward
 
-# libFuzzer on every reader of other people's files: FUZZ_SECONDS each.
+# libFuzzer on every reader of files, FUZZ_SECONDS each.
 FUZZ_SECONDS ?= 20
 fuzz:
-	$(MAKE) CC=clang FLAVOUR=clang-fuzz CFLAGS="-O1 -g" SANITIZE="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all" $(addprefix fuzz-,$(FUZZERS))
+	$(MAKE) CC=clang FLAVOUR=clang-fuzz CFLAGS="-O1 -g" $(addprefix fuzz-,$(FUZZERS)) \
+	    SANITIZE="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all"
 fuzz-%: $(B)/%.o $(B)/common.a
 	$(COMPILE) -fsanitize=fuzzer $^ -o $(B)/$* $(LDLIBS)
-	mkdir -p $(B)/corpus/$* && $(B)/$* -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -print_final_stats=0 -verbosity=0 \
-	    -artifact_prefix=$(B)/$*- $(B)/corpus/$*
+	mkdir -p $(B)/corpus/$*
+	$(B)/$* -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -verbosity=0 \
+	    -print_final_stats=0 -artifact_prefix=$(B)/$*- $(B)/corpus/$*
 
-# --- benchmarks -----------------------------------------------------------------------------------------------------
+# --- benchmarks ---------------------------------------------------------------------------------
 
-# One row a kernel, with its share of the machine's peak; then whole steps and decoding. BENCH="--only step" for some of it.
+# One row per kernel, with its share of the machine's peak; then whole steps and decoding.
+# BENCH="--only step" selects rows.
 bench: $(B)/bench $(addprefix $(B)/,$(PROGRAMS))
 	$(B)/bench $(BENCH)
 
-# The same rows on a GPU; and both, the CPU first, then in one table
+# The same rows on a GPU; and CPU and GPU in one table
 bench_cuda: nvcc
 	+@$(MAKE) --no-print-directory $(addprefix $(B)/$(CUDA)/,bench $(PROGRAMS))
 	$(B)/$(CUDA)/bench $(BENCH)
@@ -265,77 +302,92 @@ bench_compare: nvcc $(B)/bench $(addprefix $(B)/,$(PROGRAMS))
 	$(B)/$(CUDA)/bench $(BENCH) >$(B)/$(CUDA)/bench.txt
 	awk -f test/bench/bench_compare.awk $(B)/bench.txt $(B)/$(CUDA)/bench.txt
 
-# --- the built-in world and model -----------------------------------------------------------------------------------
+# --- the built-in world and model ---------------------------------------------------------------
 
-# test/world.c writes the world; full_ft pre-trains the tiny model on it, sft makes the start of what comes after (chat), reward the reward
-# model of ppo.c's example (test/tiny/README.md). Five minutes on two cores. $(B)/tiny holds what they make.
+# test/world.c writes the world. full_ft pre-trains the tiny model on it, sft trains the chat model
+# from that, and reward the reward model of ppo.c's example (test/tiny/README.md). All results are
+# written to $(B)/tiny. It takes five minutes on two cores.
+T := $(B)/tiny
 tiny-out: $(B)/world $(B)/full_ft $(B)/sft $(B)/reward
-	rm -rf $(B)/tiny && mkdir -p $(B)/tiny && $(B)/world $(B)/tiny/world
-	$(B)/full_ft --init d3-c128-h4-t256 --model test/tiny --data $(B)/tiny/world/pretrain.jsonl --eval $(B)/tiny/world/pretrain-eval.jsonl \
-	    --output $(B)/tiny/out --per_device_train_batch_size 5 --gradient_accumulation_steps 1 --max_steps 2400 --learning_rate 3e-3 \
-	    --warmup_steps 60 --lr_scheduler_type cosine --weight_decay 0.1 --adam_beta2 0.99 --no_gradient_checkpointing --max_length 256 \
-	    --logging_steps 400 --eval_steps 800 --save_steps 0 --seed 1
-	$(B)/sft --model $(B)/tiny/out --data $(B)/tiny/world/mixed.jsonl --eval $(B)/tiny/world/mixed-eval.jsonl --output $(B)/tiny/out/chat \
-	    --per_device_train_batch_size 16 --gradient_accumulation_steps 1 --max_steps 1400 --learning_rate 7e-4 --warmup_steps 20 \
-	    --lr_scheduler_type cosine --adam_beta2 0.99 --logging_steps 200 --eval_steps 400 --save_steps 0 --seed 1
-	$(B)/reward --model $(B)/tiny/out/chat --data $(B)/tiny/world/preferences.jsonl --eval $(B)/tiny/world/preferences-eval.jsonl \
-	    --output $(B)/tiny/out/reward --per_device_train_batch_size 16 --gradient_accumulation_steps 1 --max_steps 40 --learning_rate 3e-4 \
-	    --warmup_steps 20 --lr_scheduler_type cosine --adam_beta2 0.99 --save_steps 0 --normalize --seed 1
+	rm -rf $(T) && mkdir -p $(T) && $(B)/world $(T)/world
+	$(B)/full_ft --init d3-c128-h4-t256 --model test/tiny --data $(T)/world/pretrain.jsonl \
+	    --eval $(T)/world/pretrain-eval.jsonl --output $(T)/out \
+	    --per_device_train_batch_size 5 --gradient_accumulation_steps 1 --max_steps 2400 \
+	    --learning_rate 3e-3 --warmup_steps 60 --lr_scheduler_type cosine --weight_decay 0.1 \
+	    --adam_beta2 0.99 --no_gradient_checkpointing --max_length 256 --logging_steps 400 \
+	    --eval_steps 800 --save_steps 0 --seed 1
+	$(B)/sft --model $(T)/out --data $(T)/world/mixed.jsonl --eval $(T)/world/mixed-eval.jsonl \
+	    --output $(T)/out/chat --per_device_train_batch_size 16 \
+	    --gradient_accumulation_steps 1 --max_steps 1400 --learning_rate 7e-4 \
+	    --warmup_steps 20 --lr_scheduler_type cosine --adam_beta2 0.99 --logging_steps 200 \
+	    --eval_steps 400 --save_steps 0 --seed 1
+	$(B)/reward --model $(T)/out/chat --data $(T)/world/preferences.jsonl \
+	    --eval $(T)/world/preferences-eval.jsonl --output $(T)/out/reward \
+	    --per_device_train_batch_size 16 --gradient_accumulation_steps 1 --max_steps 40 \
+	    --learning_rate 3e-4 --warmup_steps 20 --lr_scheduler_type cosine --adam_beta2 0.99 \
+	    --save_steps 0 --normalize --seed 1
 
 TINY      = . chat reward
-TINY_DATA = sft sft-eval sft-korean-eval summaries summaries-eval domain domain-eval domain-old-eval preferences preferences-eval preferences-unseen-eval prompts prompts-eval \
-            multiple-choice critiques-eval revisions-eval revisions-control-eval
+TINY_DATA = sft sft-eval sft-korean-eval summaries summaries-eval domain domain-eval \
+            domain-old-eval preferences preferences-eval preferences-unseen-eval prompts \
+            prompts-eval multiple-choice critiques-eval revisions-eval revisions-control-eval
 
 tiny: tiny-out
-	for m in $(TINY); do mkdir -p test/tiny/$$m && cp $(B)/tiny/out/$$m/model.safetensors test/tiny/$$m/; done
-	for m in chat reward; do cd $(B)/tiny/out/$$m && cp config.json vocab.json merges.txt template.txt $(CURDIR)/test/tiny/$$m/ && cd $(CURDIR); done
-	for f in $(TINY_DATA); do cp $(B)/tiny/world/$$f.jsonl test/tiny/; done
+	for m in $(TINY); do \
+	    mkdir -p test/tiny/$$m && cp $(T)/out/$$m/model.safetensors test/tiny/$$m/; done
+	for m in chat reward; do for f in config.json vocab.json merges.txt template.txt; do \
+	    cp $(T)/out/$$m/$$f test/tiny/$$m/; done; done
+	for f in $(TINY_DATA); do cp $(T)/world/$$f.jsonl test/tiny/; done
 	cd test/tiny && sha256sum $(patsubst %,%/model.safetensors,$(TINY))
 
-# Every program on the built-in world, and one table of what it learned there.
+# Runs every program on the built-in world, and prints one table of what each learned.
 demo: $(addprefix $(B)/,$(PROGRAMS))
 	sh test/demo.sh $(B)
 
-# The slow test: with the compiler that made them, the committed models come out again, bit for bit.
+# A slow test: the compiler that made the committed models makes them again, bit for bit.
 tiny-check: tiny-out
-	for m in $(TINY); do cmp $(B)/tiny/out/$$m/model.safetensors test/tiny/$$m/model.safetensors || exit 1; done
+	for m in $(TINY); do \
+	    cmp $(T)/out/$$m/model.safetensors test/tiny/$$m/model.safetensors || exit 1; done
 
-# What a run logged, as pictures: RUN=out, or several with spaces between them (test/plots.sh).
+# Draws the log of a run: RUN=out, or several names separated by spaces (test/plots.sh).
 plots:
 	@sh test/plots.sh $(RUN)
 
-# --- models of others -----------------------------------------------------------------------------------------------
+# --- published models ---------------------------------------------------------------------------
 
 $(MODELS):
 	@sh test/fetch_model.sh $@ $(repository_$@)
 
-# --- form -----------------------------------------------------------------------------------------------------------
+# --- formatting ---------------------------------------------------------------------------------
 
-# Every file of C and CUDA by .clang-format, with the one version whose idea of it this is.
+# Formats C and CUDA by .clang-format. Other versions of clang-format give another layout.
 CLANG_FORMAT ?= clang-format-14
-C_FILES = $(wildcard *.c common/*.[ch] common/*/*.[ch] common/*/*.cu test/*.[ch] test/*/*.[ch] test/*/*.cu)
+C_FILES = $(wildcard *.c common/*.[ch] common/*/*.[ch] common/*/*.cu \
+                     test/*.[ch] test/*/*.[ch] test/*/*.cu)
 format format-check:
-	@command -v $(CLANG_FORMAT) >/dev/null || { echo "✗ $(CLANG_FORMAT) not found: apt-get install $(CLANG_FORMAT)"; exit 1; }
+	@command -v $(CLANG_FORMAT) >/dev/null || \
+	    { echo "✗ $(CLANG_FORMAT) not found: apt-get install $(CLANG_FORMAT)"; exit 1; }
 	@$(CLANG_FORMAT) $(if $(filter format,$@),-i,--dry-run -Werror) $(C_FILES)
 
-# --- the rest -------------------------------------------------------------------------------------------------------
+# --- the rest -----------------------------------------------------------------------------------
 
 help:
-	@echo "make            build every program: $(PROGRAMS)"
-	@echo "make sft        build one; ./sft --help lists its flags, ./sft alone runs a small example"
-	@echo "make test       all tests; CC=clang for another compiler, CFLAGS='-O3 -g -Werror' for other flags"
-	@echo "make test_emu   the tests of the GPU's kernels without a GPU, with threads in every order; test_cuda on a GPU"
-	@echo "make ppo_cuda   a stage for an NVIDIA GPU (PRECISION=fp32: floats instead of bf16); needs the CUDA toolkit"
-	@echo "make asan       the tests under AddressSanitizer; also ubsan, tsan (clang)"
-	@echo "make torture    kill every program 100 times, fill its disk, take its memory, valgrind (an hour or more; -j2)"
+	@echo "make            build all programs: $(PROGRAMS)"
+	@echo "make sft        build one program; ./sft runs an example, ./sft --help lists flags"
+	@echo "make test       run all tests; CC=clang or CFLAGS='-O3 -Werror' selects another build"
+	@echo "make asan       run the tests under AddressSanitizer; also ubsan, tsan (clang)"
+	@echo "make test_emu   test the GPU kernels without a GPU; test_cuda tests them on a GPU"
+	@echo "make planted    plant bugs in the GPU kernels, and check that the tests see each"
+	@echo "make torture    kill programs, fill their disk, take their memory (an hour; -j2)"
 	@echo "make fuzz       fuzz every file reader for FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)"
-	@echo "make bench      how fast each kernel is, next to this machine's peak; bench_cuda on a GPU, bench_compare on both"
-	@echo "make demo       every program on the built-in world, and a table of what it learned"
-	@echo "make plots      draw the log of a run: RUN=out, or RUN=\"out1 out2\" for several in one picture (gnuplot)"
-	@echo "make gpt2       fetch openai-community/gpt2 into models/gpt2; also distilgpt2, gpt2-medium, dialogpt (DialoGPT-medium)"
-	@echo "make tiny       make the built-in models again, from their world (five minutes)"
-	@echo "make format     lay out every file of C and CUDA as .clang-format says; format-check only looks"
-	@echo "make clean      remove what was built"
+	@echo "make ppo_cuda   build a program for an NVIDIA GPU, in bf16; PRECISION=fp32 for float"
+	@echo "make bench      measure the speed; bench_cuda on a GPU, bench_compare on both"
+	@echo "make demo       run every program on the built-in world, and print what each learned"
+	@echo "make plots      draw the log of a run (gnuplot): RUN=out, or RUN=\"out1 out2\""
+	@echo "make gpt2       fetch gpt2 into models/gpt2; also distilgpt2, gpt2-medium, dialogpt"
+	@echo "make tiny       train the built-in models again (five minutes)"
+	@echo "make format     format all C and CUDA files; format-check only checks them"
+	@echo "make clean      remove everything that was built"
 
 clean:
 	rm -rf .build $(STAGES) $(addsuffix _cuda,$(STAGES))

@@ -4,21 +4,21 @@
  * A record is a prompt x and a response y. The model reads both and is trained to predict the
  * response alone:
  *
- *     L = -1/M  sum over scored tokens i of  log p(y_i | x, y_<i)          M: scored tokens of the
- * whole optimiser step
+ *     L = -1/M  sum over scored tokens i of  log p(y_i | x, y_<i)
  *
- * One <|endoftext|> ends every response and is scored like any other token: that is how a model
- * learns to stop. It is the first stage of InstructGPT (Ouyang et al. 2022, section 3.5), and where
- * reward.c, ppo.c and constitutional.c start from.
+ * M is the number of scored tokens of the whole optimiser step.
  *
- * Three things go wrong in other implementations and cannot here. The prompt's end is not searched
- * for among tokens: prompt and response are tokenised as separate spans of bytes. Nothing is
- * padded, so no pad token hides the end of text, and nothing leaks between records. And M is
- * counted over all micro-batches before the first backward pass, so gradient accumulation gives the
- * gradient of the large batch, not a mean of means.
+ * One <|endoftext|> ends every response and is scored like any other token, so the model learns to
+ * stop. Supervised fine-tuning is the first stage of InstructGPT (Ouyang et al. 2022, section 3.5).
+ * reward.c, ppo.c and constitutional.c start from its result.
  *
- * Left out: packing (a ragged batch has no holes to fill), mixed precision (the CPU has no use for
- * it), and label smoothing.
+ * Three common mistakes are excluded here. The end of the prompt is not searched for among tokens:
+ * prompt and response are tokenised as separate spans of bytes. There is no padding, so no pad
+ * token hides the end of text, and no record sees another one. M is counted over all micro-batches
+ * before the first backward pass, so gradient accumulation gives the gradient of the large batch
+ * and not a mean of means.
+ *
+ * Left out: packing (a batch without padding has no gaps to fill), and label smoothing.
  */
 #include "common/posttrain.h"
 
@@ -54,7 +54,7 @@ static const char *const example[] = {"--model=test/tiny",
                                       "--eval_samples=72",
                                       NULL};
 
-static const Program sft = {
+static const Program program = {
     .name = "sft",
     .about = "Supervised fine-tuning of a GPT-2 on prompts and responses.",
     .flags = flags,
@@ -67,7 +67,7 @@ static const Program sft = {
 
 #ifndef TESTING
 int main(int argc, char **argv) {
-    Run run = run_begin(&sft, argc, argv);
+    Run run = run_begin(&program, argc, argv);
     task_load(&task, &run);
     Network network = {.role = "model", .limits = task_limits(&task, &run), .trains = true};
     networks_open(&run, (Network *[]){&network, NULL});
@@ -77,10 +77,10 @@ int main(int argc, char **argv) {
     const int B = run.per_device_train_batch_size;
 
     while (run_next(&run)) {
-        // 1. The examples of this step, and M, the number of tokens it scores
+        // 1. Draw the examples of this step. M is the number of tokens that they score
         double loss = 0, M;
         const int n = task_examples(&task, &run, &M);
-        // 2. Per micro-batch: log p of every scored token, the loss, its gradient. Gradients add up
+        // 2. For each micro-batch: log p of the scored tokens, the loss. The gradients add up
         for (int i = 0; i < n; i += B) {
             const Batch *batch = task_batch(&task, i, B);
             const int *target = task.ragged.target;
@@ -90,7 +90,7 @@ int main(int argc, char **argv) {
             gpt2_backward(model, task.dlogp, NULL, NULL);
             task_watch(&task, &run);
         }
-        // 3. Clip the gradient, AdamW
+        // 3. Clip the gradient and take a step of AdamW
         task_optimise(&task, &run, model, loss);
         // 4. Measure the held-out records
         if (run_should_evaluate(&run)) task_evaluate(&task, &run, model);

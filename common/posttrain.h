@@ -32,9 +32,12 @@
 /* --prompt and --chat; a supervised task: records, held-out figures */
 #include "run/chat.h"
 #include "run/task.h"
-/* Reinforcement learning and AI feedback: answers of a policy, the judge; constitutions, dialogues
- */
+/* Preference pairs; reinforcement learning and AI feedback: answers of a policy, the judge, the task
+   of a policy that learns from its answers; constitutions, dialogues */
+#include "rl/pairs.h"
 #include "rl/rollouts.h"
+#include "rl/judge.h"
+#include "rl/rollout_task.h"
 #include "rl/choices.h"
 #include "rl/constitution.h"
 #include "rl/principles.h"

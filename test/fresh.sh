@@ -1,8 +1,10 @@
 #!/bin/sh
 # From a fresh Debian or Ubuntu to a running program, in one command.
 #
-#   sh test/fresh.sh example     installs what building needs, builds sft, runs its built-in example
-#   sh test/fresh.sh test        installs what the tests need, builds and runs them; more arguments go to make
+#   sh test/fresh.sh example [ARGUMENTS]   installs what building needs, builds and runs sft
+#   sh test/fresh.sh test [ARGUMENTS]      installs what the tests need, builds and runs them
+#
+# ARGUMENTS are passed to make.
 set -eu
 cd "$(dirname "$0")/.."
 what=${1:-}
@@ -13,17 +15,19 @@ test)    packages="gcc g++ make pkg-config libjansson-dev libpcre2-dev check gnu
 *)       echo "usage: sh test/fresh.sh example|test [make arguments]" >&2; exit 2 ;;
 esac
 
-# A package counts as there when dpkg says so; only what is missing is asked of apt-get, which needs root.
+# Only packages that dpkg does not know as installed are installed with apt-get, which needs root.
 missing=
 for package in $packages; do
-    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
+        missing="$missing $package"
 done
 if [ -n "$missing" ]; then
     sudo=
     if [ "$(id -u)" != 0 ]; then sudo=sudo; fi
     echo "→ installing$missing"
     $sudo apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends $missing libc6-dev
+    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends \
+        $missing libc6-dev
 fi
 
 if [ "$what" = example ]; then

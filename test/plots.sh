@@ -1,26 +1,31 @@
 #!/bin/sh
-# Draws what a run logged: RUN/log.jsonl as RUN/plot.png and RUN/plot.svg; of several runs, one over the other, plots.png and plots.svg in the
-# directory of the first.
+# Draws the log of a run: RUN/log.jsonl becomes RUN/plot.png and RUN/plot.svg. Several runs are
+# drawn in one picture, plots.png and plots.svg in the directory of the first.
 #
-#   sh test/plots.sh RUN [RUN ...]             RUN: the --output of a program; of which kind the run was, its keys say
-#   sh test/plots.sh --table RUN [RUN ...]     prints instead what would be drawn: run, panel, key, step, value, with tabs between them
+#   sh test/plots.sh RUN [RUN ...]           RUN: the --output of a program
+#   sh test/plots.sh --table RUN [RUN ...]   prints the data instead: run, panel, key, step, value,
+#                                            separated by tabs
 #
-# Ends with 2 when an argument or a log is not what it should be or gnuplot is not there, with 1 when the pictures cannot be made or written.
-# GNUPLOT: another gnuplot.
+# The kind of a run is recognised by the keys in its log. Exit status: 2 if an argument or a log is
+# wrong or gnuplot is missing, 1 if the pictures cannot be made or written. GNUPLOT: the gnuplot to
+# use.
 set -eu
 export LC_ALL=C
 give_up() { status=$1; shift; echo "error: $*" >&2; exit "$status"; }
 
-# panels KIND ESTIMATOR KEY KEY: a panel a line: title; y axis; factor; the keys of its lines, and what the legend calls them.
+# panels KIND ESTIMATOR KEY KEY: one line per panel: title|y axis|factor|key=name in the legend ...
 panels() {
     case $1 in
     supervised)
         echo 'Loss|nats per scored token|1|loss=training|eval_loss=held-out'
-        echo 'Tokens predicted right|%|100|mean_token_accuracy=training|eval_mean_token_accuracy=held-out' ;;
+        keys='mean_token_accuracy=training|eval_mean_token_accuracy=held-out'
+        echo "Tokens predicted right|%|100|$keys" ;;
     reward)
         echo 'Loss|nats per pair|1|loss=training|eval_loss=held-out'
-        echo 'Pairs in which chosen has the higher reward|%|100|accuracy=training|eval_accuracy=held-out'
-        echo 'Margin: reward of chosen less that of rejected|reward|1|margin=training|eval_margin=held-out'
+        keys='accuracy=training|eval_accuracy=held-out'
+        echo "Pairs in which chosen has the higher reward|%|100|$keys"
+        keys='margin=training|eval_margin=held-out'
+        echo "Margin: reward of chosen less that of rejected|reward|1|$keys"
         echo 'Mean reward in training|reward|1|rewards/chosen=chosen|rewards/rejected=rejected' ;;
     ppo)
         echo 'Reward of an answer|reward|1|objective/raw_scores=training|eval/reward=held-out'
@@ -29,27 +34,31 @@ panels() {
         echo 'Tokens whose ratio is clipped|%|100|policy/clipfrac_avg=training' ;;
     constitutional)
         echo 'Loss on the revisions|nats per scored token|1|loss=training'
-        echo 'Held-out answers: breaches, and what the model criticises|%|100|eval_breaches=breaches|eval_criticised=criticised' ;;
+        title='Held-out answers: breaches, and what the model criticises'
+        echo "$title|%|100|eval_breaches=breaches|eval_criticised=criticised" ;;
     esac
 }
 
 table=
 [ "${1:-}" != --table ] || { table=yes; shift; }
-[ $# -gt 0 ] || give_up 2 'which run? make plots RUN=out, where out was the --output of a program; several: RUN="out1 out2"'
+[ $# -gt 0 ] || give_up 2 'which run? make plots RUN=out, where out was the --output of a' \
+    'program; several: RUN="out1 out2"'
 [ $# -le 6 ] || give_up 2 "$# runs are too many for one picture; name six at most"
 work=$(mktemp -d)
 new=
 trap 'rm -rf "$work"; [ -z "$new" ] || rm -f "$out.png$new" "$out.svg$new"' EXIT
 trap 'exit 130' INT TERM
 
-# 1. Each log, a flat JSON object of numbers and nulls a line, as $work/N: key, step, value. What is no number is "-". The last line of a run
-#    that was cut off may be half a line.
+# 1. Read each log, one flat JSON object of numbers and nulls per line, into $work/N: key, step,
+#    value. A value that is no number becomes "-". The last line of an interrupted run may be
+#    incomplete.
 n=0
 for run in "$@"; do
     n=$((n + 1)) log=$run/log.jsonl
     [ -e "$run" ] || give_up 2 "$run is not there; name the directory that --output named"
     [ -d "$run" ] || give_up 2 "$run is no directory; name the one that --output named"
-    [ -e "$log" ] || give_up 2 "$run has no log.jsonl; was it the --output of a run? Without --output nothing is written"
+    [ -e "$log" ] || give_up 2 "$run has no log.jsonl; was it the --output of a run?" \
+        "Without --output nothing is written"
     [ -f "$log" ] && [ -r "$log" ] || give_up 2 "$log cannot be read"
     log=$log awk '
         problem { exit }
@@ -57,10 +66,14 @@ for run in "$@"; do
         {
             line = substr($0, 2, length($0) - 2) ", "
             for (first = 1; line != ""; first = 0) {
-                if (!match(line, /^"[^"\\]+": */)) { problem = "has no key where one is due: " substr(line, 1, 40); next }
+                if (!match(line, /^"[^"\\]+": */)) {
+                    problem = "has no key where one is due: " substr(line, 1, 40)
+                    next
+                }
                 key = substr(line, 2, index(substr(line, 2), "\"") - 1)
                 line = substr(line, RLENGTH + 1)
-                if (!match(line, /^(-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?|null|NaN|-?Infinity), */)) {
+                number = "-?[0-9]+(\\.[0-9]+)?([eE][-+]?[0-9]+)?"
+                if (!match(line, "^(" number "|null|NaN|-?Infinity), *")) {
                     problem = "has no number for \"" key "\": " substr(line, 1, 40)
                     next
                 }
@@ -68,7 +81,10 @@ for run in "$@"; do
                 line = substr(line, RLENGTH + 1)
                 sub(/, *$/, "", value)
                 if (value ~ /[NIu]/) value = "-"
-                if (first && (key != "step" || value !~ /^[0-9]+$/)) { problem = "does not begin with \"step\""; next }
+                if (first && (key != "step" || value !~ /^[0-9]+$/)) {
+                    problem = "does not begin with \"step\""
+                    next
+                }
                 if (first) step = value
                 else print key "\t" step "\t" value
             }
@@ -76,15 +92,24 @@ for run in "$@"; do
         }
         END {
             begin = "error: " ENVIRON["log"]
-            if (!NR) print begin " is empty: the run ended before its first line, which comes after --logging_steps" >"/dev/stderr"
-            else if (problem && (NR > good + 1 || !good)) print begin " line " good + 1 " " problem >"/dev/stderr"
-            else if (problem) print "note: " ENVIRON["log"] " line " NR ", the last, " problem "; left out" >"/dev/stderr"
+            if (!NR)
+                print begin " is empty: the run ended before its first line, which comes after " \
+                      "--logging_steps" >"/dev/stderr"
+            else if (problem && (NR > good + 1 || !good))
+                print begin " line " good + 1 " " problem >"/dev/stderr"
+            else if (problem)
+                print "note: " ENVIRON["log"] " line " NR ", the last, " problem "; left out" \
+                      >"/dev/stderr"
             exit !good || NR > good + 1 ? 2 : 0
         }' "$log" >"$work/$n" || exit 2
 done
 
-# 2. What kind of run it is. Several must be of one kind.
-has() { awk -F '\t' -v key="$2" '$1 == key && $3 != "-" { found = 1; exit } END { exit !found }' "$work/$1"; }
+# 2. Recognise the kind of run. Several runs must be of one kind.
+has() {   # RUN KEY: does the log of this run have a number for KEY?
+    awk -F '\t' -v key="$2" '
+        $1 == key && $3 != "-" { found = 1; exit }
+        END { exit !found }' "$work/$1"
+}
 kind_of() {
     if has "$1" objective/raw_scores; then echo ppo
     elif has "$1" rewards/chosen; then echo reward
@@ -95,17 +120,25 @@ kind_of() {
 n=0 kind= estimator=exact kl=objective/kl_exact eval_kl=eval/kl_exact
 for run in "$@"; do
     n=$((n + 1)) is=$(kind_of $n)
-    [ "$is" != unknown ] || give_up 2 "$run/log.jsonl has none of the keys by which a run is known: loss, rewards/chosen, objective/raw_scores, revised"
-    [ "${kind:=$is}" = "$is" ] || give_up 2 "$1 is a $kind run and $run a $is one; name runs of one kind"
-    [ "$is" != ppo ] || has $n objective/kl_exact || { estimator=sampled kl=objective/kl_k1 eval_kl=eval/kl; }
+    [ "$is" != unknown ] || give_up 2 "$run/log.jsonl has none of the keys by which a run is" \
+        "known: loss, rewards/chosen, objective/raw_scores, revised"
+    [ "${kind:=$is}" = "$is" ] ||
+        give_up 2 "$1 is a $kind run and $run a $is one; name runs of one kind"
+    [ "$is" != ppo ] || has $n objective/kl_exact ||
+        { estimator=sampled kl=objective/kl_k1 eval_kl=eval/kl; }
 done
 panels "$kind" "$estimator" "$kl" "$eval_kl" >"$work/panels"
 
-# series RUN KEY FACTOR: step and value a line; where the value is no number an empty line, which breaks the line that is drawn
-series() { awk -F '\t' -v key="$2" -v factor="$3" '$1 == key { if ($3 == "-") print ""; else printf "%s\t%.9g\n", $2, $3 * factor }' "$work/$1"; }
+# series RUN KEY FACTOR: lines of step and value. A value that is no number gives an empty line,
+# which interrupts the drawn line.
+series() {
+    awk -F '\t' -v key="$2" -v factor="$3" '
+        $1 == key && $3 == "-" { print "" }
+        $1 == key && $3 != "-" { printf "%s\t%.9g\n", $2, $3 * factor }' "$work/$1"
+}
 each() { echo "$1" | tr '|' '\n' >"$work/each"; }
 
-# 3. The same as text
+# 3. Print the data as text
 if [ -n "$table" ]; then
     while IFS='|' read -r title unit factor keys; do
         each "$keys"
@@ -113,20 +146,24 @@ if [ -n "$table" ]; then
             n=0
             for run in "$@"; do
                 n=$((n + 1))
-                series $n "$key" "$factor" | begin="$run	$title, $unit	$key" awk 'NF { print ENVIRON["begin"] "\t" $0 }'
+                series $n "$key" "$factor" | begin="$run	$title, $unit	$key" \
+                    awk 'NF { print ENVIRON["begin"] "\t" $0 }'
             done
         done <"$work/each"
     done <"$work/panels"
     exit
 fi
 
-# 4. The same as gnuplot's commands. One run: a colour for each line of a panel. Several: a colour for each run, and dashes for what is held out.
-#    The colours are Okabe and Ito's, which the colour-blind can tell apart.
+# 4. Write gnuplot's commands. One run: one colour per line of a panel. Several runs: one colour per
+#    run, and dashes for held-out values. The colours are Okabe and Ito's, which colour-blind
+#    readers can distinguish.
 gnuplot=${GNUPLOT:-gnuplot}
-command -v "$gnuplot" >/dev/null 2>&1 || give_up 2 "$gnuplot is not there to draw: apt-get install gnuplot-nox (sh test/plots.sh --table needs none)"
+command -v "$gnuplot" >/dev/null 2>&1 || give_up 2 "$gnuplot is not there to draw:" \
+    "apt-get install gnuplot-nox (sh test/plots.sh --table needs none)"
 colour() { echo '#0072B2 #D55E00 #009E73 #CC79A7 #56B4E9 #E69F00' | cut -d ' ' -f "$1"; }
 quoted() { printf "'%s'" "$(printf %s "$1" | tr '\n\t' '  ' | sed "s/'/''/g")"; }
-# marks COLUMN FILE ...: how far apart the marks of that axis are, 1, 2 or 5 times a power of ten, so that there are about five
+# marks COLUMN FILE ...: the distance of the tics of that axis: 1, 2 or 5 times a power of ten, so
+# that there are about five tics
 marks() {
     column=$1
     shift
@@ -136,7 +173,8 @@ marks() {
             if (low == high) { print "autofreq"; exit }
             fifth = (high - low) / 5
             power = 10 ^ int(log(fifth) / log(10) + 100) / 1e100
-            print fifth <= power ? power : fifth <= 2 * power ? 2 * power : fifth <= 5 * power ? 5 * power : 10 * power
+            times = fifth <= power ? 1 : fifth <= 2 * power ? 2 : fifth <= 5 * power ? 5 : 10
+            print times * power
         }' "$@"
 }
 panels=0 names=$(($# > 1 ? 2 * $# : 1))   # rows of the legend
@@ -151,13 +189,15 @@ while IFS='|' read -r title unit factor keys; do
             points=$(grep -c . "$file") || continue
             line=$k name=$label
             if [ $# -gt 1 ]; then line=$n name="$run, $label"; fi
-            style="with lines"   # and where there are few points, a sign on each
+            style="with lines"   # a line of few points has a mark on each
             [ "$points" -gt 16 ] || style="with linespoints pt $((9 - 2 * k)) ps 0.6"
-            plot="$plot${plot:+, }$(quoted "$file") using 1:2 $style lw 1.8 dt $k lc rgb '$(colour $line)' title $(quoted "$name")"
+            plot="$plot${plot:+, }$(quoted "$file") using 1:2 $style lw 1.8 dt $k"
+            plot="$plot lc rgb '$(colour $line)' title $(quoted "$name")"
         done
     done <"$work/each"
     [ -n "$plot" ] || continue
-    printf 'set xtics %s\nset ytics %s\n' "$(marks 1 "$work/$panels".*)" "$(marks 2 "$work/$panels".*)"
+    printf 'set xtics %s\n' "$(marks 1 "$work/$panels".*)"
+    printf 'set ytics %s\n' "$(marks 2 "$work/$panels".*)"
     printf 'set title %s\nset ylabel %s\nplot %s\n' "$(quoted "$title")" "$(quoted "$unit")" "$plot"
     panels=$((panels + 1))
 done <"$work/panels" >"$work/plots"
@@ -185,19 +225,32 @@ set bmargin $((4 + names))
 set xrange [0:*]
 END
     for kind in png svg; do
-        if [ $kind = svg ]; then echo "set terminal svg size $width,$height background 'white' font 'sans-serif,12'"
-        else echo "if (strstrt(GPVAL_TERMINALS, 'pngcairo')) { set terminal pngcairo size $width,$height font 'sans,10' } else { set terminal png size $width,$height }"; fi
-        printf 'set output %s\nset multiplot layout %d,%d\n' "$(quoted "$out.$kind$new")" $rows $columns
+        if [ $kind = svg ]; then
+            echo "set terminal svg size $width,$height background 'white' font 'sans-serif,12'"
+        else
+            cairo="set terminal pngcairo size $width,$height font 'sans,10'"
+            echo "if (strstrt(GPVAL_TERMINALS, 'pngcairo')) { $cairo }" \
+                "else { set terminal png size $width,$height }"
+        fi
+        printf 'set output %s\n' "$(quoted "$out.$kind$new")"
+        printf 'set multiplot layout %d,%d\n' $rows $columns
         cat "$work/plots"
         echo 'unset multiplot
 unset output'
     done
 } >"$work/commands"
 (: >"$out.png$new") 2>/dev/null || give_up 1 "cannot write into $1"
-"$gnuplot" "$work/commands" >"$work/said" 2>&1 || give_up 1 "$gnuplot failed: $(tail -n 1 "$work/said")"
-# the svg without gnuplot's empty groups, and without attributes that say the default: half of it
-sed 's/ stroke-linecap="butt" stroke-linejoin="miter"//; s/<tspan[^>]*>\([^<]*\)<\/tspan>/\1/; s/^[[:space:]]*//; /^$/d' "$out.svg$new" |
-    awk '/^<g .*>$/ { if (group != "") print group; group = $0; next } group != "" { if ($0 != "</g>") print group "\n" $0; group = ""; next } { print }' >"$work/svg"
+"$gnuplot" "$work/commands" >"$work/said" 2>&1 ||
+    give_up 1 "$gnuplot failed: $(tail -n 1 "$work/said")"
+# Remove gnuplot's empty groups and the attributes with default values, which are half of the svg.
+sed 's/ stroke-linecap="butt" stroke-linejoin="miter"//
+     s/<tspan[^>]*>\([^<]*\)<\/tspan>/\1/
+     s/^[[:space:]]*//
+     /^$/d' "$out.svg$new" |
+    awk '
+        /^<g .*>$/ { if (group != "") print group; group = $0; next }
+        group != "" { if ($0 != "</g>") print group "\n" $0; group = ""; next }
+        { print }' >"$work/svg"
 cat "$work/svg" >"$out.svg$new"
 for kind in png svg; do
     [ -s "$out.$kind$new" ] || give_up 1 "$gnuplot made no $kind: $(tail -n 1 "$work/said")"

@@ -27,6 +27,7 @@ static void forward_cached(GPT2 *m, int N, const int *slot, const int *position)
     const size_t bytes = cache_bytes(slots, T, c->n_head, C / c->n_head);
     Layer *y = &m->layer[0];
     embed_forward(y->r, m->token, m->position, m->parts[WTE].w, m->parts[WPE].w, N, C);
+    gpt2_tap(m, 0, TAP_WTE, N, 0, C, NULL, y->r, NULL);
     for (int l = 0; l <= c->n_layer; l++) {
         const Parts *p = of_layer(m, l);
         layernorm_forward(y->r, m->norm, y->mean1, y->rstd1, y->r, l ? m->branch : NULL, p[LN1_W].w,

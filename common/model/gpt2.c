@@ -68,6 +68,7 @@ static void upload(GPT2 *m, const Batch *b) {
 static void embed(GPT2 *m, real *r) {
     const int N = m->batch.N, C = m->config.n_embd;
     embed_forward(r, m->token, m->position, m->parts[WTE].w, m->parts[WPE].w, N, C);
+    gpt2_tap(m, 0, TAP_WTE, N, 0, C, NULL, r, NULL);
     if (m->noisy && m->noise.neftune_alpha > 0) {
         for (int s = 0; s < m->batch.S; s++) {
             int T = m->batch.start[s + 1] - m->batch.start[s];
@@ -99,6 +100,7 @@ static TapCall tap_call(const GPT2 *m, int l, TapSite site, int N, int IC, int O
                      .IC = IC,
                      .OC = OC,
                      .inp = inp,
+                     .token = site == TAP_WTE ? m->token : NULL,
                      .save_at = save_at};
 }
 
@@ -435,8 +437,9 @@ static void layer_backward(GPT2 *m, int l) {
     Layer *y = &m->layer[l];
     // lowest: nothing below c_attn of layer 0 trains, and nothing in the layer but tensors that
     // taps added. Then no gradients are computed below the first tap.
-    const bool lowest = l == 0 && !p[LN1_W].g && !m->parts[WTE].g;
-    const bool *at = m->tap.at, attention_tapped = at[TAP_C_ATTN] || at[TAP_ATTN_C_PROJ];
+    const bool *at = m->tap.at;
+    const bool lowest = l == 0 && !p[LN1_W].g && !m->parts[WTE].g && !at[TAP_WTE];
+    const bool attention_tapped = at[TAP_C_ATTN] || at[TAP_ATTN_C_PROJ];
     const bool below_output_tapped =
         attention_tapped || at[TAP_ATTN] || at[TAP_C_FC] || at[TAP_MLP_C_PROJ];
     if (m->limits.gradient_checkpointing) {
@@ -494,8 +497,9 @@ void gpt2_backward(GPT2 *m, const float *dlogp, const float *dentropy, const flo
     layernorm_backward(m->d_r, f[0].g, f[1].g, m->d_norm, m->r_final, m->mean_f, m->rstd_f, f[0].w,
                        N, C);
     for (int l = c->n_layer - 1; l >= 0; l--) layer_backward(m, l);
-    if (!m->parts[WTE].g) return;
+    if (!m->parts[WTE].g && !m->tap.at[TAP_WTE]) return;
     dropout(m->d_r, N, C, noise_at(m, m->noise.embd_pdrop, RANDOM_DROPOUT_EMBD, 0));
+    tap_backward(m, 0, TAP_WTE, 0, C, NULL, m->d_r, NULL);
     embed_backward(m->parts[WTE].g, m->parts[WPE].g, m->d_r, m->token, m->position, N, C);
 }
 

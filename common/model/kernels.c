@@ -678,9 +678,10 @@ void embed_forward(real *out, const int *token, const int *position, const real 
                    const real *wpe, int N, int C) {
 #pragma omp parallel for
     for (int n = 0; n < N; n++) {
-        const float *t = wte + (size_t)token[n] * (size_t)C,
-                    *p = wpe + (size_t)position[n] * (size_t)C;
-        for (int c = 0; c < C; c++) out[(size_t)n * (size_t)C + (size_t)c] = t[c] + p[c];
+        const float *t = wte + (size_t)token[n] * (size_t)C;
+        const float *p = wpe ? wpe + (size_t)position[n] * (size_t)C : NULL;
+        float *o = out + (size_t)n * (size_t)C;
+        for (int c = 0; c < C; c++) o[c] = p ? t[c] + p[c] : t[c];
     }
 }
 

@@ -614,8 +614,8 @@ struct Embed {
         const size_t n = i / C, c = i % C;
         float x[W], y[W];
         get<W>(x, wte + (size_t)token[n] * C + c);
-        get<W>(y, wpe + (size_t)position[n] * C + c);
-        for (int k = 0; k < W; k++) x[k] += y[k];
+        if (wpe) get<W>(y, wpe + (size_t)position[n] * C + c);
+        for (int k = 0; k < W && wpe; k++) x[k] += y[k];
         put<W>(out + i, x);
     }
 };

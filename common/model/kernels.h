@@ -74,6 +74,7 @@ void real_read(float *host, const real *device, size_t n);
 
 /* ---- Embedding:  out[n] = wte[token[n]] + wpe[position[n]] ----------------------------------- */
 
+/* wpe NULL: there are no positions, and position is not read. */
 void embed_forward(real *out, const int *token, const int *position, const real *wte,
                    const real *wpe, int N, int C);
 /* dwte[token[n]] += dout[n];  dwpe[position[n]] += dout[n], in the order of n. dwte or dwpe may be

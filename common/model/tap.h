@@ -1,9 +1,10 @@
 /*
  * tap.h - how a technique adds layers of its own to the network.
  *
- * A Tap is called at six sites of every layer, in the forward pass and, in reverse order, in the
- * backward pass:
+ * A Tap is called once after the embedding and at six sites of every layer, in the forward pass
+ * and, in reverse order, in the backward pass:
  *
+ *     r   = wte[token] + wpe        TAP_WTE             inp NULL    out (N,C),  token (N)
  *     qkv = c_attn(norm)            TAP_C_ATTN          inp (N,C)   out (N,3C)
  *     f   = attn.c_proj(att)        TAP_ATTN_C_PROJ     inp (N,C)   out (N,C)
  *     f   = dropout(f)              TAP_ATTN            inp NULL    out (N,C) = f,  residual = r
@@ -34,6 +35,7 @@ typedef enum {
     TAP_MLP_C_PROJ,
     TAP_ATTN,
     TAP_MLP,
+    TAP_WTE,
     TAP_SITES
 } TapSite;
 
@@ -44,8 +46,9 @@ typedef struct {
     int N, IC, OC;         // rows; channels of inp (0 if inp is NULL); channels of out
     const real *inp;       // (N,IC)
     real *out;             // (N,OC) forward only
-    const real *residual;  // (N,C)
-    real *dout;            // (N,OC) backward only; read-only at a linear layer
+    const real *residual;  // (N,C) TAP_ATTN and TAP_MLP
+    const int *token;      // (N) TAP_WTE
+    real *dout;            // (N,OC) backward only; read-only at TAP_WTE and at a linear layer
     real *dinp;            // (N,IC) backward only, +=; NULL where nothing below trains
     real *dresidual;       // (N,C) backward only, +=
     int save_at;  // forward: the index, below L (with gradient checkpointing below 1), at which to

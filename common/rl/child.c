@@ -1,5 +1,5 @@
 /*
- * child.c - another program, kept running, that answers a line with a line: see child.h.
+ * child.c - another program that keeps running and answers each line with a line: see child.h.
  */
 #define _GNU_SOURCE  // defines: pipe2
 
@@ -18,12 +18,12 @@ struct Child {
     char *command;
     pid_t pid;
     int to, from;  // its standard input and output
-    Str rest;      // read, and not yet part of an answer
+    Str rest;      // bytes read that are not yet part of an answer
 };
 
 extern char **environ;
 
-static pid_t living;  // so that no program is left behind when this one dies
+static pid_t living;  // the child, which is ended when this program exits
 
 static void at_exit(void) {
     if (living) kill(-living, SIGTERM);
@@ -39,7 +39,7 @@ Child *child_start(const char *command, Error *e) {
         }
         return NULL;
     }
-    signal(SIGPIPE, SIG_IGN);  // writing to a program that has ended must be an error, not our end
+    signal(SIGPIPE, SIG_IGN);  // writing to a program that has ended must only fail
     posix_spawn_file_actions_t files;
     posix_spawnattr_t how;
     sigset_t ours;
@@ -76,7 +76,7 @@ Child *child_start(const char *command, Error *e) {
     return c;
 }
 
-/* What it has said and nobody has read, for a message: at most 200 bytes, printable. */
+/* Its unread output for a message: at most 200 bytes, printable. */
 static const char *last_words(const Child *c, char text[256]) {
     if (!c->rest.n) return strcpy(text, "");
     snprintf(text, 256, "; it said \"%.200s\"", c->rest.s);
@@ -85,11 +85,11 @@ static const char *last_words(const Child *c, char text[256]) {
     return text;
 }
 
-/* It has closed its output: why. */
+/* It has closed its output: fills e with the reason, its exit status or signal. */
 static int died(Child *c, Error *e) {
     char words[256];
     int status = 0;
-    for (int i = 0; i < 100 && c->pid; i++) {  // its end may follow a moment later
+    for (int i = 0; i < 100 && c->pid; i++) {  // it may exit a moment later
         pid_t got = waitpid(c->pid, &status, WNOHANG);
         if (got == c->pid || (got < 0 && errno != EINTR))
             c->pid = 0;
@@ -104,7 +104,7 @@ static int died(Child *c, Error *e) {
     return fail(e, "'%s' ended with status %d%s", c->command, WEXITSTATUS(status), words);
 }
 
-/* Bytes of the first `lines` lines of text, newlines included; 0: there are not as many. */
+/* Bytes of the first `lines` lines of text, newlines included; 0: text has fewer lines. */
 static size_t whole_lines(const Str *text, int lines) {
     const char *p = text->s;
     for (int i = 0; i < lines; i++) {
@@ -120,7 +120,7 @@ int child_ask(Child *c, const Str *question, int lines, double patience, Str *an
     int seen = 0;
     double last = now_seconds();
     char block[65536], words[256];
-    // an answer too many, or a greeting: later answers would be taken for those to other questions
+    // output before the question, such as a greeting, would be taken for the first answer
     if (poll(&(struct pollfd){.fd = c->from, .events = POLLIN}, 1, 0) > 0) {
         ssize_t n = read(c->from, block, sizeof block);
         if (n == 0) return died(c, e);
@@ -145,7 +145,7 @@ int child_ask(Child *c, const Str *question, int lines, double patience, Str *an
                 written += (size_t)n;
                 last = now_seconds();
             } else if (n < 0 && errno == EPIPE)
-                written = question->n;  // it reads no more; what it still says comes below
+                written = question->n;  // it no longer reads; its last output is read below
             else if (n < 0 && errno != EAGAIN && errno != EINTR)
                 return fail(e, "cannot write to '%s': %s", c->command, strerror(errno));
         }

@@ -69,7 +69,7 @@ typedef struct {
 void headings_add(Headings *h, const char *template);
 void headings_free(Headings *h);
 /* Cuts text before the first line that begins with a heading or with <|endoftext|>: from there the
-   model speaks for somebody else. Then removes the white space at its end. */
+   model writes another speaker's text. Then removes the white space at its end. */
 void headings_cut(const Headings *h, char *text);
 
 /* The question in a prompt of the default template or of the form "\n\nHuman: ...\n\nAssistant:":

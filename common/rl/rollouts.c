@@ -1,6 +1,5 @@
 /*
- * rollouts.c - answers of a policy to prompts, the numbers of their tokens, and who judges them:
- * see rollouts.h.
+ * rollouts.c - answers of a policy to prompts, and the numbers of their tokens: see rollouts.h.
  */
 #include "rl/rollouts.h"
 
@@ -62,6 +61,7 @@ Rollouts rollouts_new(int E, int prompt, int answer) {
                       .start = xcalloc(n + 1, i),
                       .ended = xmalloc(n),
                       .score = xmalloc(n * f),
+                      .shaped = xcalloc(n, sizeof(double)),
                       .logp = xcalloc(T, f),
                       .ref_logp = xcalloc(T, f),
                       .kl = xcalloc(T, f),
@@ -69,7 +69,8 @@ Rollouts rollouts_new(int E, int prompt, int answer) {
                       .reward = xcalloc(T, f),
                       .advantage = xcalloc(T, f),
                       .ret = xcalloc(T, f),
-                      .A = xcalloc(T, f)};
+                      .A = xcalloc(T, f),
+                      .gathered = xcalloc(T, f)};
 }
 
 void rollouts_free(Rollouts *r) {
@@ -79,6 +80,7 @@ void rollouts_free(Rollouts *r) {
     free(r->start);
     free(r->ended);
     free(r->score);
+    free(r->shaped);
     free(r->logp);
     free(r->ref_logp);
     free(r->kl);
@@ -87,6 +89,7 @@ void rollouts_free(Rollouts *r) {
     free(r->advantage);
     free(r->ret);
     free(r->A);
+    free(r->gathered);
 }
 
 void rollouts_sample(Rollouts *r, GPT2 *policy, const Queries *q, const Sampler *s) {
@@ -123,6 +126,21 @@ void rollouts_text(const Rollouts *r, int e, bool answer, const Tokenizer *t, St
         tokenizer_decode(t, r->tokens + middle, (size_t)(T - r->ended[e]), out);
     else
         tokenizer_decode(t, r->tokens + r->begin[e], (size_t)(middle - r->begin[e]), out);
+}
+
+int rollouts_gather(const Rollouts *r, const float *numbers, const int *which, int n, float *out) {
+    int M = 0;
+    for (int k = 0; k < n; k++)
+        for (int t = r->start[which[k]]; t < r->start[which[k] + 1]; t++) out[M++] = numbers[t];
+    return M;
+}
+
+void rollouts_scatter(const Rollouts *r, const float *gathered, const int *which, int n,
+                      float *numbers) {
+    int at = 0;
+    for (int k = 0; k < n; k++)
+        for (int t = r->start[which[k]]; t < r->start[which[k] + 1]; t++)
+            numbers[t] = gathered[at++];
 }
 
 /* ---- batches of answers ---------------------------------------------------------------------- */
@@ -177,89 +195,25 @@ void rows_fill(Rows *b, const Rollouts *r, const int *which, int n) {
     b->batch = (Batch){.S = n, .N = N, .start = b->start, .tokens = b->tokens};
 }
 
+void rows_range(Rows *b, const Rollouts *r, int from, int B) {
+    const int n = min_int(B, r->E - from);
+    int which[n];
+    for (int k = 0; k < n; k++) which[k] = from + k;
+    rows_fill(b, r, which, n);
+}
+
 void rows_keep(const Rows *b, const float *row, float *numbers) {
     for (int i = 0; i < b->batch.N; i++)
         if (b->of[i] >= 0) numbers[b->of[i]] = row[i];
 }
 
-/* ---- the judge ------------------------------------------------------------------------------- */
-
-/* Asks the program for the scores of all answers. */
-static void ask(const Judge *j, Rollouts *r) {
-    Str question = {0}, answers = {0}, text = {0};
-    Error e;
-    for (int i = 0; i < r->E; i++) {
-        for (int answer = 0; answer < 2; answer++) {
-            text.n = 0;
-            rollouts_text(r, i, answer, j->tokenizer, &text);
-            str_printf(&question, answer ? ", \"response\": " : "{\"prompt\": ");
-            json_add_string(&question, text.s, text.n);
-        }
-        str_add(&question, "}\n", 2);
-    }
-    if (child_ask(j->program, &question, r->E, j->patience, &answers, &e))
-        die("--reward_cmd: %s; it must answer each line with one line {\"score\": number}", e.text);
-    const char *line = answers.s;
-    for (int i = 0; i < r->E; i++, line += strlen(line) + 1) {
-        double score = 0;
-        int n = json_numbers(line, strlen(line), "score", &score, 1, &e);
-        if (n != 1)
-            die("--reward_cmd answered \"%.200s\": %s; it must answer each line with one line "
-                "{\"score\": number}",
-                line, n < 0 ? e.text : "one number is expected");
-        r->score[i] = (float)score;
-    }
-    free(question.s);
-    free(answers.s);
-    free(text.s);
-}
-
-void judge_score(const Judge *j, Rollouts *r, const Queries *q, Rows *b, int B) {
-    if (j->program) ask(j, r);
-    for (int from = 0; from < r->E && j->model; from += B) {
-        int S = min_int(B, r->E - from), N = 0;
-        for (int k = 0; k < S; k++) {
-            const int *tokens = r->tokens + r->begin[from + k];
-            const int length =
-                max_int(1, judged_tokens(tokens, r->begin[from + k + 1] - r->begin[from + k],
-                                         tokenizer_eos(j->tokenizer)));
-            memcpy(b->tokens + N, tokens, sizeof(int) * (size_t)length);
-            b->start[k + 1] = N += length;
-        }
-        b->batch = (Batch){.S = S, .N = N, .start = b->start, .tokens = b->tokens};
-        gpt2_forward(j->model, &b->batch, NULL);
-        gpt2_value(j->model, b->value);
-        for (int k = 0; k < S; k++) r->score[from + k] = b->value[b->start[k + 1] - 1];
-    }
-    for (int i = 0; i < r->E; i++) {
-        if (isfinite(r->score[i])) continue;
-        Str text = {0};
-        rollouts_text(r, i, true, j->tokenizer, &text);
-        die("the score of an answer to the prompt on line %d is %g, where a finite number is "
-            "needed; the answer: \"%.300s\"",
-            q->line[r->query[i]], (double)r->score[i], text.s);
-    }
-}
-
-void judge_reads(const Tokenizer *t, const char *dir) {
-    Error e;
-    Tokenizer *own = tokenizer_load(dir, &e);
-    if (!own) die_usage("%s", e.text);
-    bool same = tokenizer_size(own) == tokenizer_size(t) && tokenizer_eos(own) == tokenizer_eos(t);
-    for (int i = 0; i < tokenizer_size(t) && same; i++) {
-        Str a = {0}, b = {0};
-        tokenizer_decode(own, &i, 1, &a);
-        tokenizer_decode(t, &i, 1, &b);
-        same = a.n == b.n && !memcmp(a.s, b.s, a.n);
-        free(a.s);
-        free(b.s);
-    }
-    if (!same)
-        die_usage(
-            "%s has another vocabulary than the policy; train it from a model with the policy's, "
-            "or give its scores through --reward_cmd",
-            dir);
-    tokenizer_free(own);
+void rows_check(const Rows *b) {
+    for (int i = 0; i < b->batch.N; i++)
+        if (b->of[i] >= 0 && b->logp[i] != b->old_logp[i])
+            die("a token's log-probability is %.9g in the rollout and %.9g in training; the two "
+                "must "
+                "be equal",
+                (double)b->old_logp[i], (double)b->logp[i]);
 }
 
 /* ---- the file of rollouts -------------------------------------------------------------------- */

@@ -66,6 +66,9 @@ typedef struct {
 #define TITLE(text) \
     { .name = "", .type = FLAG_TITLE, .help = (text) }
 
+/* A command line as a constant: COMMAND_LINE("--kl_coef=0.15", "--adap_kl_ctrl") */
+#define COMMAND_LINE(...) ((const char *const[]){__VA_ARGS__, NULL})
+
 /* A command line with a name: --preset NAME. */
 typedef struct {
     const char *name, *source;  // source: the paper that publishes these settings

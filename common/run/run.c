@@ -199,7 +199,7 @@ static void read_tokenizer(Run *run) {
 
 Run run_begin(const Program *program, int argc, char **argv) {
     Error e;
-    Run run = {0};
+    static Run run;  // the rows of the table of flags point into it for the life of the program
     const int parsed = run_parse(&run, program, argc, argv, &e);
     if (parsed < 0) die_usage("%s\n%s --help lists every flag", e.text, program->name);
     if (parsed > 0) {

@@ -3,11 +3,10 @@
  */
 #include "run/technique.h"
 
+#include <sys/stat.h>
+
 #include "files/hf.h"
 #include "files/peft.h"
-
-#include <sys/stat.h>
-#include <unistd.h>
 #include "model/kernels.h"
 
 /* ---- added tensors --------------------------------------------------------------------------- */
@@ -94,10 +93,16 @@ bool is_target(const char *module, const char *targets, bool *used) {
     return is;
 }
 
-const char *unused_target(const char *targets, const bool *used) {
+int check_targets(const char *targets, const bool *used, int layers, Error *e) {
+    if (!*targets) return fail(e, "names no module; they are c_attn, c_proj and c_fc");
     for (const char *name = targets; *name; name = next_name(name))
-        if (!used[name - targets]) return name;
-    return NULL;
+        if (!used[name - targets])
+            return fail(
+                e,
+                "\"%.*s\" is the end of no linear layer's name; they are transformer.h.0 to "
+                "%d.attn.c_attn, .attn.c_proj, .mlp.c_fc, .mlp.c_proj",
+                (int)strcspn(name, ","), name, layers - 1);
+    return 0;
 }
 
 void print_weights(const GPT2Config *c, GPT2Format format, size_t added) {
@@ -148,22 +153,19 @@ GPT2 *technique_open(const Technique *t, const Run *run, const char *dir, GPT2Li
 /* ---- merging --------------------------------------------------------------------------------- */
 
 void merge_check(const Run *run, const char *dir) {
-    Str path = {0};
     struct stat a, b;
     if (!stat(dir, &a) && !stat(run->model, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino)
         die_usage(
             "--merge %s is the directory of --model, which is never written; choose another "
             "directory",
             dir);
-    str_printf(&path, "%s/model.safetensors", dir);
-    // A resumed run checked the directory when it began. It may hold an older result of the same
-    // run
-    if (!access(path.s, F_OK) && !run->overwrite_output_dir && !run_checkpoint_dir(run))
+    // A resumed run checked the directory when it began
+    if (exists_in(dir, "model.safetensors") && !run->overwrite_output_dir &&
+        !run_checkpoint_dir(run))
         die_usage(
             "--merge %s already holds a model; choose another directory, or allow it with "
             "--overwrite_output_dir",
             dir);
-    free(path.s);
 }
 
 /* The model of --model with the adapter of m, its frozen weights in the given format. */

@@ -42,8 +42,8 @@ __attribute__((noreturn)) void refuse_untrained(const char *dir, const char *wei
    whose full name is equal to it, or ends with a dot and it; "all-linear" means all. used
    (strlen(targets)) becomes true where a name begins that means this module. */
 bool is_target(const char *module, const char *targets, bool *used);
-/* The first of the names that means no module, up to its comma, or NULL. */
-const char *unused_target(const char *targets, const bool *used);
+/* -1 with e filled if a name means no module of a model with so many layers. */
+int check_targets(const char *targets, const bool *used, int layers, Error *e);
 /* Prints the bytes of the model's weights in that format, and those of `added` numbers of LoRA. */
 void print_weights(const GPT2Config *c, GPT2Format format, size_t added);
 /* Makes *memory (device) a block of `bytes`, in place of one of *have bytes. Ends the program with

@@ -87,7 +87,7 @@ typedef struct {
 static int read_line(const Reading *r, int number, const Str *line, Error *e) {
     json_error_t where;
     // DECODE_ANY: the message about a line that is not an object is made here. INT_AS_REAL: an
-    // integer too large for 64 bits does no harm in a field that nobody reads.
+    // integer too large for 64 bits does no harm in a field that is not read.
     const size_t flags =
         JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_ANY | JSON_DECODE_INT_AS_REAL;
     json_t *j = json_loadb(line->s, line->n, flags, &where);

@@ -7,7 +7,7 @@
 #include "text/template.h"
 #include "text/tokenizer.h"
 
-/* ---- Records: one JSON object each ----------------------------------------------------------- */
+/* ---- Records --------------------------------------------------------------------------------- */
 
 /* The fields of a kind of record with one prompt and one response. A record is of the first kind
    whose prompt and response it has. */
@@ -51,7 +51,7 @@ typedef struct {
     Purpose purpose;    // of records_read, answers_read, pairs_read
 } Style;
 
-/* The objects of a file on their way to an array: of Records, Prompts or Questions. */
+/* What add_record and add_prompt need: how to render, and the Records or Prompts to append to. */
 typedef struct {
     Style style;
     void *out;
@@ -490,7 +490,7 @@ void prompts_free(Prompts *p) {
     *p = (Prompts){0};
 }
 
-/* ---- Questions ----------------------------------------------------------------------------- */
+/* ---- Questions ------------------------------------------------------------------------------- */
 
 /* Appends the texts of field `name`, an array, to the options. */
 static int add_options(Question *q, const json_t *object, const char *name, Fault *f) {

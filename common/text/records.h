@@ -3,8 +3,8 @@
  * and multiple-choice questions.
  *
  * A record becomes text here, as separate spans for what the model is given and what it learns. The
- * dataset (dataset.h) tokenises each span by itself, so nobody ever searches for the boundary among
- * tokens.
+ * dataset (dataset.h) tokenises each span by itself, so the boundary need not be searched for
+ * among tokens.
  */
 #ifndef POSTTRAIN_RECORDS_H
 #define POSTTRAIN_RECORDS_H

@@ -140,7 +140,7 @@ char *template_line(const char *template) {
         else if (c == '\t')
             str_add(&out, "\\t", 2);
         else if (c == '\\' && (*p == '\n' || *p == '\t'))
-            str_add(&out, "\\\\", 2);  // or it would spell a line feed with the n that follows
+            str_add(&out, "\\\\", 2);  // "\" before a spelled "\n" would read as a backslash and n
         else
             str_add(&out, &c, 1);
     }

@@ -13,6 +13,7 @@
 
 #include <omp.h>
 #include "program.h"
+#include "files/safetensors.h"
 
 #include "../golden/golden_adapter.h"
 #include "../golden/golden_gpt2.h"
@@ -46,8 +47,17 @@ static float golden_weight(uint32_t t, uint32_t i, bool gain) {
     return (float)(gain ? 1.0 + v : v);
 }
 
-static void plan(bool houlsby, const char *activation, int dim, bool norms, float dropout_p) {
-    defaults(false);
+/* Gives the flags the program's defaults. */
+static void set_defaults(void) {
+    Run run = {0};
+    Error e;
+    char *argv[] = {"adapter", "--model=m", NULL};
+    if (run_parse(&run, &program, 2, argv, &e)) die("%s", e.text);
+    run_free(&run);
+}
+
+static void plan_form(bool houlsby, const char *activation, int dim, bool norms, float dropout_p) {
+    set_defaults();
     args.adapter_dropout = dropout_p;
     Bottleneck b = {.name = "adapter",
                     .dim = dim,
@@ -142,22 +152,22 @@ START_TEST(it_computes_what_the_adapters_library_computes) {
         for (int norms = 0; norms < 2; norms++) {
             const GoldenAdapter *want = &golden_adapter[g];
             float logp[N];
-            plan(!strcmp(want->placement, "double_seq_bn"), want->activation, 6, norms, 0);
+            plan_form(!strcmp(want->placement, "double_seq_bn"), want->activation, 6, norms, 0);
             GPT2 *m = make(false, true, false);
-            ck_assert_int_eq(adapter.tensors + 10, want->gradients);
+            ck_assert_int_eq(adapter.added.n + 10, want->gradients);
             loss_of(m, NULL, logp);
             for (int i = 0, k = 0; i < N; i++)
                 if (target[i] >= 0)
                     ck_assert_double_eq_tol((double)logp[i], want->logp[k++],
                                             2.4e-6);  // float32 strays by up to 4.1e-7
             gpt2_backward(m, dlogp, NULL, NULL);
-            for (int k = 0; k < adapter.tensors + (norms ? 10 : 0); k++) {
+            for (int k = 0; k < adapter.added.n + (norms ? 10 : 0); k++) {
                 const GoldenGradient *x = &want->gradient[k];
-                int i = k < adapter.tensors ? gpt2_own_tensors(m) + k : 0;
-                while (k >= adapter.tensors &&
+                int i = k < adapter.added.n ? gpt2_own_tensors(m) + k : 0;
+                while (k >= adapter.added.n &&
                        strcmp(gpt2_tensor(m, i)->name, x->name + strlen("transformer.")))
                     i++;
-                if (k < adapter.tensors) ck_assert_str_eq(gpt2_tensor(m, i)->name, x->name);
+                if (k < adapter.added.n) ck_assert_str_eq(gpt2_tensor(m, i)->name, x->name);
                 float *d = part_of(m, i, GPT2_GRADIENT);
                 const size_t n = gpt2_tensor(m, i)->n;
                 double squares = 0, dot = 0, e = 10 * x->f32_l2 + 0x1p-23 * x->l2;
@@ -186,7 +196,7 @@ START_TEST(gradients_are_slopes) {
         const bool houlsby = g < 3, norms = true;
         const GPT2Noise noise = {.resid_pdrop = 0.1f, .seed = 3, .step = 7};
         float logp[N];
-        plan(houlsby, activations[g % 3].name, 7, norms, 0.3f);
+        plan_form(houlsby, activations[g % 3].name, 7, norms, 0.3f);
         GPT2 *m = make(false, true, g % 2);
         loss_of(m, &noise, logp);
         gpt2_backward(m, dlogp, NULL, NULL);
@@ -238,15 +248,13 @@ static float *results(bool checkpointing, size_t *n) {
         *n += gpt2_tensor(m, i)->n;
     }
     gpt2_free(m);
-    device_free(adapter.memory, adapter.bytes);
-    adapter.memory = NULL;
     return all;
 }
 
 START_TEST(neither_checkpointing_nor_threads_change_a_bit) {
     for (int houlsby = 0; houlsby < 2; houlsby++) {
         size_t n, n2;
-        plan(houlsby, "swish", 7, true, 0.3f);
+        plan_form(houlsby, "swish", 7, true, 0.3f);
         omp_set_num_threads(1);
         float *one = results(false, &n);
         for (int threads = 1; threads <= 3; threads++)
@@ -274,7 +282,7 @@ START_TEST(the_start_is_the_base_to_the_bit) {
             .temperature = 1, .top_p = 1, .max_new_tokens = 12, .stop_token = -1, .seed = 4};
         float logp[2][N];
         Generation out[2];
-        plan(houlsby, "relu", 7, false, 0.1f);
+        plan_form(houlsby, "relu", 7, false, 0.1f);
         GPT2 *m = make(true, true, false);
         const GPT2Noise noise = {.seed = 1};  // its dropout must not matter either
         loss_of(m, &noise, logp[0]);
@@ -321,7 +329,7 @@ START_TEST(decoding_has_the_bits_of_a_batch) {
         const Sampler sampler = {
             .temperature = 1, .top_p = 1, .max_new_tokens = 12, .stop_token = -1, .seed = 4};
         Generation g;
-        plan(houlsby, "gelu_new", 7, false, 0.1f);
+        plan_form(houlsby, "gelu_new", 7, false, 0.1f);
         GPT2 *m = make(false, false, false);
         gpt2_generate(m, &prompt, &sampler, &g, NULL, NULL);
         int text[17], next[16];
@@ -340,7 +348,7 @@ END_TEST
 
 START_TEST(initialisation) {
     for (int bert = 0; bert < 2; bert++) {
-        plan(true, "relu", 64, false, 0);
+        plan_form(true, "relu", 64, false, 0);
         adapter.form.bert = bert;
         GPT2 *m = make(true, false, false);
         for (int i = gpt2_own_tensors(m); i < gpt2_tensors(m); i++) {
@@ -391,13 +399,13 @@ START_TEST(parameters_are_those_of_the_table) {
         ck_assert_uint_eq(gpt2_parameters(&c, TRAIN_NORMS), table[i].norms);
         for (int pfeiffer = 0; pfeiffer < 2; pfeiffer++)
             for (int factor = 0; factor < 2; factor++) {
-                defaults(false);
-                args.placement = pfeiffer ? "pfeiffer" : "houlsby";
+                set_defaults();
+                args.placement = pfeiffer ? PFEIFFER : HOULSBY;
                 args.reduction_factor = factor ? 16 : 0;
                 Bottleneck b = form_of_flags(&c);
                 adapter_plan(&b, &c);
                 ck_assert_int_eq(adapter.form.dim, factor ? table[i].factored : 64);
-                ck_assert_uint_eq(adapter_parameters(),
+                ck_assert_uint_eq(added_parameters(&adapter.added),
                                   factor ? (pfeiffer ? table[i].pfeiffer16 : table[i].houlsby16)
                                          : (pfeiffer ? table[i].pfeiffer64 : table[i].houlsby64));
                 adapter_free();
@@ -418,7 +426,7 @@ START_TEST(the_file_has_the_librarys_names_and_shapes) {
             char path[128];
             Error e;
             int expected = 0;
-            plan(houlsby, "relu", 6, norms, 0);
+            plan_form(houlsby, "relu", 6, norms, 0);
             GPT2 *m = make(false, true, false);
             snprintf(path, sizeof path, "%s/names", work);
             ck_assert_msg(!adapter_save(m, path, "some/gpt2", &e), "%s", e.text);
@@ -603,25 +611,24 @@ static bool says(const char *name, const char *what) {
 }
 
 START_TEST(the_defaults_are_the_published_ones) {
-    Run run = defaults(false);
+    Run run = {0};
+    Error e;
+    char *none[] = {"adapter", "--model=m", NULL};
+    ck_assert_msg(run_parse(&run, &program, 2, none, &e) == 0, "%s", e.text);
     ck_assert(run.learning_rate == 1e-4f && args.adapter_dropout == 0.1f &&
               run.weight_decay == 0.01f);
     ck_assert_int_eq(args.adapter_dim, 64);
-    ck_assert(!strcmp(args.placement, "houlsby") && !strcmp(args.activation, "relu") &&
-              !strcmp(args.init, "xavier"));
-    ck_assert(!args.train_layernorm && !args.gradient_checkpointing && !args.adapter &&
-              args.reduction_factor == 0 && !strcmp(args.dropout, "0"));
-    Error e;
+    ck_assert(args.placement == HOULSBY && args.activation == RELU && args.init == XAVIER);
+    ck_assert(!args.train_layernorm && !task.gradient_checkpointing && !args.adapter &&
+              args.reduction_factor == 0 && !strcmp(task.dropout, "0"));
+    run_free(&run);
     char *argv[] = {"adapter", "--placement=pfeiffer", "--activation", "silu", "--reduction_factor",
                     "16",      "--train_layernorm",    "--init",       "bert", NULL};
-    ck_assert_msg(run_parse(&run, "adapter", flags, 9, argv, &e) == 0, "%s", e.text);
-    ck_assert(!strcmp(args.placement, "pfeiffer") && !strcmp(args.activation, "silu") &&
+    ck_assert_msg(run_parse(&run, &program, 9, argv, &e) == 0, "%s", e.text);
+    ck_assert(args.placement == PFEIFFER && args.activation == SILU &&
               args.reduction_factor == 16 && args.train_layernorm);
     run_free(&run);
-    ck_assert(strlen(about) > 20);
-    (void)use;
-    (void)form_of_directory;
-    (void)adapter_print;  // what main calls is tried by the runs below
+    ck_assert(strlen(program.about) > 20);
 }
 END_TEST
 
@@ -799,7 +806,7 @@ START_TEST(an_adapter_is_read_strictly) {
         {"s/\"reduction_factor\": 16/\"reduction_factor\": 8/", "--adapter_dim 16",
          "has shape .8,128., expected .16,128."},
         {"", "--adapter_dim 16", "has a bottleneck of 8, and the flags say 16"},
-        {"", "--placement pfeiffer", "placed as houlsby"},
+        {"", "--placement pfeiffer", "the placement houlsby"},
         {"", "--activation silu", "the activation relu"},
         {"s/\"config\": {/\"peft_type\": \"LORA\", \"config\": {/", "", "give it to ./lora"},
         {"d", "", "adapter_config.json"}};
@@ -845,7 +852,7 @@ START_TEST(a_dry_run_writes_nothing_and_counts_the_adapters) {
     ck_assert_int_eq(
         run_adapter("dry2", "--dry_run --per_device_train_batch_size 16 --adapter_dim 512"), 0);
     ck_assert(!same("dry.txt", "dry2.txt"));
-    plan(true, "relu", 6, false, 0);
+    plan_form(true, "relu", 6, false, 0);
     const GPT2Limits limits = {.tokens = N, .train = true},
                      less = {.tokens = N, .train = true, .gradient_checkpointing = true};
     ck_assert_uint_eq(adapter_reserve(&limits, &tiny, true),

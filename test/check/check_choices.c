@@ -38,7 +38,7 @@ START_TEST(labels_come_back_as_they_were_written) {
               back[1].p == (double)0.9f);  // the better one first
     ck_assert(back[2].p == 0.5);
     labelled_free(back, 3);
-    // to pairs in another order, turned round, and one that is not among them
+    // for pairs in another order, with answers swapped, and one that is not in the file
     Labelled ours[] = {{.prompt = (char *)"Q", .a = y, .b = x},
                        {.prompt = P, .a = y, .b = x},
                        {.prompt = P, .a = y, .b = y}};
@@ -69,7 +69,7 @@ START_TEST(an_options_probability_is_that_of_the_whole_text) {
     chooser_ask(&j, &q, logp);
     ck_assert_int_eq(j.cut, 0);
     for (int k = 0; k < q.n; k++)
-        for (int o = 0; o < v[k].n; o++) {  // each whole text alone, without a parent
+        for (int o = 0; o < v[k].n; o++) {  // score each whole text alone, without a parent
             Ints t = {0}, target = {0};
             tokenizer_encode(tokenizer, v[k].prompt, strlen(v[k].prompt), true, &t);
             const size_t prompt = t.n;
@@ -87,7 +87,7 @@ START_TEST(an_options_probability_is_that_of_the_whole_text) {
             free(t.v);
             free(target.v);
         }
-    // a question that is too long loses its beginning, and says so
+    // a question that is too long loses its beginning and is counted
     Questions last = {.n = 1, .v = &v[3]};
     double *whole = logp[3], shorter[2], *cut = shorter;
     Chooser narrow = {.model = model, .tokenizer = tokenizer, .limits = limits, .positions = 9};
@@ -102,35 +102,36 @@ START_TEST(an_options_probability_is_that_of_the_whole_text) {
 END_TEST
 
 START_TEST(choices_by_hand) {
-    // two options A and B, five questions; the model likes A by 2 in log-odds, whatever the
+    // two options A and B, five questions; the model prefers A by 2 in log-odds, for any
     // question
     char *AB[] = {(char *)"(A)", (char *)"(B)"}, *BA[] = {(char *)"(B)", (char *)"(A)"};
     Question v[5];
-    const double truth[5] = {1, -1, 1.5, -0.5, -1};  // log-odds of A without the liking
-    for (int liking = 0; liking < 2; liking++) {
+    const double truth[5] = {1, -1, 1.5, -0.5, -1};  // log-odds of A without the preference
+    for (int prefers_a = 0; prefers_a < 2; prefers_a++) {
         double room[5][2], *logp[5];
         for (int i = 0; i < 5; i++) {
             const bool a_right =
                 i != 4 ? truth[i] > 0 : true;  // in the last one the model is wrong
             v[i] = (Question){.n = 2, .corrects = 1, .option = a_right ? AB : BA};
-            const double a = -3 + truth[i] + 2 * liking, b = -3;
+            const double a = -3 + truth[i] + 2 * prefers_a, b = -3;
             logp[i] = room[i];
             room[i][0] = a_right ? a : b;
             room[i][1] = a_right ? b : a;
         }
         const Choices c = chooser_choose(&(Questions){.n = 5, .v = v}, logp);
         ck_assert_double_eq(c.first, 0.6);
-        ck_assert_double_eq(c.raw, liking ? 0.6 : 0.8);  // with the liking it says A to all but one
+        ck_assert_double_eq(
+            c.raw, prefers_a ? 0.6 : 0.8);  // with the preference it chooses A in all but one
         ck_assert_double_eq(c.debiased, 0.8);
-        for (int i = 0; i < 5; i++) {  // what decides is the log-odds less the mean of the others',
-                                       // with the liking or without it
+        for (int i = 0; i < 5; i++) {  // the debiased values: log-odds less the mean of the other
+                                       // questions', with the preference or without
             const double others =
                              (truth[0] + truth[1] + truth[2] + truth[3] + truth[4] - truth[i]) / 4,
                          sign = v[i].option == AB ? 1 : -1;
             ck_assert_double_eq_tol(sign * (room[i][0] - room[i][1]), truth[i] - others, 1e-12);
         }
     }
-    // options that occur once stay as they are; several right ones; more than two
+    // options that occur once do not change; two right ones of three
     char *once[] = {(char *)"p", (char *)"q", (char *)"r"};
     Question w = {.n = 3, .corrects = 2, .option = once};
     double x[] = {-5, -1, -2}, *y = x;
@@ -158,7 +159,7 @@ START_TEST(a_model_speaks_the_same_alone_and_in_company) {
         free(other);
         free(together[i]);
     }
-    // fits: prompt and answer end at the 61st token, which is drawn and never fed
+    // fits: the 61st token may be the last, because it is drawn and never fed
     char text[64];
     memset(text, 'a', sizeof text);
     text[41] = 0;

@@ -14,7 +14,7 @@
 
 static char work[64] = "/tmp/check_constitution.XXXXXX";
 
-/* A path in the working directory; and the same with these bytes in the file. */
+/* A path in the working directory. The second function also writes these bytes to the file. */
 static const char *at(const char *name) {
     static char path[4][128];
     static int next;
@@ -114,7 +114,7 @@ START_TEST(headings_are_the_ends_of_a_template) {
         char *s = xstrdup(cases[i][0]);
         headings_cut(&h, s);
         ck_assert_str_eq(s, cases[i][1]);
-        headings_cut(&h, s);  // cut once is cut for good
+        headings_cut(&h, s);  // a second cut changes nothing
         ck_assert_str_eq(s, cases[i][1]);
         free(s);
     }
@@ -186,7 +186,7 @@ START_TEST(constitutions_of_every_form) {
               !strcmp(c.v[1].comparison, "X") && !strcmp(c.v[1].name, "N") && !c.v[1].text);
     ck_assert_str_eq(c.v[2].text, "친절");
     constitution_free(&c);
-    // as published; a prompt that is a list of two is two principles
+    // as published: a prompt that is a list of two texts gives two principles
     ck_assert_msg(
         read_text("{\"harmful0\": {\"prompt\": [\"\\n\\nCritiqueRequest: A\\n\\nCritique:\"], "
                   "\"edit_request\": \"\\n\\nRevisionRequest: B\\n\\nRevision:\"},"
@@ -276,7 +276,7 @@ START_TEST(bad_constitutions_are_refused_with_a_reason) {
     Constitution c;
     Error e;
     ck_assert_int_eq(constitution_read("/nowhere", &c, &e), -1);
-    // huge: one byte more than is read; and nested without end
+    // one byte more than the limit; and nested too deep
     Str huge = {0};
     str_add(&huge, "[\"", 2);
     char block[4096];
@@ -346,7 +346,7 @@ START_TEST(transcripts_are_kept_up_to_an_epoch) {
     free(before.s);
     free(after.s);
     free(cut.s);
-    // lines that are none of ours
+    // lines that are no dialogues
     static const char *const bad[] = {
         "{}",
         "{\"epoch\": -1, \"id\": 0, \"init_prompt\": \"P\", \"init_response\": \"\", \"rounds\": "

@@ -50,7 +50,7 @@ START_TEST(what_is_scored) {
     check_fit(pair, 100, "_a_bcd$", 0, 0);
     check_fit("{\"prompt\": \"ab\", \"completion\": \"\"}", 100, "_a_b$", 0, 0);
     check_fit("{\"prompt\": \"\", \"completion\": \"cd\"}", 100, "_cd$", 0,
-              0);  // nothing comes before the c
+              0);  // no token comes before the c
     check_fit("{\"prompt\": \"\", \"completion\": \"\"}", 100, NULL, 0, 0);
     check_fit("{\"text\": \"abc\"}", 100, "_abc$", 0, 0);
     check_fit("{\"text\": \"\"}", 100, NULL, 0, 0);
@@ -93,7 +93,7 @@ START_TEST(conversations_are_cut) {
         {10, "_b_;X$_c_d_;YZ$", 1, 0},  // ab; X$ cd; YZ$ are 11
         {8, "_X$_c_d_;YZ$", 1, 0},
         {7, "_X$_c_d_;YZ", 1, 1},
-        {5, "_X$", 1, 1},  // the question cd that would be left has no answer
+        {5, "_X$", 1, 1},  // the question cd lost its answer, so it is cut too
     };
     for (int i = 0; i < COUNT(fits); i++) {
         Error e = {""};
@@ -191,7 +191,7 @@ START_TEST(real_records) {
             tokenizer_decode(t, d.tokens + d.start[i], d.start[i + 1] - d.start[i], &got);
             for (int s = 0; s < r.v[i].n; s++) {
                 str_add(&expected, r.v[i].spans[s].text, r.v[i].spans[s].n);
-                // a response that ends so already, as those of summaries/ do, gets no second one
+                // a response that already ends with it (summaries/) gets no second one
                 bool ended =
                     expected.n >= 13 && !strcmp(expected.s + expected.n - 13, "<|endoftext|>");
                 if (r.v[i].spans[s].scored && !ended) str_printf(&expected, "<|endoftext|>");
@@ -259,8 +259,8 @@ START_TEST(pairs_as_tokens) {
     check_parts(pair, -1, "", 0, 0, 0, 1);
     check_parts("{\"prompt\": \"\", \"chosen\": \"xyz\", \"rejected\": \"uv\"}", 3, "|xyz|uv", 0, 0,
                 0, 0);
-    // the end of text is not judged: neither is an answer of nothing else, and two answers are not
-    // told apart by it
+    // The end of text is not judged. An answer of nothing else is empty, and answers that differ
+    // only by it are equal.
     check_parts(
         "{\"prompt\": \"a\", \"chosen\": \"x<|endoftext|>\", \"rejected\": "
         "\"u<|endoftext|>v<|endoftext|><|endoftext|>\"}",

@@ -123,8 +123,8 @@ END_TEST
 
 /* ---- Models ---------------------------------------------------------------------------------- */
 
-/* Every layout that is about: prefix or none, three types, masks, a tied head, alignment; to be
- * trained or frozen. */
+/* Every combination of: prefix or none, three types, masks, a stored head, alignment, trained or
+ * frozen. */
 START_TEST(loads_every_layout) {
     static const char *const types[] = {"F32", "F16", "BF16"};
     for (int i = 0; i < 3 * 2 * 2 * 2 * 2 * 2; i++) {
@@ -140,8 +140,8 @@ START_TEST(loads_every_layout) {
 }
 END_TEST
 
-/* Writes x over the last float of here/model.safetensors, in place: the last element of the model's
- * first tensor. */
+/* Overwrites the last float of here/model.safetensors in place. It is the last element of the
+ * model's first tensor. */
 static void overwrite_last(float x) {
     FILE *f = fopen(in("model.safetensors"), "r+b");
     ck_assert_ptr_nonnull(f);
@@ -150,9 +150,8 @@ static void overwrite_last(float x) {
     ck_assert_int_eq(fclose(f), 0);
 }
 
-/* A frozen model lives in the file: a change of the file in place shows (on Linux, also in a
-   private mapping), its removal does not. Where floats would stand at odd addresses, it is a copy.
- */
+/* A frozen model uses the mapped file: a change of the file in place is visible (on Linux, also in
+   a private mapping), its removal is not. With unaligned floats, the model is a copy. */
 START_TEST(maps_a_frozen_model) {
     for (int misaligned = 0; misaligned < 2; misaligned++)
         for (int frozen = 0; frozen < 2; frozen++) {
@@ -170,8 +169,8 @@ START_TEST(maps_a_frozen_model) {
 }
 END_TEST
 
-/* Everything is copied in pieces of 262,144 floats: a tensor of more than one, saved, loaded, and
-   compared with a head that differs in its second piece and stands in a file of its own. */
+/* Tensors are copied in pieces of 262,144 floats. A tensor of more than one piece is saved, loaded,
+   and compared with a head in a separate file that differs in its second piece. */
 START_TEST(large_tensors_cross_pieces) {
     enum { rows = 50001, n = rows * C, differs = n - 7 };
     const GPT2Config c = {.n_positions = P,
@@ -257,8 +256,8 @@ START_TEST(refuses_models) {
 }
 END_TEST
 
-/* What config.json promises is taken on trust by nobody: no memory is asked for before the file was
- * seen to have it. */
+/* config.json may promise more than the files have. No memory is allocated before that is checked.
+ */
 START_TEST(refuses_a_config_that_promises_too_much) {
     Error e;
     build_directory(&(Style){0});
@@ -291,7 +290,7 @@ START_TEST(refuses_directories_without_a_model) {
 }
 END_TEST
 
-/* The model in two files. The index maps the first `listed` tensors, after `more`. */
+/* Writes the model as two files. The index maps the first listed tensors, after more. */
 static void build_shards(const char *more, int listed) {
     Spec s[TENSORS];
     Str index = {0};
@@ -362,7 +361,7 @@ START_TEST(refuses_shards) {
 }
 END_TEST
 
-/* A real, small model that is not GPT-2 as we mean it: its head is its own. */
+/* A real, small model whose head is not tied to the token embedding. */
 START_TEST(refuses_the_untied_head_of_a_real_model) {
     const char *shared = getenv("SHARED");
     char path[512];
@@ -389,8 +388,8 @@ END_TEST
 
 /* ---- saving ---------------------------------------------------------------------------------- */
 
-/* here/NAME/model.safetensors is the model of value(): every tensor with its full name, nothing
- * else. */
+/* here/NAME/model.safetensors must have every tensor of the model with its full name and the
+ * elements of value(), and nothing else. */
 static void ck_saved(const char *name) {
     Spec s[TENSORS];
     Found f[TENSORS + 1];
@@ -458,7 +457,7 @@ START_TEST(saves_what_it_loaded) {
 }
 END_TEST
 
-/* Only what must change of a config changes; the rest keeps its order and its digits. */
+/* Only the necessary keys of a config change. The others keep their order and their digits. */
 START_TEST(patches_the_config) {
     build_directory(&(Style){0});
     GPT2 *m = ck_load(here, false);
@@ -579,8 +578,8 @@ START_TEST(reads_and_writes_scalar_heads) {
         m = ck_load_head(in("score"), SCORE_HEAD, frozen, true);
         ck_tensor(m, TENSORS, "score.weight", w, C);
         gpt2_free(m);
-        // the same weights as a language model with a value beside: its bias is 0; saved in the
-        // form of TRL's value head
+        // the same weights as a language model with a value head, whose bias is 0; saved in
+        // TRL's form
         m = ck_load_head(in("score"), LM_AND_VALUE_HEAD, frozen, true);
         ck_tensor(m, TENSORS, "v_head.summary.weight", w, C);
         ck_tensor(m, TENSORS + 1, "v_head.summary.bias", none, 1);
@@ -595,7 +594,7 @@ START_TEST(reads_and_writes_scalar_heads) {
 }
 END_TEST
 
-/* Of the older form the bias goes into ln_f.bias, so that w . ln_f(h) grows by it whatever h is. */
+/* The bias of the older form is added to ln_f.bias, so that w . ln_f(h) grows by it for every h. */
 START_TEST(folds_the_bias_of_a_value_head) {
     float w[C + 1], ln_f[C], folded[C];
     for (int k = 0; k <= C; k++) w[k] = value(99, k);
@@ -642,8 +641,8 @@ START_TEST(a_language_model_has_no_scalar_head_and_a_reward_model_is_no_language
 }
 END_TEST
 
-/* A full disk, a name in the way, a source that is not there: whatever fails, the model that stood
- * there still does. */
+/* A full disk, a directory in the place of a file, a missing source: after any failure the old
+ * model is still complete. */
 START_TEST(a_failed_save_costs_nothing) {
     static const char *const full[] = {"out/model.safetensors", "out/config.json",
                                        "out/vocab.json"};
@@ -733,8 +732,8 @@ START_TEST(restores_moments) {
 }
 END_TEST
 
-/* A state in which other tensors trained, or one of another shape or type, is refused before
- * anything is changed. */
+/* A state with other trained tensors, or with another shape or type, is refused before anything
+ * changes. */
 START_TEST(refuses_moments_of_another_run) {
     build_directory(&(Style){0});
     Error e;
@@ -751,7 +750,7 @@ START_TEST(refuses_moments_of_another_run) {
     st_close(st);
 
     for (int fault = 0; fault < 3;
-         fault++) {  // the last that is looked at has another shape, another type, or is missing
+         fault++) {  // the last tensor has another shape, another type, or is missing
         Spec s[TENSORS];
         Build b = {0};
         float zeros[V * C + C * F] = {0};

@@ -350,7 +350,9 @@ static void check_embed(int N, int C) {
         float *out = room(NC), *dwte = copy(dwte_before, V * (size_t)C),
               *dwpe = copy(dwpe_before, POSITIONS * (size_t)C);
         embed_forward(out, token, position, wte, wpe, N, C);
-        ck_close(out, out_ref, NC, EPSILON + STORED(1));  // one rounding
+        ck_close(out, out_ref, NC, EPSILON + STORED(1));   // one rounding
+        embed_forward(out, token, NULL, wte, NULL, N, C);  // without positions: a copy
+        for (size_t i = 0; i < NC; i++) ck_assert(out[i] == wte[(size_t)token[i / C] * C + i % C]);
         embed_backward(dwte, dwpe, dout, token, position, N, C);
         ck_close(dwte, dwte_ref, V * (size_t)C, (N + 1) * EPSILON);  // a rounding for each row
         ck_close(dwpe, dwpe_ref, POSITIONS * (size_t)C, (N + 1) * EPSILON);

@@ -13,8 +13,19 @@
 #include <check.h>
 #include <omp.h>
 #include "program.h"
+#include "files/hf.h"
+#include "files/safetensors.h"
 
 static char work[] = "/tmp/check_lora.XXXXXX";
+
+/* Gives the flags the program's defaults. */
+static void set_defaults(void) {
+    Run run = {0};
+    Error e;
+    char *argv[] = {"lora", "--model=m", NULL};
+    if (run_parse(&run, &program, 2, argv, &e)) die("%s", e.text);
+    run_free(&run);
+}
 
 START_TEST(the_loss_is_the_mean_over_all_scored_tokens) {
     const int target[] = {-1, 7, 0};
@@ -22,10 +33,6 @@ START_TEST(the_loss_is_the_mean_over_all_scored_tokens) {
     float d[3];
     ck_assert_double_eq_tol(cross_entropy(3, target, logp, 4, d), 0.75, 1e-12);  // (1 + 2) / 4
     ck_assert(d[0] == 0 && d[1] == -0.25f && d[2] == -0.25f);
-    (void)use;
-    (void)check_merge;
-    (void)lora_print;
-    (void)lora_save;  // main's, tested through the program
 }
 END_TEST
 
@@ -41,7 +48,7 @@ static int planned(const char *targets, Error *e) {
     if (lora_plan(&l, &gpt2_small, e))
         bits = -1;
     else
-        for (int i = 0; i < 2 * SITES; i++) bits |= (lora.first[i / SITES][i % SITES] >= 0) << i;
+        for (int i = 0; i < 2 * SITES; i++) bits |= (lora.A[i / SITES][i % SITES] >= 0) << i;
     lora_free();
     return bits;
 }
@@ -98,10 +105,11 @@ START_TEST(counts_are_the_known_ones) {
             LoraConfig l = {16, 32, 0, false, ""};
             strcpy(l.targets, targets[k]);
             ck_assert(!lora_plan(&l, &c, &e));
-            ck_assert_uint_eq(lora_parameters(), models[i].own[k]);
+            ck_assert_uint_eq(added_parameters(&lora.added), models[i].own[k]);
             if (k == 2)
                 ck_assert_double_eq_tol(
-                    100 * (double)lora_parameters() / (double)(models[i].base + lora_parameters()),
+                    100 * (double)added_parameters(&lora.added) /
+                        (double)(models[i].base + added_parameters(&lora.added)),
                     models[i].percent, 5e-5);
             lora_free();
         }
@@ -124,9 +132,9 @@ START_TEST(names_and_shapes_are_those_of_peft) {
     LoraConfig l = {16, 32, 0, false, "c_attn,c_proj,c_fc"};
     Error e;
     ck_assert(!lora_plan(&l, &gpt2_small, &e));
-    ck_assert_int_eq(lora.tensors, 12 * 4 * 2);
-    for (int i = 0; i < lora.tensors; i++) {
-        const GPT2Tensor *t = &lora.tensor[i];
+    ck_assert_int_eq(lora.added.n, 12 * 4 * 2);
+    for (int i = 0; i < lora.added.n; i++) {
+        const GPT2Tensor *t = &lora.added.tensor[i];
         char name[128];
         snprintf(name, sizeof name, "base_model.model.transformer.h.%d.%s.lora_%s.weight", i / 8,
                  modules[i / 2 % 4].module, i % 2 ? "B" : "A");
@@ -140,15 +148,18 @@ START_TEST(names_and_shapes_are_those_of_peft) {
 END_TEST
 
 START_TEST(the_defaults_are_the_published_ones) {
-    Run run = defaults(false);
+    Run run = {0};
+    Error e;
+    char *none[] = {"lora", "--model=m", NULL};
+    ck_assert_msg(run_parse(&run, &program, 2, none, &e) == 0, "%s", e.text);
     ck_assert(run.learning_rate == 2e-4f && run.warmup_steps == 20 &&
               run.per_device_train_batch_size == 2 && run.gradient_accumulation_steps == 4);
     ck_assert(args.r == 16 && args.lora_alpha == 32 && args.lora_dropout == 0.1f &&
               !args.use_rslora);
     ck_assert_str_eq(args.target_modules, "c_attn,c_proj,c_fc");
-    ck_assert(!args.load_in_4bit && args.double_quant && !args.gradient_checkpointing &&
+    ck_assert(!args.load_in_4bit && args.double_quant && !task.gradient_checkpointing &&
               !args.adapter && !args.merge);
-    Error e;
+    run_free(&run);
     char *argv[] = {"lora",
                     "--r",
                     "4",
@@ -157,11 +168,11 @@ START_TEST(the_defaults_are_the_published_ones) {
                     "--use-rslora",
                     "--lora-alpha=8",
                     NULL};
-    ck_assert_msg(run_parse(&run, "lora", flags, 7, argv, &e) == 0, "%s", e.text);
+    ck_assert_msg(run_parse(&run, &program, 7, argv, &e) == 0, "%s", e.text);
     ck_assert(args.r == 4 && args.load_in_4bit && !args.double_quant && args.use_rslora &&
               args.lora_alpha == 8);
     run_free(&run);
-    defaults(false);
+    set_defaults();
     // alpha / r, and alpha / sqrt(r)
     LoraConfig l = {4, 8, 0, false, "c_fc"};
     ck_assert(!lora_plan(&l, &gpt2_small, &e) && lora.scale == 2);
@@ -322,13 +333,13 @@ START_TEST(gradients_follow_from_those_of_the_merged_model) {
         ck_assert_double_eq_tol(a, b, 1e-5);
         gpt2_backward(m, dlogp, NULL, NULL);
         gpt2_backward(whole, dlogp, NULL, NULL);
-        for (int k = 0; k < lora.tensors; k += 2) {
-            const int own = gpt2_own_tensors(m), in = lora.tensor[k].shape[1],
-                      out = lora.tensor[k + 1].shape[0];
+        for (int k = 0; k < lora.added.n; k += 2) {
+            const int own = gpt2_own_tensors(m), in = lora.added.tensor[k].shape[1],
+                      out = lora.added.tensor[k + 1].shape[0];
             int i = 0;
             char name[128];
             snprintf(name, sizeof name, "%s",
-                     lora.tensor[k].name + strlen("base_model.model.transformer."));
+                     lora.added.tensor[k].name + strlen("base_model.model.transformer."));
             strcpy(strstr(name, "lora_A"), "weight");
             while (strcmp(gpt2_tensor(whole, i)->name, name)) i++;
             float *A = part_of(m, own + k, GPT2_WEIGHT), *B = part_of(m, own + k + 1, GPT2_WEIGHT),
@@ -625,7 +636,7 @@ static int says(const char *name, const char *text) {
 
 /* lora on a copy of the built-in model that nobody may write, and what it prints in work/NAME.txt.
  */
-static int program(const char *name, const char *more) {
+static int run_lora(const char *name, const char *more) {
     if (shell("test -d %s/tiny", work))
         ck_assert_int_eq(shell("mkdir %s/tiny && cp test/tiny/*.json test/tiny/merges.txt "
                                "test/tiny/model.safetensors %s/tiny && chmod -R a-w %s/tiny",
@@ -643,7 +654,7 @@ static int train(const char *name, const char *more) {
              "--warmup_steps 2 --learning_rate 1e-2 --per_device_train_batch_size 3 "
              "--gradient_accumulation_steps 1 --output %s/%s %s",
              work, name, more);
-    return program(name, flags);
+    return run_lora(name, flags);
 }
 
 START_TEST(it_trains_and_leaves_the_base_alone) {
@@ -733,8 +744,10 @@ START_TEST(it_merges_and_answers) {
              "--adapter %s/first --merge %s/merged --verify --prompt 'What is the job of Nora?' "
              "--max_new_tokens 12 --temperature 0",
              work, work);
-    ck_assert_int_eq(program("merge", more), 0);
-    ck_assert(says("merge", "verified on 128 tokens: the logits differ by at most"));
+    ck_assert_int_eq(run_lora("merge", more), 0);
+    ck_assert(says("merge",
+                   "verified on 128 tokens: the logits of the merged and the unmerged model "
+                   "differ by at most"));
     // the merged model, without a LoRA, has the adapter's held-out loss: full_ft evaluates it
     ck_assert_int_eq(
         shell("OMP_NUM_THREADS=1 %s/full_ft --model %s/merged --data test/tiny/domain.jsonl --eval "
@@ -747,17 +760,17 @@ START_TEST(it_merges_and_answers) {
               work, work),
         0);
     // what is there is not overwritten, and the base least of all
-    ck_assert_int_eq(program("merge", more), 2);
+    ck_assert_int_eq(run_lora("merge", more), 2);
     ck_assert(says("merge", "already holds a model"));
     snprintf(more, sizeof more, "--adapter %s/first --merge %s/../%s/tiny --overwrite_output_dir",
              work, work, strrchr(work, '/') + 1);
-    ck_assert_int_eq(program("merge", more), 2);
+    ck_assert_int_eq(run_lora("merge", more), 2);
     ck_assert(says("merge", "is never written"));
     snprintf(more, sizeof more, "--adapter %s/first --load_in_4bit --merge %s/merged4 --verify",
              work, work);
-    ck_assert_int_eq(program("merge4", more), 0);
-    ck_assert(says("merge4", "not to the four-bit ones") &&
-              says("merge4", "from those beside the four-bit weights"));
+    ck_assert_int_eq(run_lora("merge4", more), 0);
+    ck_assert(says("merge4", "not to the four-bit weights") &&
+              says("merge4", "of the four-bit model with the adapter differ by at most"));
     ck_assert(same("merged/model.safetensors", "merged4/model.safetensors"));
 }
 END_TEST
@@ -790,7 +803,7 @@ START_TEST(a_wrong_adapter_is_refused) {
         ck_assert_int_eq(shell("cd %s && rm -rf bad && cp -r first bad && %s", work, bad[i].spoil),
                          0);
         snprintf(more, sizeof more, "--adapter %s/bad --prompt x", work);
-        ck_assert_msg(program("bad", more) == 2, "%s", bad[i].spoil);
+        ck_assert_msg(run_lora("bad", more) == 2, "%s", bad[i].spoil);
         ck_assert_msg(says("bad", bad[i].says[0]) && says("bad", bad[i].says[1]), "%s",
                       bad[i].spoil);
     }
@@ -799,17 +812,17 @@ START_TEST(a_wrong_adapter_is_refused) {
                            "'s/h.2.attn/h.7.attn/g' bad/adapter_model.safetensors",
                            work),
                      0);
-    ck_assert_int_eq(program("bad", more), 2);
+    ck_assert_int_eq(run_lora("bad", more), 2);
     ck_assert(says("bad", "h.2.attn.c_attn.lora_A.weight is missing"));
     // never trained
     ck_assert_int_eq(shell("rm -rf %s/zero", work), 0);
     ck_assert_int_eq(train("zero", "--max_steps 1 --warmup_steps 5 --save_steps 0"),
                      0);  // the first step of a warm-up has rate 0
     snprintf(more, sizeof more, "--adapter %s/zero --prompt x --max_new_tokens 3", work);
-    ck_assert_int_eq(program("zero", more), 2);
+    ck_assert_int_eq(run_lora("zero", more), 2);
     ck_assert(says("zero", "every B is zero"));
     strcat(more, " --allow_untrained");
-    ck_assert_int_eq(program("zero", more), 0);
+    ck_assert_int_eq(run_lora("zero", more), 0);
     snprintf(more, sizeof more, "--max_steps 2 --adapter %s/zero",
              work);  // to train on from it is nothing unusual
     ck_assert_int_eq(train("on", more), 0);
@@ -822,7 +835,7 @@ START_TEST(bad_flags_end_with_2_and_leave_no_output) {
         "--dropout 2", "--model /nowhere",         "--adapter /nowhere"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         ck_assert_msg(train("none", bad[i]) == 2, "%s", bad[i]);
-    ck_assert_int_eq(program("none", "--prompt x"), 2);
+    ck_assert_int_eq(run_lora("none", "--prompt x"), 2);
     ck_assert(says("none", "--adapter"));
     ck_assert_int_ne(shell("test -e %s/none/adapter_model.safetensors", work), 0);
 }
@@ -842,7 +855,7 @@ int main(void) {
     if (!mkdtemp(work)) return 1;
     omp_set_num_threads(1);
     device_init();
-    defaults(false);
+    set_defaults();
     const TTest *const tests[] = {
         the_loss_is_the_mean_over_all_scored_tokens,
         names_match_as_in_peft,

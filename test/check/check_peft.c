@@ -69,7 +69,7 @@ START_TEST(saves_and_loads_what_a_technique_added) {
     ck_added(other, false);
     ck_assert_msg(!hf_load_added(other, in("a/b"), "w.safetensors", &e), "%s", e.text);
     ck_added(other, true);
-    // where nothing can be written, nothing is
+    // cannot be written
     ck_assert_int_eq(hf_save_added(m, in("a/b/w.safetensors"), "w", "{}", &e), -1);
     ck_assert_int_eq(hf_save_added(m, in("a/b"), "none/w", "{}", &e), -1);
     ck_same(get("a/b/adapter_config.json"), text("{\"peft_type\": \"LORA\"}\n"));
@@ -78,7 +78,7 @@ START_TEST(saves_and_loads_what_a_technique_added) {
 }
 END_TEST
 
-/* One tensor of an adapter's file; how: what is wrong with it. */
+/* The faults of each tensor of an adapter's file. */
 enum { RIGHT, MISSING, TURNED, BARE, HALF, INTEGER };
 
 static void build_added(const int how[ADDED], const char *extra) {
@@ -224,7 +224,7 @@ static void put_lora(const char *more) {
     Str s = {0};
     char old[64] = "";
     str_printf(&s, peft_config, "");
-    // a key given again replaces what stands there
+    // a repeated key replaces its value
     sscanf(more, "%63[^:]", old);
     char *at = *old ? strstr(s.s, old) : NULL;
     if (at) {
@@ -236,7 +236,7 @@ static void put_lora(const char *more) {
         }
         memmove(at, *end == ',' ? end + 2 : end, strlen(*end == ',' ? end + 2 : end) + 1);
         size_t n = strlen(s.s);
-        if (s.s[n - 2] == ' ') memcpy(s.s + n - 3, "}", 2);  // it was the last
+        if (s.s[n - 2] == ' ') memcpy(s.s + n - 3, "}", 2);  // the last key
     }
     s.n = strlen(s.s);
     s.s[--s.n] = 0;

@@ -1,12 +1,15 @@
 /*
- * check_readme.c - that what README.md quotes is so: lines of code, messages, flags, pictures.
+ * check_readme.c - README.md, common/README.md and test/README.md say what is true: the code they
+ * quote, the messages and the output they show, the flags they name, the files they link to.
  *
- * Marks that nobody sees on the page say what a block of it is:
+ * HTML comments, which a reader of the page does not see, say what the indented block after them
+ * is:
  *
- *     <!-- sft.c -->               each line of the block stands in sft.c, word for word
- *     <!-- printed: COMMAND -->    COMMAND prints the block and ends with an error. It runs in a
- * directory with a few files (files below), $ROOT being the repository and $BUILD the programs.
- * Numbers may differ: they are the machine's.
+ *     <!-- PROGRAM.c -->           consecutive lines of PROGRAM.c; white space may differ
+ *     <!-- printed: COMMAND -->    COMMAND fails and prints the block. It runs in a directory with
+ *                                  the few files made below; $ROOT is the repository and $BUILD the
+ *                                  directory of the programs. White space and numbers may differ.
+ *     <!-- output of sft -->       lines of ./sft's output, except for the lines "after"
  */
 #include "program.h"
 
@@ -19,7 +22,17 @@
 #include <unistd.h>
 
 static char work[64] = "/tmp/check_readme.XXXXXX", root[PATH_MAX / 2];
-static char *readme;
+
+/* The pages, each with the directory that its links start from. */
+static struct {
+    const char *path, *directory;
+    char *text;
+} pages[] = {
+    {"README.md", ".", NULL},
+    {"common/README.md", "common", NULL},
+    {"test/README.md", "test", NULL},
+};
+enum { PAGES = sizeof pages / sizeof *pages };
 
 /* A whole text file, to be freed; ends the test program when it cannot be read. */
 static char *slurp(const char *path) {
@@ -34,9 +47,8 @@ static char *slurp(const char *path) {
     return text;
 }
 
-/* The block behind a mark: its indented lines, without indentation, n of them. To be freed with
- * free(line[0]) if n. */
-enum { MOST = 8 };
+/* The block after a mark: its indented lines without their indentation, n of them. Free each. */
+enum { MOST = 16 };
 static int block(const char *mark, char *line[MOST]) {
     const char *p = strchr(mark, '\n');
     int n = 0;
@@ -49,38 +61,89 @@ static int block(const char *mark, char *line[MOST]) {
     return n;
 }
 
-/* Is this a part of text, however the white space of either is laid out? */
-static bool has_line(const char *text, const char *line) {
+/* The lines of a block as one text, with a blank between them. Frees the lines. */
+static char *joined(char **line, int n) {
+    size_t length = 1;
+    for (int i = 0; i < n; i++) length += strlen(line[i]) + 1;
+    char *text = (char *)calloc(1, length);
+    for (int i = 0; i < n; i++) {
+        if (i) strcat(text, " ");
+        strcat(text, line[i]);
+        free(line[i]);
+    }
+    return text;
+}
+
+/* Where is this in text, however the white space of either is laid out? NULL: nowhere. */
+static const char *find(const char *text, const char *what) {
     for (const char *from = text; *from; from++) {
-        const char *p = from, *q = line;
+        const char *p = from, *q = what;
         while (*q && (isspace((unsigned char)*q) || isspace((unsigned char)*p) || *p == *q)) {
             const bool blank = isspace((unsigned char)*q);
             if (blank || *p == *q) q++;
             if (!blank) p++;
         }
-        if (!*q) return true;
+        if (!*q) return from;
     }
-    return false;
+    return NULL;
 }
 
-START_TEST(the_code_it_quotes_stands_there) {
+/* Does this line, n characters long, end a statement, a block or a comment? */
+static bool is_end(const char *line, size_t n) {
+    for (size_t i = 0; i + 1 < n; i++)
+        if (line[i] == '/' && line[i + 1] == '/') n = i;
+    while (n && isspace((unsigned char)line[n - 1])) n--;
+    return !n || strchr(";{}/", line[n - 1]);
+}
+
+/* Is the quote at this place of a file made of whole statements? */
+static bool is_whole(const char *text, const char *at, const char *last) {
+    while (isspace((unsigned char)*at)) at++;
+    while (at > text && at[-1] != '\n' && isspace((unsigned char)at[-1])) at--;
+    if (at > text && at[-1] != '\n') return false;
+    const char *end = at > text ? at - 1 : text, *begin = end;
+    while (begin > text && begin[-1] != '\n') begin--;
+    return is_end(begin, (size_t)(end - begin)) && is_end(last, strlen(last));
+}
+
+START_TEST(the_code_they_quote_exists) {
     static const char *const stages[] = {"sft.c",    "full_ft.c", "lora.c",          "adapter.c",
                                          "reward.c", "ppo.c",     "constitutional.c"};
     for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
-        char mark[64], *line[MOST];
+        char mark[64], *line[MOST], *text = slurp(stages[i]);
+        int quotes = 0;
         snprintf(mark, sizeof mark, "<!-- %s -->", stages[i]);
-        const char *at = strstr(readme, mark);
-        ck_assert_msg(at != NULL, "README.md quotes nothing of %s", stages[i]);
-        const int n = block(at, line);
-        ck_assert_msg(n == 3, "%d lines of %s", n, stages[i]);
-        char *text = slurp(stages[i]);
-        for (int k = 0; k < n; k++) {
-            ck_assert_msg(has_line(text, line[k]), "README.md quotes, and %s does not have: %s",
-                          stages[i], line[k]);
-            free(line[k]);
-        }
+        for (int k = 0; k < PAGES; k++)
+            for (const char *at = pages[k].text; (at = strstr(at, mark)); at++, quotes++) {
+                const int n = block(at, line);
+                ck_assert_msg(n > 0 && n < MOST, "%d lines of %s", n, stages[i]);
+                char *last = strdup(line[n - 1]), *quote = joined(line, n);
+                const char *there = find(text, quote);
+                ck_assert_msg(there != NULL, "%s quotes what %s does not have: %s", pages[k].path,
+                              stages[i], quote);
+                ck_assert_msg(is_whole(text, there, last), "%s quotes half a statement of %s: %s",
+                              pages[k].path, stages[i], quote);
+                free(quote);
+                free(last);
+            }
+        ck_assert_msg(quotes > 0, "no page quotes %s", stages[i]);
         free(text);
     }
+}
+END_TEST
+
+/* PPO's clipped surrogate is on the first screen. */
+START_TEST(the_surrogate_comes_first) {
+    const char *at = strstr(pages[0].text, "<!-- ppo.c -->");
+    char *line[MOST];
+    int lines = 0;
+    ck_assert(at != NULL);
+    for (const char *p = pages[0].text; p < at; p++) lines += *p == '\n';
+    ck_assert_int_lt(lines, 40);
+    ck_assert_int_eq(block(at, line), 4);
+    char *quote = joined(line, 4);
+    ck_assert(strstr(quote, "clipped") != NULL);
+    free(quote);
 }
 END_TEST
 
@@ -115,7 +178,7 @@ static void write_file(const char *name, const char *text) {
     ck_assert(f && fputs(text, f) >= 0 && !fclose(f));
 }
 
-START_TEST(the_messages_it_quotes_are_printed) {
+START_TEST(the_messages_they_quote_are_printed) {
     // files
     ck_assert_int_eq(shell("cd %s && ln -s %s/test test && mkdir -p models/gpt2 && cp "
                            "test/tiny/config.json models/gpt2/ && cp test/tiny/sft.jsonl my.jsonl",
@@ -129,28 +192,51 @@ START_TEST(the_messages_it_quotes_are_printed) {
                      0);
     int messages = 0;
     const char *mark = "<!-- printed: ";
-    for (const char *at = readme; (at = strstr(at, mark)); messages++) {
-        char command[1024], path[128], *line[MOST];
-        at += strlen(mark);
-        const char *end = strstr(at, " -->");
-        ck_assert(end && (size_t)(end - at) < sizeof command);
-        snprintf(command, sizeof command, "%.*s", (int)(end - at), at);
-        const int n = block(end, line),
-                  status = shell("cd %s && { %s; } >said 2>&1", work, command);
-        snprintf(path, sizeof path, "%s/said", work);
-        char *said = slurp(path);
-        ck_assert_msg(status == 1 || status == 2, "%s: ends with %d\n%s", command, status, said);
-        ck_assert_msg(n == 1, "%s: %d lines of message", command, n);
-        ck_assert_msg(strstr(without_numbers(said), without_numbers(line[0])) != NULL,
-                      "%s\nREADME.md: %s\nprinted: %s", command, line[0], said);
-        free(line[0]);
-        free(said);
-    }
+    for (int k = 0; k < PAGES; k++)
+        for (const char *at = pages[k].text; (at = strstr(at, mark)); messages++) {
+            char command[1024], path[128], *line[MOST];
+            at += strlen(mark);
+            const char *end = strstr(at, " -->");
+            ck_assert(end && (size_t)(end - at) < sizeof command);
+            snprintf(command, sizeof command, "%.*s", (int)(end - at), at);
+            const int n = block(end, line),
+                      status = shell("cd %s && { %s; } >said 2>&1", work, command);
+            snprintf(path, sizeof path, "%s/said", work);
+            char *said = slurp(path), *message = joined(line, n);
+            ck_assert_msg(status == 1 || status == 2, "%s: ends with %d\n%s", command, status,
+                          said);
+            ck_assert_msg(n > 0 && n < MOST, "%s: %d lines of message", command, n);
+            ck_assert_msg(find(without_numbers(said), without_numbers(message)) != NULL,
+                          "%s\n%s: %s\nprinted: %s", command, pages[k].path, message, said);
+            free(message);
+            free(said);
+        }
     ck_assert_int_ge(messages, 10);
 }
 END_TEST
 
-START_TEST(the_flags_it_names_exist) {
+/* Before training, with one step: the lines "after" are left out, numbers may differ. */
+START_TEST(the_output_it_shows_is_printed) {
+    char path[128], *line[MOST];
+    const char *at = strstr(pages[0].text, "<!-- output of sft -->");
+    ck_assert(at != NULL);
+    const int n = block(at, line);
+    ck_assert_int_ge(n, 8);
+    ck_assert_int_eq(shell("$BUILD/sft --max_steps 1 >%s/said 2>&1", work), 0);
+    snprintf(path, sizeof path, "%s/said", work);
+    char *said = slurp(path);
+    without_numbers(said);
+    for (int i = 0; i < n; i++) {
+        if (strncmp(line[i], "after", 5))
+            ck_assert_msg(find(said, without_numbers(line[i])) != NULL,
+                          "README.md shows: %s\nprinted: %s", line[i], said);
+        free(line[i]);
+    }
+    free(said);
+}
+END_TEST
+
+START_TEST(the_flags_they_name_exist) {
     ck_assert_int_eq(shell("for p in sft full_ft lora adapter reward ppo constitutional; do "
                            "$BUILD/$p --help; done >%s/help",
                            work),
@@ -159,37 +245,63 @@ START_TEST(the_flags_it_names_exist) {
     snprintf(path, sizeof path, "%s/help", work);
     char *help = slurp(path);
     int flags = 0;
-    static const char others[] = " --only --threads --quick --table ";  // of bench and plots.sh
-    for (const char *p = readme; (p = strstr(p, "--")); p++) {
-        size_t n = 2;
-        while (islower((unsigned char)p[n]) || isdigit((unsigned char)p[n]) || p[n] == '_') n++;
-        if (n == 2 || (p > readme && p[-1] == '-')) continue;
-        char flag[64], other[68];
-        snprintf(flag, sizeof flag, "%.*s", (int)n, p);
-        snprintf(other, sizeof other, " %s ", flag);
-        flags++;
-        if (strstr(others, other) || !strcmp(flag, "--help") || !strcmp(flag, "--batch_size"))
-            continue;
-        bool found = false;
-        for (const char *q = help; !found && (q = strstr(q, flag)); q += n)
-            found = !islower((unsigned char)q[n]) && !isdigit((unsigned char)q[n]) && q[n] != '_';
-        ck_assert_msg(found, "README.md names %s, which no program has", flag);
-    }
+    // of bench, peers.py, plots.sh and planted.sh
+    static const char others[] = " --only --threads --quick --table --dry ";
+    for (int k = 0; k < PAGES; k++)
+        for (const char *p = pages[k].text; (p = strstr(p, "--")); p++) {
+            size_t n = 2;
+            while (islower((unsigned char)p[n]) || isdigit((unsigned char)p[n]) || p[n] == '_') n++;
+            if (n == 2 || (p > pages[k].text && p[-1] == '-')) continue;
+            char flag[64], other[68];
+            snprintf(flag, sizeof flag, "%.*s", (int)n, p);
+            snprintf(other, sizeof other, " %s ", flag);
+            flags++;
+            if (strstr(others, other) || !strcmp(flag, "--help") || !strcmp(flag, "--batch_size"))
+                continue;
+            bool found = false;
+            for (const char *q = help; !found && (q = strstr(q, flag)); q += n)
+                found =
+                    !islower((unsigned char)q[n]) && !isdigit((unsigned char)q[n]) && q[n] != '_';
+            ck_assert_msg(found, "%s names %s, which no program has", pages[k].path, flag);
+        }
     ck_assert_int_ge(flags, 50);
     free(help);
 }
 END_TEST
 
-START_TEST(the_files_it_shows_are_there_and_small) {
+/* Links to files, relative to the page; pictures among them are small. */
+START_TEST(the_files_they_show_are_there_and_small) {
     int pictures = 0;
-    for (const char *p = readme; (p = strstr(p, "](test/")); pictures++) {
-        char path[128];
-        p += 2;
-        snprintf(path, sizeof path, "%.*s", (int)strcspn(p, ")"), p);
-        struct stat s;
-        ck_assert_msg(!stat(path, &s) && s.st_size > 1000 && s.st_size < 40000, "%s", path);
+    for (int k = 0; k < PAGES; k++)
+        for (const char *p = pages[k].text; (p = strstr(p, "]("));) {
+            char path[PATH_MAX];
+            p += 2;
+            if (!strncmp(p, "http", 4)) continue;
+            const int n = (int)strcspn(p, ")");
+            snprintf(path, sizeof path, "%s/%.*s", pages[k].directory, n, p);
+            struct stat s;
+            ck_assert_msg(!stat(path, &s), "%s links to %s", pages[k].path, path);
+            if (n < 4 || strncmp(p + n - 4, ".svg", 4)) continue;
+            ck_assert_msg(s.st_size > 1000 && s.st_size < 40000, "%s", path);
+            pictures++;
+        }
+    ck_assert_int_ge(pictures, 4);
+}
+END_TEST
+
+START_TEST(the_first_page_is_short) {
+    int lines = 0;
+    for (const char *p = pages[0].text; *p; p++) lines += *p == '\n';
+    ck_assert_int_le(lines, 250);
+    for (int k = 0; k < PAGES; k++) {
+        int columns = 0;
+        for (const char *p = pages[k].text; *p; p++) {
+            const bool begins = ((unsigned char)*p & 0xC0) != 0x80;  // a character of UTF-8
+            columns = *p == '\n' ? 0 : columns + begins;
+            ck_assert_msg(columns <= 100, "%s: more than 100 columns, before: %.60s", pages[k].path,
+                          p);
+        }
     }
-    ck_assert_int_ge(pictures, 3);
 }
 END_TEST
 
@@ -198,16 +310,19 @@ int main(void) {
     if (!mkdtemp(work) || !getcwd(root, sizeof root) || !realpath(build(), there)) return 1;
     setenv("ROOT", root, 1);
     setenv("BUILD", there, 1);
-    setenv("OMP_NUM_THREADS", "2", 1);  // a message tells the number of threads
-    readme = slurp("README.md");
+    setenv("OMP_NUM_THREADS", "2", 1);  // a message contains the number of threads
+    for (int k = 0; k < PAGES; k++) pages[k].text = slurp(pages[k].path);
     const TTest *const tests[] = {
-        the_code_it_quotes_stands_there,
-        the_messages_it_quotes_are_printed,
-        the_flags_it_names_exist,
-        the_files_it_shows_are_there_and_small,
+        the_code_they_quote_exists,
+        the_surrogate_comes_first,
+        the_messages_they_quote_are_printed,
+        the_output_it_shows_is_printed,
+        the_flags_they_name_exist,
+        the_files_they_show_are_there_and_small,
+        the_first_page_is_short,
     };
     int failed = run_tests("readme", NULL, tests, sizeof tests / sizeof *tests);
     shell("rm -rf %s", work);
-    free(readme);
+    for (int k = 0; k < PAGES; k++) free(pages[k].text);
     return failed != 0;
 }

@@ -24,11 +24,11 @@ START_TEST(templates) {
                  "### Instruction:\nSum.\n\n### Input:\n1 2\n\n### Response:\n");
     check_prompt("Q: {instruction}\\nA:", "why", NULL, "Q: why\nA:");
     check_prompt("Q: {instruction}\\nA:", "why", "so",
-                 "Q: why\nso\nA:");  // no place for the input: it is not lost
+                 "Q: why\nso\nA:");  // the template has no {input}: it is not lost
     check_prompt("{instruction}[[\\t{input}]]|{instruction}", "a", "b", "a\tb|a");
     check_prompt("{instruction}[[\\t{input}]]|{instruction}", "a", NULL, "a|a");
     check_prompt("{instruction}{input}.", "a", NULL, "a.");
-    // what a record brings is not read as a template again
+    // the text of a record is not read as a template
     check_prompt("{instruction}", "{input} {response} [[", "{instruction}",
                  "{input} {response} [[\n{instruction}");
     check_prompt("{ {instruction} } \\\\n \\x ]] [", "a", NULL, "{ a } \\n \\x ]] [");
@@ -37,7 +37,7 @@ START_TEST(templates) {
 }
 END_TEST
 
-/* The template in one line, and means the same. */
+/* Checks the template in one line, and that it means the same. */
 static void check_line(const char *template, const char *expected) {
     Error e;
     char *line = template_line(template), *again = template_line(line);
@@ -68,7 +68,7 @@ START_TEST(a_template_in_one_line) {
                "Q: {instruction}\\n\\t\\\\A:");  // spelled out already
     check_line(
         "{instruction} a\\\nb \\x \\\\\nc",
-        "{instruction} a\\\\\\nb \\x \\\\\\nc");  // a backslash before a line feed is no spelling
+        "{instruction} a\\\\\\nb \\x \\\\\\nc");  // a backslash before a line feed spells nothing
     check_line("{instruction}\n{response}\n---\n", "{instruction}\\n{response}\\n---\\n");
     Error e;
     char *response = template_response("{instruction}:{response}|\\n", "yes", &e);
@@ -123,7 +123,7 @@ START_TEST(records_say_what_their_prompts_were_put_into) {
          "\"content\": \"b\"}]}",
          "U {instruction} A", "U {instruction} A"},
         {"{\"text\": \"a\"}", "Q {instruction}", NULL},
-        // of several kinds, the first that is put into something
+        // of several kinds, the first with a template
         {"{\"text\": \"a\"}\n{\"prompt\": \"a\", \"completion\": \"b\"}\n{\"text\": \"a\", "
          "\"summary\": \"b\"}\n{\"question\": \"a\", \"answer\": \"b\"}",
          NULL, "Summarize the following text.\\n\\n{instruction}\\n\\nSummary:\\n"},
@@ -135,8 +135,7 @@ START_TEST(records_say_what_their_prompts_were_put_into) {
         else
             ck_assert_ptr_null(r.template);
         if (cases[i].expected &&
-            r.n ==
-                1) {  // and so it is: what --prompt makes of the prompt is what the record became
+            r.n == 1) {  // --prompt with this template gives the record's own prompt
             Error e;
             char *prompt = template_prompt(r.template, "a", NULL, &e);
             ck_assert_str_eq(prompt, r.v[0].spans[0].text);
@@ -304,8 +303,7 @@ START_TEST(nul_bytes) {
     Records r;
     Error e = {""};
     ck_assert_int_eq(read_bytes(file, sizeof file - 1, NULL, false, &r, &e), 0);
-    ck_assert_int_eq(
-        r.n, 1);  // written as an escape it is a character as any other; a raw one is not JSON
+    ck_assert_int_eq(r.n, 1);  // \u0000 is a character like any other; a raw NUL is not JSON
     ck_assert_int_eq(r.skipped, 3);
     ck_assert_uint_eq(r.v[0].spans[0].n, 3);
     ck_assert_mem_eq(r.v[0].spans[0].text, "a\0b", 4);
@@ -440,12 +438,12 @@ START_TEST(prompts) {
                   "{instruction}[[|{input}]]>{response}!", "I|X>");
     check_prompts("{\"instruction\": \"I\", \"input\": \"\"}", "{instruction}[[|{input}]]>", "I>");
     check_prompts("{\"instruction\": \"I\", \"input\": null}", "{instruction}[[|{input}]]>", "I>");
-    // a dialogue is cut after its last answer begins, and no template touches it
+    // a dialogue is cut after its last "\n\nAssistant:" and is not put into a template
     check_prompts(
         "{\"chosen\": \"\\n\\nHuman: H\\n\\nAssistant: A\\n\\nHuman: I\\n\\nAssistant: B\"}",
         "<{instruction}>", "\n\nHuman: H\n\nAssistant: A\n\nHuman: I\n\nAssistant:");
     check_prompts("{\"chosen\": \"\\n\\nAssistant:\"}", NULL, "\n\nAssistant:");
-    // what a record answers is kept beside it
+    // a record's answer is kept
     Prompts p;
     Error e = {""};
     static const char file[] =
@@ -591,6 +589,9 @@ static void check_pair(const char *json, const char *template, const char *kind,
     records_free(&r);
 }
 
+#define TWO(a, b) a ", " b
+#define CHOSEN_REJECTED(chosen, rejected) "\"chosen\": " chosen ", \"rejected\": " rejected
+#define PAIR(chosen, rejected) "{" CHOSEN_REJECTED(chosen, rejected) "}\n"
 #define ANSWERS "\"chosen\": \"C\", \"rejected\": \"R\""
 
 START_TEST(kinds_of_pairs) {
@@ -606,8 +607,8 @@ START_TEST(kinds_of_pairs) {
                "### Instruction:\nI\n\n### Input:\nX\n\n### Response:\n", "C", "R");
     check_pair("{\"instruction\": \"I\", \"input\": null, " ANSWERS ", \"id\": 7}", NULL,
                "instruction/chosen/rejected", ALPACA("I"), "C", "R");
-    // hh-rlhf: the prompt ends with the last "\n\nAssistant:", and what it says of "Assistant:"
-    // otherwise does not matter
+    // hh-rlhf: the prompt ends with the last "\n\nAssistant:", and any other "Assistant:"
+    // does not matter
     check_pair(
         "{\"chosen\": \"\\n\\nHuman: H\\n\\nAssistant: A\\n\\nHuman: Assistant:?\\n\\nAssistant: "
         "C\", "
@@ -615,10 +616,13 @@ START_TEST(kinds_of_pairs) {
         "R Assistant:\"}",
         "<{instruction}>", "chosen/rejected",
         "\n\nHuman: H\n\nAssistant: A\n\nHuman: Assistant:?\n\nAssistant:", " C", " R Assistant:");
-    // messages: an answer given earlier is part of the prompt, and has ended
-    check_pair("{\"prompt\": [" TURN("system", "S") ", " TURN("user", "U") ", " TURN("assistant", "A") ", " TURN("user", "V") "], "
-               "\"chosen\": [" TURN("assistant", "C") "], \"rejected\": [" TURN("assistant", "R") "]}",
-               "<{instruction}>", "prompt/chosen/rejected messages", "S\n\n<U>|A<|endoftext|>|<V>", "C", "R");
+    // messages: an earlier answer is part of the prompt and ends with <|endoftext|>
+    check_pair("{\"prompt\": [" TWO(TURN("system", "S"), TURN("user", "U")) ", " TWO(
+                   TURN("assistant", "A"),
+                   TURN("user", "V")) "], " CHOSEN_REJECTED("[" TURN("assistant", "C") "]",
+                                                            "[" TURN("assistant", "R") "]") "}",
+               "<{instruction}>", "prompt/chosen/rejected messages", "S\n\n<U>|A<|endoftext|>|<V>",
+               "C", "R");
     check_pair(
         "{\"chosen\": [" TURN("user", "U") ", " TURN("assistant", "C") "], \"rejected\": [" TURN(
             "user", "U") ", " TURN("assistant", "R") "]}",
@@ -645,15 +649,17 @@ END_TEST
 
 START_TEST(pairs_with_different_prompts_are_left_out) {
 #define DIALOGUE(h, a) "\\n\\nHuman: " h "\\n\\nAssistant:" a
-    static const char file[] = "{\"chosen\": \"" DIALOGUE("H", "C") "\", \"rejected\": \"" DIALOGUE("G", "R") "\"}\n"
-                               "{\"chosen\": \"" DIALOGUE("H", "C") "\", \"rejected\": \"" DIALOGUE("H", "R") "\"}\n"
-                               "{\"chosen\": \"" DIALOGUE("H", "C") "\", \"rejected\": \"" DIALOGUE("H", "C") DIALOGUE("H", "R") "\"}\n"
-                               "{\"chosen\": [" TURN("user", "U") ", " TURN("assistant", "C") "], \"rejected\": [" TURN("user", "V") ", " TURN("assistant", "R") "]}\n"
-                               "{\"chosen\": [" TURN("user", "U") ", " TURN("assistant", "C") "], \"rejected\": [" TURN("assistant", "R") "]}\n";
+    static const char file[] = PAIR("\"" DIALOGUE("H", "C") "\"", "\"" DIALOGUE("G", "R") "\"")
+        PAIR("\"" DIALOGUE("H", "C") "\"", "\"" DIALOGUE("H", "R") "\"")
+            PAIR("\"" DIALOGUE("H", "C") "\"", "\"" DIALOGUE("H", "C") DIALOGUE("H", "R") "\"")
+                PAIR("[" TWO(TURN("user", "U"), TURN("assistant", "C")) "]",
+                     "[" TWO(TURN("user", "V"), TURN("assistant", "R")) "]")
+                    PAIR("[" TWO(TURN("user", "U"), TURN("assistant", "C")) "]",
+                         "[" TURN("assistant", "R") "]");
     Records r;
     Error e = {""};
     ck_assert_msg(read_pairs(file, NULL, true, &r, &e) == 0, "%s",
-                  e.text);  // strict: they are in order, just of no use
+                  e.text);  // strict, too: such pairs are correct, only of no use
     ck_assert_int_eq(r.n, 1);
     ck_assert_int_eq(r.mismatched, 4);
     ck_assert_int_eq(r.skipped, 0);

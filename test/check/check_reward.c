@@ -1,14 +1,14 @@
 /*
- * check_reward.c - reward.c: its loss against its own definition, what sharing a prompt may not
- * change, and the program as people run it.
+ * check_reward.c - reward.c: its loss against its own definition, the equality of shared and
+ * separate prompts, and the program as people run it.
  *
- * The program under test is $BUILD/reward; its runs are short. Where a model is needed it is the
+ * The program under test is $BUILD/reward; its runs are short. Tests that need a model use the
  * built-in one.
  */
-#define main reward_main  // so that there can be another
+#define TESTING
+#pragma GCC diagnostic ignored "-Wunused-function"  // functions that only main() calls
 #include "../../reward.c"
-#undef main
-#include "rl/constitution.h"
+#include "files/hf.h"
 #include "../golden/golden_reward.h"
 
 #include "program.h"
@@ -18,9 +18,9 @@
 
 static char work[64] = "/tmp/check_reward.XXXXXX";  // where the runs write
 
-/* reward on the built-in pairs, few steps, and `more` flags; what it prints goes to work/NAME.txt.
- */
-static int reward(const char *name, const char *more) {
+/* Runs reward on the built-in pairs with few steps and `more` flags. Its output goes to
+   work/NAME.txt. */
+static int train(const char *name, const char *more) {
     return shell(
         "%s/reward --model test/tiny/chat --data test/tiny/preferences.jsonl --eval "
         "test/tiny/preferences-eval.jsonl --output %s/%s "
@@ -71,7 +71,7 @@ START_TEST(the_loss_is_bradley_terrys) {
     // log(1 + 1/e), and the slope -1/(1 + e)
     ck_assert_double_eq_tol(one_pair(1, 0, 0, 1, 0, 1, &dc, &dr), 0.313261687518222834, 1e-15);
     ck_assert(fabs((double)dc + 0.268941421369995121) < tiny && dr == -dc);
-    // a margin of 1 uses the difference up: log 2, and an even chance
+    // a margin of 1 equals the difference: log 2, and an even chance
     ck_assert_double_eq_tol(one_pair(1, 0, 1, 1, 0, 1, &dc, &dr), M_LN2, 1e-15);
     ck_assert(dc == -0.5f && dr == 0.5f);
     // undecided, and the model agrees: nothing to learn
@@ -106,7 +106,7 @@ START_TEST(labels_of_ai_feedback_arrive_in_the_loss) {
     snprintf(path, sizeof path, "%s/labelled.jsonl", work);
     Tokenizer *t = tokenizer_load("test/tiny", &e);
     ck_assert(t && !labelled_write(path, labelled, 2, &e) &&
-              !pairs_read(path, TEMPLATE_DEFAULT, true, &records, &e));
+              !pairs_read(path, NULL, true, &records, &e));
     pairs_build(&p, &records, t, 64);
     ck_assert_int_eq(p.n, 2);
     ck_assert(p.p_chosen[0] == 0.8125f && p.p_chosen[1] == 0.75f);
@@ -133,7 +133,7 @@ START_TEST(the_loss_bears_any_reward) {
     ck_assert(one_pair(1e4f, -1e4f, 0, 1, 0, 1, &dc, &dr) == 0 && dc == 0 && dr == 0);
     ck_assert(one_pair(-1e4f, 1e4f, 0, 1, 0, 1, &dc, &dr) == 2e4 && dc == -1 && dr == 1);
     ck_assert_double_eq_tol(one_pair(50, 0, 0, 1, 0, 1, &dc, &dr) / exp(-50), 1,
-                            1e-12);  // not lost to a 1 it was added to
+                            1e-12);  // 1 + exp(-50) would be 1
     ck_assert_double_eq_tol((double)dc / -exp(-50), 1, 1e-6);
     ck_assert(isnan(one_pair(NAN, 0, 0, 1, 0, 1, &dc, &dr)) && isnan(dc) && isnan(dr));
     ck_assert(isnan(one_pair(INFINITY, INFINITY, 0, 1, 0, 1, &dc, &dr)));
@@ -171,7 +171,9 @@ END_TEST
 
 /* ---- pairs in a batch ------------------------------------------------------------------------ */
 
-/* The built-in model with a new head, ready to train on P pairs at once; and the held-out pairs. */
+/* The built-in model with a new head, with room to train on P pairs at once; and the held-out
+ * pairs.
+ */
 static GPT2 *model_and_pairs(Pairs *pairs, int *eos, PairBatch *batch, int P) {
     Error e;
     Records records;
@@ -190,23 +192,23 @@ static GPT2 *model_and_pairs(Pairs *pairs, int *eos, PairBatch *batch, int P) {
         .tokens = 2 * P * pairs->longest, .sequences = 3 * P, .scored = P, .train = true};
     gpt2_reserve(m, &limits);
     init_head(m, 1);
-    batch_reserve(batch, P, limits.tokens);
+    *batch = pair_batch_new(P, limits.tokens);
     return m;
 }
 
-START_TEST(a_reward_has_the_same_bits_in_any_company) {
+START_TEST(a_reward_has_the_same_bits_in_any_batch) {
     enum { P = 24 };
     Pairs p;
     PairBatch b;
     int eos, which[P];
     GPT2 *m = model_and_pairs(&p, &eos, &b, P);
     float alone[2 * P];
-    for (int i = 0; i < P; i++) {  // a text with nothing beside it, not even the other answer
+    for (int i = 0; i < P; i++) {  // each answer alone in its batch
         which[i] = 3 * i;
         for (int k = 1; k <= 2; k++) {
             b.batch = (Batch){.start = b.start, .tokens = b.tokens, .id = b.id};
-            add_sequence(&b, p.tokens + p.start[9 * i], pair_part(&p, 3 * i, 0),
-                         p.tokens + p.start[9 * i + k], pair_part(&p, 3 * i, k), -1, 0);
+            pair_batch_add(&b, -1, 0, p.tokens + p.start[9 * i], pair_part(&p, 3 * i, 0),
+                           p.tokens + p.start[9 * i + k], pair_part(&p, 3 * i, k));
             gpt2_forward(m, &b.batch, NULL);
             gpt2_value(m, b.value);
             alone[2 * i + k - 1] = b.value[b.batch.N - 1];
@@ -225,9 +227,9 @@ START_TEST(a_reward_has_the_same_bits_in_any_company) {
                                   "pair %d, %d at once, shared %d", i + k, n, shared);
             }
         }
-    // and the rewards do differ from one another
+    // and the rewards of a pair differ
     for (int i = 0; i < P; i++) ck_assert(alone[2 * i] != alone[2 * i + 1]);
-    // a shared prompt is there once
+    // a shared prompt is in the batch once
     int whole = 0, once = 0;
     for (int i = 0; i < P; i++) {
         once += pair_part(&p, which[i], 0);
@@ -237,13 +239,13 @@ START_TEST(a_reward_has_the_same_bits_in_any_company) {
     int N = b.batch.N;
     batch_fill(&b, &p, which, P, false);
     ck_assert_int_eq(b.batch.N - N, whole - once);
-    batch_free(&b);
+    pair_batch_free(&b);
     pairs_free(&p);
     gpt2_free(m);
 }
 END_TEST
 
-/* The loss of some pairs, whose gradient is left in the model. */
+/* The loss of some pairs; with backward, their gradient is added to the model's. */
 static double loss_of(GPT2 *m, PairBatch *b, const Pairs *p, const int *which, int P, bool shared,
                       bool backward) {
     batch_fill(b, p, which, P, shared);
@@ -310,13 +312,13 @@ START_TEST(the_models_gradient_is_the_losss_slope_and_sharing_keeps_it) {
     }
     for (int i = 0; i < tensors; i++) free(gradient[i]);
     free(gradient);
-    batch_free(&b);
+    pair_batch_free(&b);
     pairs_free(&p);
     gpt2_free(m);
 }
 END_TEST
 
-START_TEST(a_pair_without_a_prompt_stands_by_itself) {
+START_TEST(a_pair_without_a_prompt_is_two_sequences) {
     Error e;
     Records records;
     Pairs p, q;
@@ -329,7 +331,7 @@ START_TEST(a_pair_without_a_prompt_stands_by_itself) {
     snprintf(path, sizeof path, "%s/bare.jsonl", work);
     ck_assert(pairs_read(path, NULL, true, &records, &e) == 0);
     pairs_build(&q, &records, t, 256);
-    batch_reserve(&c, 1, 16);
+    c = pair_batch_new(1, 16);
     batch_fill(&c, &q, &first, 1, true);
     ck_assert_int_eq(c.batch.S, 2);
     ck_assert(c.last[0] == 3 && c.last[1] == 5);
@@ -338,8 +340,8 @@ START_TEST(a_pair_without_a_prompt_stands_by_itself) {
     records_free(&records);
     pairs_free(&p);
     pairs_free(&q);
-    batch_free(&b);
-    batch_free(&c);
+    pair_batch_free(&b);
+    pair_batch_free(&c);
     tokenizer_free(t);
     gpt2_free(m);
 }
@@ -348,19 +350,19 @@ END_TEST
 /* ---- figures --------------------------------------------------------------------------------- */
 
 START_TEST(figures_are_over_pairs) {
-    // hard, hard and wrong, soft and for the other one, undecided
+    // a hard label; a hard one that the model gets wrong; a soft one for the rejected; undecided
     float chosen[] = {2, -1, 0, 5}, rejected[] = {1, 1, 3, 0}, p[] = {1, 1, 0.1f, 0.5f};
     PairBatch b = {.P = 4, .chosen = chosen, .rejected = rejected, .p_chosen = p};
-    Totals t = nothing;
-    totals_add(&t, &b, 2);
+    PairSums t = no_pairs;
+    sums_add(&t, &b, 2);
     ck_assert(t.pairs == 4 && t.judged == 3 && t.correct == 2 && t.loss == 2 && t.min == -1 &&
               t.max == 5);
     ck_assert_double_eq_tol(accuracy(&t), 2.0 / 3, 1e-15);
     ck_assert_double_eq_tol(margin(&t), 0.25, 1e-15);
     ck_assert_double_eq_tol(mean_reward(&t), 11.0 / 8, 1e-15);
-    float tie = 1;  // says nothing, so it is not right
+    float tie = 1;  // no difference, so it is not correct
     b = (PairBatch){.P = 1, .chosen = &tie, .rejected = &tie, .p_chosen = p};
-    totals_add(&t, &b, 0);
+    sums_add(&t, &b, 0);
     ck_assert(t.judged == 4 && t.correct == 2);
 }
 END_TEST
@@ -386,24 +388,29 @@ END_TEST
 /* ---- the program ----------------------------------------------------------------------------- */
 
 START_TEST(the_defaults_are_the_published_ones) {
-    Run run = defaults(false);
+    Error e;
+    Run run = {0};
+    char *model[] = {"reward", "--model=m", "--data=d", NULL};
+    ck_assert_msg(run_parse(&run, &reward, 3, model, &e) == 0, "%s", e.text);
     ck_assert_int_eq(run.per_device_train_batch_size, 4);
     ck_assert_int_eq(run.gradient_accumulation_steps, 2);
     ck_assert(run.num_train_epochs == 3);
     ck_assert(run.learning_rate == 1e-5f);
     ck_assert_int_eq(run.warmup_steps, 100);
     ck_assert(run.weight_decay == 0.01f);
-    ck_assert_int_eq(args.max_length, 512);
+    ck_assert_int_eq(preferences.max_length, 512);
+    ck_assert_int_eq(preferences.validation_split_percentage, 5);
     ck_assert(!strcmp(args.dropout, "0") && args.center_rewards_coefficient == 0 &&
-              !args.normalize && !args.score && !args.gradient_checkpointing);
-    Error e;
+              !args.normalize && !scoring.score && !args.gradient_checkpointing);
+    run_free(&run);
+    run = (Run){0};
     char *argv[] = {"reward", "--dropout", "--normalize", "--center-rewards-coefficient=0.01",
                     NULL};
-    ck_assert_msg(run_parse(&run, "reward", flags, 4, argv, &e) == 0, "%s", e.text);
+    ck_assert_msg(run_parse(&run, &reward, 4, argv, &e) == 0, "%s", e.text);
     ck_assert(!strcmp(args.dropout, "config") && !strcmp(args.normalize, "data") &&
               args.center_rewards_coefficient == 0.01f);
     run_free(&run);
-    ck_assert(strlen(about) > 20);
+    ck_assert(strlen(reward.about) > 20);
 }
 END_TEST
 
@@ -434,9 +441,9 @@ START_TEST(a_new_head_is_normal_of_one_over_the_root) {
 END_TEST
 
 START_TEST(it_learns_to_tell_them_apart) {
-    ck_assert_int_eq(reward("learn",
-                            "--max_steps 30 --per_device_train_batch_size 16 "
-                            "--gradient_accumulation_steps 1 --center_rewards_coefficient 0.01"),
+    ck_assert_int_eq(train("learn",
+                           "--max_steps 30 --per_device_train_batch_size 16 "
+                           "--gradient_accumulation_steps 1 --center_rewards_coefficient 0.01"),
                      0);
     double loss[16], right[4];
     int n = numbers("learn/log.jsonl", "loss", loss, 16);
@@ -451,7 +458,7 @@ START_TEST(it_learns_to_tell_them_apart) {
                                         "max_reward",       "num_tokens"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         ck_assert_msg(numbers("learn/log.jsonl", names[i], loss, 16) == n, "%s", names[i]);
-    // reading the model back gives the figures it was left with
+    // the saved model has the figures of the last evaluation
     ck_assert_int_eq(shell("%s/reward --model %s/learn --data test/tiny/preferences.jsonl --eval "
                            "test/tiny/preferences-eval.jsonl --max_steps 0 "
                            "--center_rewards_coefficient 0.01 >%s/again.txt",
@@ -468,7 +475,7 @@ START_TEST(a_resumed_run_has_the_bits_of_an_uninterrupted_one) {
     const char *more =
         "--max_steps 10 --per_device_train_batch_size 3 --gradient_accumulation_steps 2 --dropout "
         "0.1 --save_steps 5 --save_total_limit 0 --normalize";
-    ck_assert_int_eq(reward("whole", more), 0);
+    ck_assert_int_eq(train("whole", more), 0);
     // everything after step 5 is lost, as after a crash
     ck_assert_int_eq(
         shell("cp -r %s/whole %s/cut && rm -r %s/cut/checkpoint-10 %s/cut/model.safetensors", work,
@@ -476,7 +483,7 @@ START_TEST(a_resumed_run_has_the_bits_of_an_uninterrupted_one) {
         0);
     char again[512];
     snprintf(again, sizeof again, "%s --resume", more);
-    ck_assert_int_eq(reward("cut", again), 0);
+    ck_assert_int_eq(train("cut", again), 0);
     ck_assert(same("whole/model.safetensors", "cut/model.safetensors"));
     ck_assert(same("whole/checkpoint-10/state.safetensors", "cut/checkpoint-10/state.safetensors"));
     ck_assert(same("whole/log.jsonl", "cut/log.jsonl"));
@@ -487,22 +494,22 @@ START_TEST(threads_change_no_bit) {
     const char *more =
         "--max_steps 3 --per_device_train_batch_size 5 --gradient_accumulation_steps 1";
     setenv("OMP_NUM_THREADS", "1", 1);
-    ck_assert_int_eq(reward("one", more), 0);
+    ck_assert_int_eq(train("one", more), 0);
     setenv("OMP_NUM_THREADS", "3", 1);
-    ck_assert_int_eq(reward("three", more), 0);
+    ck_assert_int_eq(train("three", more), 0);
     unsetenv("OMP_NUM_THREADS");
     ck_assert(same("one/model.safetensors", "three/model.safetensors"));
 }
 END_TEST
 
 START_TEST(accumulation_gives_the_large_batch) {
-    ck_assert_int_eq(reward("large",
-                            "--max_steps 4 --per_device_train_batch_size 6 "
-                            "--gradient_accumulation_steps 1 --logging_steps 1"),
+    ck_assert_int_eq(train("large",
+                           "--max_steps 4 --per_device_train_batch_size 6 "
+                           "--gradient_accumulation_steps 1 --logging_steps 1"),
                      0);
-    ck_assert_int_eq(reward("small",
-                            "--max_steps 4 --per_device_train_batch_size 2 "
-                            "--gradient_accumulation_steps 3 --logging_steps 1"),
+    ck_assert_int_eq(train("small",
+                           "--max_steps 4 --per_device_train_batch_size 2 "
+                           "--gradient_accumulation_steps 3 --logging_steps 1"),
                      0);
     double large[8], small[8];
     ck_assert_int_eq(numbers("large/log.jsonl", "loss", large, 8), 4);
@@ -565,8 +572,8 @@ START_TEST(normalized_rewards_have_mean_0_and_deviation_1) {
                 "Now leave.\"}\n{\"text\": \"So what?\"}\n");
     char more[512];
     snprintf(more, sizeof more, "--max_steps 6 --normalize %s/reference.jsonl", work);
-    ck_assert_int_eq(reward("plain", "--max_steps 6"), 0);
-    ck_assert_int_eq(reward("normal", more), 0);
+    ck_assert_int_eq(train("plain", "--max_steps 6"), 0);
+    ck_assert_int_eq(train("normal", more), 0);
     double before[6], after[6], mean[2] = {0}, square[2] = {0};
     ck_assert_int_eq(shell("%s/reward --model %s/plain --score %s/reference.jsonl >%s/before.jsonl",
                            build(), work, work, work),
@@ -590,7 +597,7 @@ START_TEST(normalized_rewards_have_mean_0_and_deviation_1) {
         ck_assert_double_eq_tol(after[i], (before[i] - mean[0]) / sqrt(square[0]), 1e-4);
     // answers that all have one reward cannot be scaled: the model stays as it was
     write_lines("reference.jsonl", "{\"text\": \"So what?\"}\n{\"text\": \"So what?\"}\n");
-    ck_assert_int_eq(reward("flat", more), 0);
+    ck_assert_int_eq(train("flat", more), 0);
     ck_assert(printed("flat", "note: not normalized") &&
               same("plain/model.safetensors", "flat/model.safetensors"));
 }
@@ -630,13 +637,13 @@ START_TEST(value_heads_are_read) {
 END_TEST
 
 START_TEST(a_start_that_was_not_fine_tuned_is_said_to_be_one) {
-    ck_assert_int_eq(reward("tuned", "--max_steps 1"), 0);
+    ck_assert_int_eq(train("tuned", "--max_steps 1"), 0);
     ck_assert(printed("tuned", "a new head") &&
               !printed("tuned", "does not look like a model that was fine-tuned"));
-    ck_assert_int_eq(reward("bare", "--max_steps 1 --model test/tiny"), 0);
+    ck_assert_int_eq(train("bare", "--max_steps 1 --model test/tiny"), 0);
     ck_assert(printed("bare", "does not look like a model that was fine-tuned"));
-    ck_assert_int_eq(reward("onward", "--max_steps 1 --model test/tiny/reward"),
-                     0);  // a reward model goes on
+    ck_assert_int_eq(train("onward", "--max_steps 1 --model test/tiny/reward"),
+                     0);  // a reward model keeps its head
     ck_assert(!printed("onward", "a new head"));
 }
 END_TEST
@@ -653,7 +660,7 @@ START_TEST(bad_pairs_are_counted_or_end_with_2) {
     for (int strict = 0; strict < 2; strict++)
         snprintf(more[strict], 512, "--data %s/mixed.jsonl --dry_run --max_steps 1 %s", work,
                  strict ? "--strict" : "");
-    ck_assert_int_eq(reward("mixed", more[0]), 0);
+    ck_assert_int_eq(train("mixed", more[0]), 0);
     ck_assert(printed("mixed", "skipped 2 lines that are no record; the first:") &&
               printed("mixed", "mixed.jsonl:2:17: the answer in \"chosen\" is empty"));
     ck_assert(
@@ -661,9 +668,9 @@ START_TEST(bad_pairs_are_counted_or_end_with_2) {
     ck_assert(printed("mixed", "left out 1 pairs with an answer that has no token") &&
               printed("mixed", "left out 1 pairs whose answers are the same"));
     ck_assert(printed("mixed", "1 pairs to train on"));
-    ck_assert_int_eq(reward("mixed", more[1]), 2);
+    ck_assert_int_eq(train("mixed", more[1]), 2);
     write_lines("mixed.jsonl", "{\"prompt\": \"P\", \"chosen\": \"C\", \"rejected\": \"C\"}\n");
-    ck_assert_int_eq(reward("none", more[0]), 2);
+    ck_assert_int_eq(train("none", more[0]), 2);
     ck_assert(printed("none", "no pair is left to learn from"));
     // a prompt longer than the model's positions loses its beginning; an answer that long, the pair
     Str lines = {0}, long_text = {0};
@@ -676,7 +683,7 @@ START_TEST(bad_pairs_are_counted_or_end_with_2) {
     free(lines.s);
     free(long_text.s);
     snprintf(more[0], 512, "--data %s/mixed.jsonl --max_steps 1", work);
-    ck_assert_int_eq(reward("long", more[0]), 0);
+    ck_assert_int_eq(train("long", more[0]), 0);
     ck_assert(
         printed("long", "1 prompts lost their beginning") &&
         printed("long", "left out 1 pairs with an answer that is longer than --max_length 256"));
@@ -684,13 +691,17 @@ START_TEST(bad_pairs_are_counted_or_end_with_2) {
 END_TEST
 
 START_TEST(bad_input_ends_with_2_and_leaves_no_output) {
-    ck_assert_int_eq(reward("bad", "--max_length one"), 2);
-    ck_assert_int_eq(reward("bad", "--no_such_flag 1"), 2);
-    ck_assert_int_eq(reward("bad", "--model /nowhere"), 2);
-    ck_assert_int_eq(reward("bad", "--data /nowhere"), 2);
-    ck_assert_int_eq(reward("bad", "--data test/tiny/sft.jsonl"), 2);
-    ck_assert_int_eq(reward("bad", "--max_steps 0"), 2);  // no reward model yet, and never will be
-    ck_assert_int_eq(reward("bad", "--normalize /nowhere"), 2);
+    ck_assert_int_eq(train("bad", "--max_length one"), 2);
+    ck_assert_int_eq(train("bad", "--no_such_flag 1"), 2);
+    ck_assert_int_eq(train("bad", "--model /nowhere"), 2);
+    ck_assert_int_eq(train("bad", "--data /nowhere"), 2);
+    ck_assert_int_eq(train("bad", "--data test/tiny/sft.jsonl"), 2);
+    ck_assert_int_eq(train("bad", "--max_steps 0"), 2);  // no reward model yet, and never will be
+    ck_assert_int_eq(train("bad", "--normalize /nowhere"), 2);
+    ck_assert_int_eq(train("bad", "--score test/tiny/sft-eval.jsonl"), 2);  // not with --data
+    ck_assert(printed("bad", "--score and --data are both given"));
+    ck_assert_int_eq(train("bad", "--score_output x"), 2);  // of no effect without --score
+    ck_assert(printed("bad", "score_output"));
     ck_assert_int_ne(shell("test -e %s/bad/model.safetensors", work), 0);
     write_lines("bad.jsonl", "{\"text\": \"fine\"}\nnot JSON\n");
     ck_assert_int_eq(
@@ -725,10 +736,10 @@ START_TEST(a_reward_that_is_not_finite_ends_with_1) {
     ck_assert_msg(hf_save(m, dir, "test/tiny/chat", &e) == 0, "%s", e.text);
     gpt2_free(m);
     snprintf(more, sizeof more, "--max_steps 2 --model %s", dir);
-    ck_assert_int_eq(reward("nan", more), 1);
+    ck_assert_int_eq(train("nan", more), 1);
     ck_assert(printed("nan", "step 1: the loss is ") && printed("nan", "lower --learning_rate"));
     ck_assert_int_ne(shell("test -e %s/nan/model.safetensors", work), 0);
-    // a score that is none is written as one
+    // a score that is not finite is written as null
     write_lines("one.jsonl", "{\"text\": \"So what?\"}\n");
     ck_assert_int_eq(
         shell("%s/reward --model %s --score %s/one.jsonl >%s/nan.txt", build(), dir, work, work),
@@ -738,7 +749,7 @@ START_TEST(a_reward_that_is_not_finite_ends_with_1) {
 END_TEST
 
 START_TEST(a_dry_run_writes_nothing) {
-    ck_assert_int_eq(reward("dry", "--dry_run"), 0);
+    ck_assert_int_eq(train("dry", "--dry_run"), 0);
     ck_assert_int_ne(shell("test -e %s/dry/model.safetensors", work), 0);
     ck_assert(printed("dry", "chosen    |") && printed("dry", "moments"));
 }
@@ -751,9 +762,9 @@ int main(void) {
         labels_of_ai_feedback_arrive_in_the_loss,
         the_loss_bears_any_reward,
         the_gradient_is_the_losss_slope,
-        a_reward_has_the_same_bits_in_any_company,
+        a_reward_has_the_same_bits_in_any_batch,
         the_models_gradient_is_the_losss_slope_and_sharing_keeps_it,
-        a_pair_without_a_prompt_stands_by_itself,
+        a_pair_without_a_prompt_is_two_sequences,
         figures_are_over_pairs,
         the_baselines_are_of_lengths,
         the_defaults_are_the_published_ones,

@@ -1,5 +1,5 @@
 /*
- * check_run.c - flags, schedule, log, checkpoints and resume of common/run.c.
+ * check_run.c - flags, schedule, log, checkpoints and resume of common/run/run.c.
  *
  * What reads a table or computes a number is called directly. What writes, dies or is killed runs
  * in a process of its own: toy() below is a stage reduced to its bones, on a model of a thousand

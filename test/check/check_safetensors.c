@@ -9,7 +9,7 @@
 
 /* ---- Reading --------------------------------------------------------------------------------- */
 
-/* A copy of exactly n bytes, so that AddressSanitizer sees the first one read behind them. */
+/* Parses a copy of exactly n bytes, so that AddressSanitizer detects a read past their end. */
 static SafeTensors *parse_copy(const void *bytes, size_t n, void **copy, Error *e) {
     *copy = xmalloc(n);
     memcpy(*copy, bytes, n);
@@ -17,7 +17,7 @@ static SafeTensors *parse_copy(const void *bytes, size_t n, void **copy, Error *
 }
 
 /* Members in another order than the data, an odd header length, metadata, a scalar, an empty
- * tensor, a type we do not use. */
+ * tensor, and a type that we do not use. */
 static const char good_header[] =
     "{\"b\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[14,26]},"
     "\"__metadata__\":{\"format\":\"pt\",\"step\":\"7\"},"
@@ -196,8 +196,7 @@ START_TEST(refuses_hostile_headers) {
 }
 END_TEST
 
-/* Neighbours of the above that are right, so that it is the fault and not the form that is refused.
- */
+/* Valid variants of the headers above: the reader refuses the fault and not the form. */
 START_TEST(accepts_what_the_format_allows) {
     static const struct {
         const char *header;
@@ -245,8 +244,8 @@ START_TEST(refuses_every_truncation) {
 }
 END_TEST
 
-/* Whatever a changed byte makes of the file, what is accepted can be read to its last element; a
- * sanitizer would object. */
+/* After any change of one byte, an accepted file can be read to its last element. A sanitizer would
+ * report a bad read. */
 START_TEST(survives_every_changed_byte) {
     static const unsigned char changes[] = {0x00, 0x01, 0x80, 0xff, '"', '{', '}', '[',
                                             ']',  ',',  ':',  '0',  '9', '-', ' '};
@@ -271,7 +270,7 @@ START_TEST(survives_every_changed_byte) {
 }
 END_TEST
 
-/* A length that is a lie, one beyond the limit, nesting without end, and text whose tree would take
+/* A wrong length, one beyond the limit, very deep nesting, and text whose tree would take
  * gigabytes. */
 START_TEST(refuses_absurd_headers) {
     Error e;
@@ -319,7 +318,7 @@ START_TEST(writes_what_it_was_told) {
     st_note(w, "step", "12");
     st_note(w, "quoted", "a \"b\"\n");
     ck_assert_msg(!st_begin(w, in("x.safetensors"), &e), "%s", e.text);
-    ck_assert_int_eq(st_write(w, x, 1, &e), 0);  // in pieces that ignore the tensors' borders
+    ck_assert_int_eq(st_write(w, x, 1, &e), 0);  // in pieces that cross the tensors' borders
     ck_assert_int_eq(st_write(w, x + 1, 5, &e), 0);
     ck_assert_int_eq(st_write(w, x + 6, 1, &e), 0);
     ck_assert_msg(!st_end(w, true, &e), "%s", e.text);
@@ -345,7 +344,7 @@ START_TEST(writes_what_it_was_told) {
 }
 END_TEST
 
-/* Writes one float under `path`; true when all went well. */
+/* Declares one float and writes this many to path. True when nothing failed. */
 static bool write_one(const char *path, bool keep, size_t floats, Error *e) {
     STWriter *w = st_new();
     st_declare(w, "t", 1, (size_t[]){1});
@@ -358,7 +357,7 @@ static bool write_one(const char *path, bool keep, size_t floats, Error *e) {
 START_TEST(a_failed_write_costs_nothing) {
     Error e;
     put_text("x", "precious");
-    ck_assert(write_one(in("x"), false, 1, &e));  // thought better of it
+    ck_assert(write_one(in("x"), false, 1, &e));  // not kept
     ck_assert(!write_one(in("x"), true, 0, &e));  // too little
     ck_says(&e, "/x", "0 bytes", "4 declared", NULL);
     ck_assert(!write_one(in("x"), false, 2, &e));  // too much

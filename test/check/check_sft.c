@@ -51,7 +51,10 @@ START_TEST(the_loss_is_the_mean_over_all_scored_tokens) {
 END_TEST
 
 START_TEST(the_defaults_are_the_published_ones) {
-    Run run = defaults(false);
+    Run run = {0};
+    Error e;
+    char *none[] = {"sft", "--model=m", NULL};
+    ck_assert_msg(run_parse(&run, &program, 2, none, &e) == 0, "%s", e.text);
     ck_assert_int_eq(run.per_device_train_batch_size, 4);
     ck_assert_int_eq(run.gradient_accumulation_steps, 2);
     ck_assert(run.num_train_epochs == 3);
@@ -59,15 +62,15 @@ START_TEST(the_defaults_are_the_published_ones) {
     ck_assert_int_eq(run.warmup_steps, 100);
     ck_assert(run.weight_decay == 0.01f);
     ck_assert_int_eq(task.max_length, 512);
-    ck_assert(!task.train_on_prompt && !strcmp(args.dropout, "0") &&
-              args.neftune_noise_alpha == 0 && !args.gradient_checkpointing);
-    Error e;  // and the table of flags agrees with them
+    ck_assert(!task.train_on_prompt && !strcmp(task.dropout, "0") &&
+              args.neftune_noise_alpha == 0 && !task.gradient_checkpointing);
+    run_free(&run);
     char *argv[] = {"sft", "--dropout", "--train-on-prompt", "--neftune_noise_alpha=5", NULL};
-    ck_assert_msg(run_parse(&run, "sft", flags, 4, argv, &e) == 0, "%s", e.text);
-    ck_assert(!strcmp(args.dropout, "config") && task.train_on_prompt &&
+    ck_assert_msg(run_parse(&run, &program, 4, argv, &e) == 0, "%s", e.text);
+    ck_assert(!strcmp(task.dropout, "config") && task.train_on_prompt &&
               args.neftune_noise_alpha == 5);
     run_free(&run);
-    ck_assert(strlen(about) > 20);
+    ck_assert(strlen(program.about) > 20);
 }
 END_TEST
 

@@ -47,7 +47,7 @@ START_TEST(merging) {
     IDS("hellold", 259, 263);
     IDS("ab", 266);
     IDS("abc", 'a', 265);  // bc was learned before ab
-    IDS("aaa", 267, 'a');  // of equals the leftmost
+    IDS("aaa", 267, 'a');  // of equal merges the leftmost comes first
     IDS("aaaaa", 268, 'a');
     IDS("aaaaaaa", 268, 267, 'a');
     IDS("\xED\x95\x9C", 274);
@@ -66,17 +66,18 @@ START_TEST(cutting) {
     IDS("   w", 269, 260);
     IDS("w  ", 'w', 269);  // at the end the blanks stay together
     IDS("\n\n", 270);
-    IDS("\n\nw", '\n', '\n', 'w');  // no word takes a newline, yet it is left for one
+    IDS("\n\nw", '\n', '\n',
+        'w');  // the last newline is cut off for the word, which does not take it
     IDS("\n\n\nw", 270, '\n', 'w');
     IDS("  \t", 269, '\t');
-    // U+3000 is white space, so one piece with the blanks before it; U+180E and U+200B are not, and
-    // take the last blank
+    // U+3000 is white space and forms one piece with the blanks before it. U+180E and U+200B are
+    // not white space and take the last blank.
     IDS("  \xE3\x80\x80", 269, 0xE3, 0x80, 0x80);
     IDS("  \xC2\x85", 269, 0xC2, 0x85);
     IDS("  \xE1\xA0\x8E", ' ', ' ', 0xE1, 0xA0, 0x8E);
     IDS("  \xE2\x80\x8B", ' ', ' ', 0xE2, 0x80, 0x8B);
-    // U+10D4A is a letter since Unicode 16, and U+31350 since 15: one piece with the a; U+1F600 is
-    // none
+    // U+10D4A is a letter since Unicode 16 and U+31350 since 15: each is one piece with the a.
+    // U+1F600 is no letter.
     IDS("a\xF0\x90\xB5\x8A", 275, 0x90, 0xB5, 0x8A);
     IDS("a\xF0\xB1\x8D\x90", 275, 0xB1, 0x8D, 0x90);
     IDS("a\xF0\x9F\x98\x80", 'a', 0xF0, 0x9F, 0x98, 0x80);
@@ -90,12 +91,12 @@ START_TEST(not_utf8) {
     IDS("\xED\x95hello", 273, 259);  // cut short: its bytes still merge
     IDS("\xED\x95\x9C\xED\x95", 274, 273);
     IDS("\x95\xED", 0x95, 0xED);
-    IDS("a\xF0", 'a', 0xF0);  // 275 would join them, were they one piece
-    // two blanks at an end stay together, but before any character one of them goes with it
-    IDS("  \xED\xA0\x80", 269, 0xED, 0xA0, 0x80);  // a surrogate is none
-    IDS("  \xC0\x80", 269, 0xC0, 0x80);            // nor is an overlong form
+    IDS("a\xF0", 'a', 0xF0);  // they are two pieces, or 275 would join them
+    // two blanks at the end of a piece stay together; before a character, it takes the last one
+    IDS("  \xED\xA0\x80", 269, 0xED, 0xA0, 0x80);  // a surrogate is no character
+    IDS("  \xC0\x80", 269, 0xC0, 0x80);            // an overlong form is no character
     IDS("  \xE0\x80\x80", 269, 0xE0, 0x80, 0x80);
-    IDS("  \xF4\x90\x80\x80", 269, 0xF4, 0x90, 0x80, 0x80);  // nor what lies above U+10FFFF
+    IDS("  \xF4\x90\x80\x80", 269, 0xF4, 0x90, 0x80, 0x80);  // above U+10FFFF there is no character
     IDS("  \xFF  ", 269, 0xFF, 269);  // as if the text ended before and began after
     IDS("\0h\0", 0, 'h', 0);
     tokenizer_free(t);
@@ -155,10 +156,7 @@ static int naive_bpe(const int (*merge)[2], int n_merges, const char *text, int 
 }
 
 START_TEST(merging_as_defined) {
-    enum {
-        MERGES = 64,
-        LONGEST = 60
-    };  // as many as fit 128 slots of the hash table: it is never fuller
+    enum { MERGES = 64, LONGEST = 60 };  // half of the hash table's 128 slots: it is never fuller
     for (uint32_t trial = 0; trial < 30; trial++) {
         char token[256 + MERGES][16] = {{0}};
         int id[MERGES][2], n = 0;
@@ -202,7 +200,7 @@ START_TEST(long_pieces) {
     static const struct {
         const char *unit;
         size_t bytes;
-        int ids, id;  // so many units give one token of this id
+        int ids, id;  // this many units give one token of this id
     } piece[] = {{"a", 1, 4, 268},  {" ", 1, 2, 269},
                  {"\n", 1, 2, 270}, {"\xED\x95\x9C", 3, 1, 274},
                  {"!", 1, 1, '!'},  {"\xFF", 1, 1, 0xFF}};
@@ -238,7 +236,7 @@ START_TEST(added_tokens) {
     Tokenizer *t = must_load();
     ck_assert_int_eq(tokenizer_size(t), 281);
     const int ids[] = {256, 277, 278, '<', '|',      'u',
-                       's', 'e', 'r', 279, HAND_EOS, 280};  // of two that fit the longer
+                       's', 'e', 'r', 279, HAND_EOS, 280};  // the longer of two that fit
     check_ids(t, text, sizeof text - 1, true, ids, COUNT(ids));
     IDS("<|user|>", '<', '|', 'u', 's', 'e', 'r', '|', '>');
     IDS("<|endoftext|>", '<', '|', 'e', 'n', 'd', 'o', 'f', 't', 'e', 'x', 't', '|', '>');
@@ -387,7 +385,7 @@ START_TEST(wrong_merges) {
     }
     write_file("merges.txt", "h e\0", 4);
     must_not_load("NUL");
-    write_file("merges.txt", "h e\r\nl l", 8);  // but CRLF and a missing last newline are harmless
+    write_file("merges.txt", "h e\r\nl l", 8);  // CRLF and a missing last newline are accepted
     Tokenizer *t = must_load();
     IDS("hell", 256, 257);
     tokenizer_free(t);

@@ -2,8 +2,8 @@
  * check_torch.c - pytorch_model.bin: real files by torch.save, files made here byte by byte, and
  * hostile ones.
  *
- * What is in the real ones is known from numpy and transformers (golden_torch.h). The builders here
- * share nothing with common/torch.c.
+ * The contents of the real files are known from numpy and transformers (golden_torch.h). The
+ * builders here share no code with common/files/.
  */
 #include "files/torch.h"
 #include "files/hf.h"
@@ -18,8 +18,8 @@
 
 static const int files = sizeof golden_files / sizeof *golden_files;
 
-/* Parses a copy of exactly n bytes, so that AddressSanitizer sees the first one read behind them.
- * Free *copy after the tensors. */
+/* Parses a copy of exactly n bytes, so that AddressSanitizer detects a read past their end. Free
+ * *copy after the tensors. */
 static int parse_copy(TorchTensors *t, const void *bytes, size_t n, void **copy, Error *e) {
     *copy = xmalloc(n);
     if (n) memcpy(*copy, bytes, n);
@@ -27,8 +27,8 @@ static int parse_copy(TorchTensors *t, const void *bytes, size_t n, void **copy,
     return torch_parse(t, *copy, n, "x.bin", e);
 }
 
-/* Reads every byte of what was accepted; it must lie in the n bytes at `from`, and be as much as
- * its shape says. */
+/* Reads every byte of the accepted tensors. They must be inside the n bytes at from, and as large
+ * as their shapes. */
 static void ck_readable(const TorchTensors *t, const unsigned char *from, size_t n) {
     static const size_t sizes[] = {[ST_F32] = 4, [ST_F16] = 2, [ST_BF16] = 2, [ST_F64] = 8,
                                    [ST_I64] = 8, [ST_I32] = 4, [ST_U8] = 1,   [ST_BOOL] = 1};
@@ -45,7 +45,8 @@ static void ck_readable(const TorchTensors *t, const unsigned char *from, size_t
     }
 }
 
-/* Accepted, or refused with one line that names the file. Returns whether it was accepted. */
+/* The file must be accepted, or refused with one line that names it. Returns whether it was
+ * accepted. */
 static bool survives(const void *bytes, size_t n) {
     TorchTensors t;
     Error e;
@@ -61,7 +62,8 @@ static bool survives(const void *bytes, size_t n) {
     return accepted;
 }
 
-/* Refused, and the message has every one of the parts (NULL ends them). */
+/* The file must be refused, and the message must contain every one of the parts (NULL ends them).
+ */
 static void ck_refused(const void *bytes, size_t n, ...) {
     TorchTensors t;
     Error e;
@@ -302,7 +304,8 @@ static Str zip(const File *f, int n) {
 
 enum { SIX = 6 * sizeof(float) };
 
-static const float numbers[7] = {1, -2, 3.5f, -4, 5, 6};  // and one more, for who takes too many
+static const float numbers[7] = {1,  -2, 3.5f,
+                                 -4, 5,  6};  // one more, to detect a reader that takes too many
 
 /* The pickle and the storage 0 of six floats, in a ZIP file. Frees the pickle. */
 static Str zip_of(Str p) {
@@ -312,7 +315,7 @@ static Str zip_of(Str p) {
     return z;
 }
 
-/* The same in the older container; the list of keys and what follows it can be others. */
+/* The same in the older container. The list of keys and the bytes after it may be replaced. */
 static Str legacy_of(Str p, const char *before, const char *list, uint64_t elements) {
     Str s = {0};
     add_text(&s, before ? before
@@ -336,7 +339,7 @@ static Str legacy_of(Str p, const char *before, const char *list, uint64_t eleme
     return s;
 }
 
-/* Either frees the file. */
+/* These two free the file. */
 #define refused_file(made, ...)                          \
     do {                                                 \
         Str file_ = (made);                              \
@@ -402,7 +405,7 @@ START_TEST(accepts_what_the_format_allows) {
                       "a)a(NNta(NNe"
                       "h\1a"
                       "sb")));
-    // a comment at the end of the ZIP file, in which an end begins anew
+    // a comment at the end of the ZIP file, which itself contains an end record
     Str s = zip_of(state_dict(&(Spec){.name = "t"}, 1));
     s.s[s.n - 2] = 31;
     add_text(&s, "PK\5\6 comments may have anything");
@@ -444,7 +447,7 @@ START_TEST(refuses_whatever_would_run_code) {
         refused_file(legacy_of(pickle(attacks[i].opcodes), NULL, NULL, 6), attacks[i].names,
                      "refused");
     }
-    // among things that a state dict may do: an allowed function called in another way
+    // an allowed function with other arguments
     static const struct {
         const char *opcodes, *says;
     } calls[] = {
@@ -574,7 +577,7 @@ START_TEST(refuses_damaged_pickles) {
         {"}\x8c\1wG12345678s", "w is a float"},
     };
     for (size_t i = 0; i < sizeof damaged / sizeof *damaged; i++) {
-        Str p = {0};  // without a STOP: that would be a byte of some of these
+        Str p = {0};  // without a STOP, which would be read as an operand of some of these
         add_text(&p, "\x80\x02");
         add_text(&p, damaged[i].opcodes);
         if (!strstr(damaged[i].says, "past the end")) add_byte(&p, '.');
@@ -583,7 +586,7 @@ START_TEST(refuses_damaged_pickles) {
 }
 END_TEST
 
-/* What repeats `opcodes` n times after `first`. */
+/* A pickle of first, then opcodes n times. */
 static Str repeated(const char *first, const char *opcodes, int n, const char *last) {
     Str p = {0};
     add_text(&p, "\x80\x02");
@@ -602,7 +605,7 @@ START_TEST(survives_depth_and_size) {
     refused_file(zip_of(repeated("N\x94}\x94", "h\1", 1100000, ".")),
                  "more than 1048576 values on the stack");
     refused_file(zip_of(repeated("N\x94]\x94", "(h\1h\1h\1e", 100000, ".")),
-                 "2 values on the stack");  // a list in itself, again and again
+                 "2 values on the stack");  // a list that contains itself many times
     refused_file(zip_of(repeated("N\x94]\x94", "(h\1h\1h\1e", 400000, ".")),
                  "more than 1048576 items");
 }
@@ -710,8 +713,7 @@ START_TEST(refuses_damaged_zip_files) {
     order.n = 6;
     accepted_file(zip((const File[]){zero, order, data}, 3));
 
-    // numbers in the directory and its end: what stands there, where, in how many bytes, what is
-    // said
+    // numbers in the directory and in the end record: offset, value, size in bytes, message
     Str good = zip((const File[]){data, zero}, 2);
     const size_t end = good.n - 22, at = (size_t)good.s[end + 16] & 0xff,
                  directory = at + ((size_t)good.s[end + 17] & 0xff) * 256;
@@ -750,8 +752,8 @@ START_TEST(refuses_damaged_zip_files) {
     free(good.s);
     free(p.s);
 
-    // the 64-bit record of a real file: its place, the directory's place and size, the number of
-    // entries
+    // the 64-bit record of a real file: its offset, the directory's offset and size, the
+    // number of entries
     const size_t n = golden_files[0].n, locator = n - 42, record = n - 98;
     for (size_t i = 0; i < 4; i++) {
         Str s = {0};
@@ -764,8 +766,8 @@ START_TEST(refuses_damaged_zip_files) {
 }
 END_TEST
 
-/* Sizes that are all ones in 32 bits stand in 64: a file as torch.save writes it beyond 4 GB, but
- * small. */
+/* Sizes that are all ones in 32 bits have their value in 64 bits, as torch.save writes them beyond
+ * 4 GB. This file is small. */
 START_TEST(reads_64_bit_sizes) {
     Str p = state_dict(&(Spec){.name = "t"}, 1),
         z = zip((const File[]){{"r/data.pkl", p.s, p.n, 0, 0}, {"r/data/0", numbers, SIX, 0, 0}},
@@ -792,7 +794,7 @@ START_TEST(reads_64_bit_sizes) {
     size_t bytes = end - directory + extra.n;
     for (int i = 0; i < 2; i++) s.s[s.n - 10 + (size_t)i] = (char)(bytes >> 8 * i);
     for (int wrong = 0; wrong < 4;
-         wrong++) {  // as it should be; then each of the three numbers too large
+         wrong++) {  // unchanged; then each of the three numbers too large
         Str copy = {0};
         str_add(&copy, s.s, s.n);
         if (wrong) copy.s[end + 11 + 8 * (size_t)wrong - 8 + 7] = 0x7f;
@@ -937,8 +939,8 @@ static GPT2 *ck_predicts(bool frozen) {
     return m;
 }
 
-/* Half precision, masks, an untied copy of the head: trained or frozen, and saved as
- * model.safetensors, which then counts. */
+/* Half precision, masks, a stored copy of the head, trained and frozen. A saved model.safetensors
+ * then takes precedence. */
 START_TEST(loads_a_real_model) {
     Error e;
     gpt2_free(ck_predicts(true));
@@ -994,7 +996,8 @@ START_TEST(names_the_file_and_the_tensor) {
 }
 END_TEST
 
-/* Two files and an index. The second file has one more tensor: a mask, or one that no GPT-2 has. */
+/* Writes two files and an index. The second file has one more tensor: a mask, or one that no GPT-2
+ * has. */
 START_TEST(reads_shards) {
     static const char *const more[2] = {"transformer.h.0.attn.bias2", "transformer.h.9.attn.bias"};
     rename(in("pytorch_model.bin"), in("part-1.bin"));

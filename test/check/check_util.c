@@ -1,6 +1,6 @@
 /*
- * check_util.c - tests of common/util.h: random numbers, growing arrays, files that are whole or
- * absent, and the two ways to fail.
+ * check_util.c - tests of common/util.c: random numbers, growing arrays, paths, files that are
+ * written whole or not at all, and the two ways to fail.
  */
 #define _GNU_SOURCE  // defines: nftw
 
@@ -18,7 +18,7 @@
 
 #undef fail  // Check's name for something else
 
-/* Under the address sanitizer: memory that cannot be had is NULL, as it is without it. */
+/* Under AddressSanitizer a failed allocation must return NULL, as it does without it. */
 const char *__asan_default_options(void);
 const char *__asan_default_options(void) { return "allocator_may_return_null=1"; }
 
@@ -80,7 +80,7 @@ START_TEST(test_philox_known_answers) {
 }
 END_TEST
 
-/* Each of the things a draw is for gives a stream of its own. */
+/* Each argument of random4 selects another stream. */
 START_TEST(test_random4_depends_on_everything) {
     const Random4 r = random4(1, RANDOM_INIT, 2, 3, 4, 5);
     const Random4 other[] = {
@@ -110,8 +110,9 @@ END_TEST
 
 #define DRAWS 400000
 
-/* Moments of n draws stray from the truth by about s / sqrt(n), s the deviation of one term. 5 such
-   are allowed: a good generator exceeds them for one seed in two million, and the seed is fixed. */
+/* The moments of n draws differ from the true ones by about s / sqrt(n), where s is the deviation
+   of one term. Five times that is allowed: a good generator exceeds it for one seed in two million,
+   and the seed is fixed. */
 #define ck_near(got, truth, deviation)                                   \
     ck_assert_msg(fabs((got) - (truth)) < 5 * (deviation) / sqrt(DRAWS), \
                   #got " is %.6f, expected %.6f", (got), (double)(truth))
@@ -198,7 +199,7 @@ START_TEST(test_permutation) {
 }
 END_TEST
 
-/* Every one of the 24 orders of 4 things is as likely as any other. */
+/* All 24 orders of 4 elements are equally likely. */
 START_TEST(test_permutations_are_even) {
     enum { TRIALS = 48000 };
     int count[256] = {0}, orders = 0;
@@ -292,8 +293,8 @@ START_TEST(test_new_file_replaces_at_once) {
 }
 END_TEST
 
-/* A disk that is full, played by a limit on the size of a file: in the middle of many writes, and
- * only at the last flush. */
+/* A limit on the size of a file simulates a full disk: in the middle of many writes, and only at
+ * the last flush. */
 START_TEST(test_new_file_keeps_the_old_one) {
     const int sizes[] = {200000, 50};
     put("f", "old");
@@ -320,7 +321,7 @@ START_TEST(test_new_file_keeps_the_old_one) {
 }
 END_TEST
 
-/* Room again by the time the file is closed: what was lost before is still lost. */
+/* A write fails, and the disk has room again when the file is closed. That is still an error. */
 START_TEST(test_new_file_remembers_a_lost_write) {
     NewFile n;
     Error e;
@@ -342,7 +343,8 @@ START_TEST(test_new_file_remembers_a_lost_write) {
 }
 END_TEST
 
-/* What a writer left that is no longer alive goes; another's, and another file's, stays. */
+/* The temporary files of a dead writer are removed. Those of a living one, and of other files, are
+ * not. */
 START_TEST(test_new_file_tidies_up) {
     NewFile n;
     Error e;
@@ -362,7 +364,7 @@ START_TEST(test_new_file_tidies_up) {
 }
 END_TEST
 
-/* What is no file is written where it is: nothing takes the place of /dev/null. */
+/* A path that is not a regular file is opened itself: no rename may replace /dev/null. */
 START_TEST(test_new_file_of_a_pipe) {
     NewFile n;
     Error e;
@@ -387,12 +389,34 @@ START_TEST(test_new_file_that_cannot_be) {
     ck_assert_int_eq(newfile_open(&n, at("no/such/f"), &e), -1);
     ck_assert_ptr_nonnull(strstr(e.text, "no/such/f"));
     ck_assert_ptr_nonnull(strstr(e.text, "No such file or directory"));
-    ck_assert_int_eq(mkdir(at("d"), 0777), 0);  // a directory stands where the file should go
+    ck_assert_int_eq(mkdir(at("d"), 0777), 0);  // a directory in the place of the file
     ck_assert_int_eq(mkdir(at("d/inside"), 0777), 0);
     ck_assert_int_eq(newfile_open(&n, at("d"), &e), 0);
     ck_assert_int_eq(newfile_close(&n, true, &e), -1);
     ck_assert_ptr_nonnull(strstr(e.text, "directory"));
     ck_assert_int_eq(count_entries(), 1);
+}
+END_TEST
+
+START_TEST(test_paths) {
+    Error e;
+    char *path = path_join(at("a"), "b/c");
+    ck_assert_str_eq(path, at("a/b/c"));
+    ck_assert(!file_exists(path));
+    ck_assert_int_eq(make_directories(path), 0);
+    ck_assert_int_eq(make_directories(path), 0);  // they exist already
+    ck_assert_int_eq(make_directories(at("a/d/")), 0);
+    ck_assert(file_exists(path) && exists_in(at("a"), "d") && !exists_in(path, "d"));
+    ck_assert_int_eq(write_text_file(at("a/file"), "text", &e), 0);
+    Str s = {0};
+    ck_assert_int_eq(read_file(at("a/file"), 100, &s, &e), 0);
+    ck_assert_str_eq(s.s, "text\n");
+    ck_assert_int_eq(make_directories(at("a/file")), -1);
+    ck_assert_int_eq(errno, ENOTDIR);
+    ck_assert_int_eq(make_directories(at("a/file/x")), -1);
+    ck_assert_int_eq(errno, ENOTDIR);
+    free(s.s);
+    free(path);
 }
 END_TEST
 
@@ -446,7 +470,7 @@ END_TEST
 
 typedef enum { RUN_FAILED, BAD_INPUT, TOO_LARGE, PRODUCT_WRAPS } Ending;
 
-/* How a process ends, and what it says. */
+/* Runs how in a child process. Returns its exit status, and its output in said. */
 static int ending(Ending how, char *said, size_t size) {
     int fd[2], status;
     ck_assert_int_eq(pipe(fd), 0);
@@ -526,6 +550,7 @@ int main(void) {
                                   test_new_file_tidies_up,
                                   test_new_file_of_a_pipe,
                                   test_new_file_that_cannot_be,
+                                  test_paths,
                                   test_read_file,
                                   test_fail_fills_and_cuts,
                                   test_exit_status,

@@ -38,7 +38,7 @@ static inline void setup(void) {
 
 static inline void teardown(void) { remove_tree(here); }
 
-/* here/name; good until the eighth call after this one. */
+/* The path here/name. It is valid until the eighth call after this one. */
 static const char *in(const char *name) {
     static char paths[8][512];
     static int next;
@@ -90,16 +90,17 @@ static inline void ck_says(const Error *e, ...) {
     ck_assert_ptr_null(strchr(e->text, '\n'));
 }
 
-/* newfile_open writes to PATH.tmp-PID: when that is a link to /dev/full, the disk is full. */
+/* Makes a write to here/name fail with a full disk: newfile_open writes to PATH.tmp-PID, which
+ * becomes a link to /dev/full. */
 static inline void fill_disk_for(const char *name) {
-    char aside[600];
-    snprintf(aside, sizeof aside, "%s.tmp-%ld", in(name), (long)getpid());
-    ck_assert_int_eq(symlink("/dev/full", aside), 0);
+    char temporary[600];
+    snprintf(temporary, sizeof temporary, "%s.tmp-%ld", in(name), (long)getpid());
+    ck_assert_int_eq(symlink("/dev/full", temporary), 0);
 }
 
 /* ---- Building safetensors files -------------------------------------------------------------- */
 
-/* length, header, data. The length is what is said; normally strlen(header). */
+/* A file of length, header and data. The length is normally strlen(header). */
 static inline Str file_of(size_t length, const char *header, const void *data, size_t n) {
     Str s = {0};
     for (int i = 0; i < 8; i++) str_add(&s, &(char){(char)(length >> 8 * i)}, 1);
@@ -120,7 +121,7 @@ static inline void build_add(Build *b, const char *name, const char *type, const
     str_add(&b->data, data, n);
 }
 
-/* Writes what was built; the data begin at an address that is `misaligned` past a multiple of 8. */
+/* Writes the file and empties b. The data begin misaligned bytes past a multiple of 8. */
 static inline void build_end(Build *b, const char *name, size_t misaligned) {
     Str header = {0};
     str_printf(&header, "{%s}", b->header.s);
@@ -134,20 +135,18 @@ static inline void build_end(Build *b, const char *name, size_t misaligned) {
     *b = (Build){0};
 }
 
-/* A copy of exactly n bytes, so that AddressSanitizer sees the first one read behind them. */
-
 /* ---- Taking them apart ----------------------------------------------------------------------- */
 
-/* One tensor as the strict parser below finds it. */
+/* One tensor, as take_apart finds it. */
 typedef struct {
     char name[96];
     int ndim;
     size_t shape[2], begin, end;
 } Found;
 
-/* Takes a file apart by the rules, accepting only the spelling a compact writer uses: metadata
-   first, then the tensors in the order of their data, which tile it. Names are taken as they are
-   spelled. Returns their number. */
+/* A strict parser that accepts only the form of a compact writer: metadata first, then the tensors
+   in the order of their data, without holes. It does not decode escapes in names. Returns the
+   number of tensors. */
 static inline int take_apart(Str file, const char *metadata, Found *found, int most,
                              const char **data) {
     size_t n = 0, at = 0;
@@ -209,14 +208,14 @@ static inline int take_apart(Str file, const char *metadata, Found *found, int m
     "\"layer_norm_epsilon\": 1e-05, \"model_type\": \"gpt2\", \"resid_pdrop\": 0.3"
 #define CONFIG "{" CONFIG_REST ", " CONFIG_SIZES "}"
 
-enum { V = 11, P = 7, C = 6, L = 2, F = 24 };  // as CONFIG says
+enum { V = 11, P = 7, C = 6, L = 2, F = 24 };  // as in CONFIG
 
 typedef struct {
     char name[48];
     int ndim, shape[2];
 } Spec;
 
-/* What a GPT-2 of these sizes has, after the format's description. */
+/* The tensors of a GPT-2 of these sizes, after the format's description. */
 static inline int specification(Spec *s) {
     static const struct {
         const char *name;
@@ -249,11 +248,12 @@ enum { TENSORS = 4 + 12 * L };
 
 static inline int elements(const Spec *s) { return s->shape[0] * (s->ndim == 2 ? s->shape[1] : 1); }
 
-/* Element k of tensor i: one of the 67 multiples of 1/16 up to 33/16, which F16 and BF16 hold
- * exactly. */
+/* Element k of tensor i: one of the 67 multiples of 1/16 up to 33/16, which are exact in F16 and
+ * BF16. */
 static inline float value(int i, int k) { return (float)((i * 29 + k * 13) % 67 - 33) / 16; }
 
-/* How a model's file is written; all zero is openai-community/gpt2's way without its masks. */
+/* How a model's file is written. All zero is the form of openai-community/gpt2 without its masks.
+ */
 typedef struct {
     const char *prefix, *type;  // NULL: "", "F32"
     bool masks;

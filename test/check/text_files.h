@@ -74,7 +74,7 @@ static const Pair hand_merges[] = {
     {SPACE, SPACE},      {NEWLINE, NEWLINE},          // 269, 270
     {"'", "s"},          {"t", "'"},                  // 271 's, 272 t'
     {BYTE_ED, BYTE_95},  {BYTE_ED BYTE_95, BYTE_9C},  // 273, 274: U+D55C is ED 95 9C
-    {"a", BYTE_F0},                                   // 275: F0 begins what lies beyond U+FFFF
+    {"a", BYTE_F0},                                   // 275: F0 begins characters beyond U+FFFF
 };
 enum { HAND_EOS = 276 };
 

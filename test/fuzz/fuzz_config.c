@@ -1,10 +1,9 @@
 /*
- * fuzz_config.c - libFuzzer on the JSON files of a directory: bytes are a config.json, then an
- * index of shards. A model is never loaded, as there are no weights; a config that is accepted must
- * be one a model can have.
+ * fuzz_config.c - libFuzzer on the JSON files of a directory. The input is a config.json, then an
+ * index of shards. No model is ever loaded, because there are no weights. An accepted config must
+ * be one that a model can have.
  *
- *   clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined test/fuzz_config.c common/hf.c
- * common/gpt2.c common/kernels.c ...
+ *   make fuzz-fuzz_config
  */
 #include "files/hf.h"
 

@@ -1,9 +1,8 @@
 /*
- * fuzz_safetensors.c - libFuzzer on the safetensors reader: bytes are a file. What is accepted is
- * then read whole.
+ * fuzz_safetensors.c - libFuzzer on the safetensors reader. The input is a file. An accepted file
+ * is then read completely.
  *
- *   clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined test/fuzz_safetensors.c common/hf.c
- * common/gpt2.c common/kernels.c ...
+ *   make fuzz-fuzz_safetensors
  */
 #include "files/safetensors.h"
 
@@ -21,7 +20,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n) {
         for (size_t at = 0; t->type <= ST_BF16 && at < t->n; at += 64)
             if (st_floats(t, at, t->n - at < 64 ? t->n - at : 64, x, &e)) abort();
         for (size_t k = 0; k < t->bytes; k++)
-            zeros += !t->data[k];  // AddressSanitizer looks at every byte
+            zeros += !t->data[k];  // AddressSanitizer checks every byte
         covered += t->bytes;
     }
     if (covered > n || zeros > covered) abort();

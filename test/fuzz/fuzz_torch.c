@@ -1,9 +1,9 @@
 /*
- * fuzz_torch.c - libFuzzer on the reader of pytorch_model.bin: bytes are a file. What is accepted
- * is then read whole. Nothing comes of an empty corpus here, so the mutator starts from what
- * torch.save wrote.
+ * fuzz_torch.c - libFuzzer on the reader of pytorch_model.bin. The input is a file. An accepted
+ * file is then read completely. An empty corpus finds nothing here, so the mutator starts from
+ * files of torch.save.
  *
- *   clang -std=gnu11 -g -O1 -fsanitize=fuzzer,address,undefined test/fuzz_torch.c common/torch.c
+ *   make fuzz-fuzz_torch
  */
 #include "files/torch.h"
 #include "../golden/golden_torch.h"
@@ -27,7 +27,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n) {
         for (size_t k = 0; k < x->bytes && k < 4096; k++) {
             zeros += !x->data[k];
             covered++;
-        }  // AddressSanitizer looks at every byte
+        }  // AddressSanitizer checks every byte
     }
     if (zeros > covered) abort();
     torch_free(&t);

@@ -1,9 +1,13 @@
-"""Golden numbers for bottleneck adapters in a tiny GPT-2, from an independent implementation: the adapters library on PyTorch.
+"""Golden numbers for bottleneck adapters in a tiny GPT-2, from an independent implementation: the
+adapters library on PyTorch.
 
-    python3 golden_adapter.py > golden_adapter.h         (needs adapters, transformers and torch; the tests need none of them)
-The base and the batch are those of golden_gpt2.py. Everything is computed in float64, and once more in float32 only to show
+    python3 golden_adapter.py > golden_adapter.h
+        (needs adapters, transformers and torch; the tests need none of them)
+The base and the batch are those of golden_gpt2.py. Everything is computed in float64, and once more
+in float32 only to show
 how far single precision strays.
 """
+
 import adapters
 import torch
 import transformers
@@ -22,19 +26,47 @@ def tensor(t, shape, is_gain):
 
 
 def run(placement, activation, dtype):
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH, n_positions=POSITIONS, vocab_size=VOCAB, bos_token_id=0, eos_token_id=0,
-        activation_function="gelu_new", layer_norm_epsilon=1e-5, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0,
-        attn_implementation="eager"))
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            n_layer=LAYERS,
+            n_head=HEADS,
+            n_embd=WIDTH,
+            n_positions=POSITIONS,
+            vocab_size=VOCAB,
+            bos_token_id=0,
+            eos_token_id=0,
+            activation_function="gelu_new",
+            layer_norm_epsilon=1e-5,
+            attn_pdrop=0.0,
+            embd_pdrop=0.0,
+            resid_pdrop=0.0,
+            attn_implementation="eager",
+        )
+    )
     base = {k: p for k, p in model.named_parameters()}
     adapters.init(model)
-    model.add_adapter("adapter", config=adapters.AdapterConfig.load(placement, reduction_factor=FACTOR, non_linearity=activation), set_active=True)
+    model.add_adapter(
+        "adapter",
+        config=adapters.AdapterConfig.load(
+            placement, reduction_factor=FACTOR, non_linearity=activation
+        ),
+        set_active=True,
+    )
     added = {k: p for k, p in model.named_parameters() if ".adapters.adapter." in k}
     with torch.no_grad():
         for t, (name, p) in enumerate(base.items()):
             p.copy_(tensor(t, p.shape, "ln_" in name and name.endswith("weight")))
-        order = [f"transformer.h.{l}.{s}_adapters.adapters.adapter.{k}" for l in range(LAYERS) for s in ("attention", "output")
-                 for k in ("adapter_down.0.weight", "adapter_down.0.bias", "adapter_up.weight", "adapter_up.bias")]
+        order = [
+            f"transformer.h.{l}.{s}_adapters.adapters.adapter.{k}"
+            for l in range(LAYERS)
+            for s in ("attention", "output")
+            for k in (
+                "adapter_down.0.weight",
+                "adapter_down.0.bias",
+                "adapter_up.weight",
+                "adapter_up.bias",
+            )
+        ]
         order = [k for k in order if k in added]
         assert len(order) == len(added)
         for t, name in enumerate(order):
@@ -45,7 +77,7 @@ def run(placement, activation, dtype):
     for s, (length, first) in enumerate(zip(LENGTHS, FIRST_SCORED)):
         tokens = torch.tensor([(5 * p * p + 3 * p + 11 * s + 2) % VOCAB for p in range(length)])
         rows = model(input_ids=tokens[None], use_cache=False).logits[0][first:-1].log_softmax(-1)
-        logp.append(rows.gather(-1, tokens[first + 1:, None])[:, 0])
+        logp.append(rows.gather(-1, tokens[first + 1 :, None])[:, 0])
     logp = torch.cat(logp)
     params = dict(model.named_parameters())
     grads = torch.autograd.grad(-logp.mean(), [params[k] for k in wanted])
@@ -53,10 +85,14 @@ def run(placement, activation, dtype):
 
 
 print(f"""\
-// golden_adapter.h - what bottleneck adapters in a tiny GPT-2 compute, according to an independent implementation. Made by golden_adapter.py:
-// do not edit. adapters {adapters.__version__} on transformers {transformers.__version__} and torch {torch.__version__.split("+")[0]}, float64 throughout, each sequence run alone.
-// MODEL, WEIGHTS, BATCH and loss are those of golden_gpt2.h; element i of the adapters' tensor k (0-based, layer after layer; in each the
-// attention's before the MLP's, and of each down, its bias, up, its bias) is that of WEIGHTS with t = 1000 + k. The bottleneck has {WIDTH // FACTOR} channels.
+// golden_adapter.h - what bottleneck adapters in a tiny GPT-2 compute, according to an independent
+// implementation. Made by golden_adapter.py:
+// do not edit. adapters {adapters.__version__} on transformers {transformers.__version__} and torch
+// {torch.__version__.split("+")[0]}, float64 throughout, each sequence run alone.
+// MODEL, WEIGHTS, BATCH and loss are those of golden_gpt2.h; element i of the adapters' tensor k
+// (0-based, layer after layer; in each the
+// attention's before the MLP's, and of each down, its bias, up, its bias) is that of WEIGHTS with t
+// = 1000 + k. The bottleneck has {WIDTH // FACTOR} channels.
 
 #ifndef GOLDEN_ADAPTER_H
 #define GOLDEN_ADAPTER_H
@@ -76,15 +112,25 @@ typedef struct {{
 
 static const GoldenAdapter golden_adapter[{len(CASES)}] = {{""")
 for placement, activation in CASES:
-    (logp, wide), (logp32, single) = (run(placement, activation, d) for d in (torch.float64, torch.float32))
-    print(f'    {{"{placement}", "{activation}",  // float32 strays by {(logp32 - logp).abs().max():.1e}')
+    (logp, wide), (logp32, single) = (
+        run(placement, activation, d) for d in (torch.float64, torch.float32)
+    )
+    print(
+        f'    {{"{placement}", "{activation}",  // float32 strays by {(logp32 - logp).abs().max():.1e}'
+    )
     x = [repr(v) for v in logp.tolist()]
     for i in range(0, len(x), 5):
-        print(("     {" if i == 0 else "      ") + ", ".join(x[i:i + 5]) + ("}," if i + 5 >= len(x) else ","))
+        print(
+            ("     {" if i == 0 else "      ")
+            + ", ".join(x[i : i + 5])
+            + ("}," if i + 5 >= len(x) else ",")
+        )
     print(f"     {len(wide)},")
     rows = []
     for k, g in wide.items():
         g, stray = g.flatten(), (single[k].double() - g).flatten().norm()
-        rows.append(f'{{"{k}", {g.norm().item()!r}, {(g @ torch.cos(0.1 * torch.arange(len(g), dtype=g.dtype))).item()!r}, {stray:.1e}}}')
+        rows.append(
+            f'{{"{k}", {g.norm().item()!r}, {(g @ torch.cos(0.1 * torch.arange(len(g), dtype=g.dtype))).item()!r}, {stray:.1e}}}'
+        )
     print("     {" + ",\n      ".join(rows) + "}},")
 print("};\n\n#endif")

@@ -1,0 +1,137 @@
+/*
+ * rollout_task.h - the task of a policy that learns from its own answers: prompts, a judge, answers
+ * with the numbers of their tokens, and the answers to held-out prompts.
+ *
+ * run/task.h is the counterpart for supervised learning. The algorithm is in the stage.
+ */
+#ifndef POSTTRAIN_ROLLOUT_TASK_H
+#define POSTTRAIN_ROLLOUT_TASK_H
+
+#include "rl/figures.h"
+#include "rl/judge.h"
+#include "rl/rollouts.h"
+#include "run/run.h"
+#include "text/dataset.h"
+
+enum { SHOWN_ANSWERS = 3 };  // held-out answers that are printed as text
+
+typedef struct {
+    /* flags */
+    const char *reward_model, *reward_cmd, *dump_rollouts, *replay;
+    float reward_timeout;
+    bool strict;
+    int max_prompt_length, response_length, rollout_slots, eval_samples;
+    int total_episodes, batch_size, num_generations;
+    /* the rest is filled in by the functions below */
+    Queries train, held_out;
+    int prompts;  // of an iteration
+    int longest;  // most tokens of a prompt with its answer
+    int answers;  // the number of held-out prompts that are answered
+    Judge judge;
+    Rollouts r;  // the answers of this iteration
+    Rows rows;   // a batch of them
+    /* held-out answers, before training and after */
+    bool measured;  // before training
+    Figures before, after;
+    double correct_before, correct_after;  // share that contain the data's answer; NAN: no such
+    Str shown_before[SHOWN_ANSWERS], shown_after[SHOWN_ANSWERS];
+} RolloutTask;
+
+/* Rows of a stage's table of flags, for task, a RolloutTask in static storage. */
+#define ROLLOUT_FLAGS(task)                                                                      \
+    {"reward_model", TEXT((task).reward_model, NULL),                                            \
+     "The directory of the reward model, as reward.c writes it."},                               \
+        {"reward_cmd", TEXT((task).reward_cmd, NULL),                                            \
+         "A program that judges instead of a reward model. It reads lines {\"prompt\", "         \
+         "\"response\"} "                                                                        \
+         "and answers each with a line {\"score\"}.",                                            \
+         .conflicts = "reward_model"},                                                           \
+        {"reward_timeout", NUMBER((task).reward_timeout, "60", 0.1, 1e6),                        \
+         "End the run after this many seconds without an answer of --reward_cmd.",               \
+         .may_change_on_resume = true, .only_with = "reward_cmd"},                               \
+        {"strict", SWITCH((task).strict, "false"),                                               \
+         "Stop at the first bad line of a data file instead of skipping it."},                   \
+        {"max_prompt_length", NUMBER((task).max_prompt_length, "512", 1, 1 << 20),               \
+         "The most tokens of a prompt; a longer one loses its beginning."},                      \
+        {"response_length", NUMBER((task).response_length, "53", 1, 1 << 20),                    \
+         "The most tokens of an answer in training."},                                           \
+        {"total_episodes", NUMBER((task).total_episodes, "0", 0, 2e9),                           \
+         "The number of answers in all; 0 goes --num_train_epochs times through the prompts."},  \
+        {"batch_size", NUMBER((task).batch_size, "64", 1, 1 << 20),                              \
+         "The number of answers in an iteration, which is one step of the run."},                \
+        {"num_generations", NUMBER((task).num_generations, "1", 1, 1 << 16),                     \
+         "The number of answers to each prompt of an iteration."},                               \
+        {"rollout_slots", NUMBER((task).rollout_slots, "32", 1, 4096),                           \
+         "The number of answers that are sampled at the same time.",                             \
+         .may_change_on_resume = true},                                                          \
+        {"eval_samples", NUMBER((task).eval_samples, "64", 0, 1e6),                              \
+         "The number of held-out prompts that are answered before, during and after training."}, \
+        {"dump_rollouts", TEXT((task).dump_rollouts, NULL),                                      \
+         "Write every answer with the numbers of its tokens to this file, one JSON line each.",  \
+         .may_change_on_resume = true},                                                          \
+    {                                                                                            \
+        "replay", TEXT((task).replay, NULL),                                                     \
+            "Read the answers and their numbers from a file of --dump_rollouts instead of "      \
+            "sampling and "                                                                      \
+            "judging.",                                                                          \
+            .may_change_on_resume = true                                                         \
+    }
+
+/* Reads the prompts of --data and --eval, remembers their content and the template for the
+   checkpoints, and plans the run: a step is an iteration. Wrong input ends the program with 2. */
+void rollout_task_load(RolloutTask *t, Run *run, const char *template);
+/* The limits of a model that reads per_device_train_batch_size prompts with their answers, and
+   scores the tokens of the answers. */
+GPT2Limits rollout_task_limits(const RolloutTask *t, const Run *run);
+/* The same for the policy, which also samples the answers. */
+GPT2Limits rollout_task_policy_limits(const RolloutTask *t, const Run *run);
+/* Makes room for the answers, starts the judge (reward: the reward model, or NULL for
+   --reward_cmd), and begins the file of --dump_rollouts. limits: the policy's. Call after
+   networks_open. */
+void rollout_task_begin(RolloutTask *t, const Run *run, GPT2 *reward, const GPT2Limits *limits);
+
+/* Sets r.query to the prompts of this step, each num_generations times in a row. An epoch goes
+   through all prompts in an order of its own. */
+void rollout_task_choose(RolloutTask *t, const Run *run);
+/* Samples an answer to each of r.query from the policy alone (no top-k, no top-p), so that the
+   log-probabilities are those of the distribution that was sampled. */
+void rollout_task_sample(RolloutTask *t, const Run *run, GPT2 *policy, float temperature);
+/* Reads the answers of this step and all of their numbers from --replay instead. */
+void rollout_task_replay(RolloutTask *t, const Run *run);
+/* Fills in r.score: what the judge says. */
+void rollout_task_judge(RolloutTask *t, const Run *run);
+/* Adds the answers of this step to the file of --dump_rollouts, if there is one. */
+void rollout_task_dump(const RolloutTask *t, const Run *run);
+
+/* Ends the program with 1 and a message: the loss or the gradient's norm of a minibatch, whose
+   first answer is e, is not finite. */
+__attribute__((noreturn)) void rollout_task_diverged(const RolloutTask *t, const Run *run,
+                                                     int epoch, int e, const Sums *s, double norm);
+
+/* Answers the held-out prompts as in training, always from the same random numbers, and judges the
+   answers. False: there are none. */
+bool rollout_task_answer(RolloutTask *t, const Run *run, GPT2 *policy, float temperature);
+/* Takes the figures of those answers. The first call is that before training; later ones watch
+   eval/reward, eval/kl and so on. */
+void rollout_task_measured(RolloutTask *t, Run *run, const Figures *f);
+/* After training: the first held-out answers and the figures, before training and after. */
+void rollout_task_report(const RolloutTask *t, const Run *run);
+void rollout_task_free(RolloutTask *t);
+
+/* ---- records of supervised learning, mixed into reinforcement learning ----------------------- */
+
+typedef struct {
+    Dataset data;
+    RaggedBatch batch;
+} Mixture;
+
+/* Reads the records of path, the file of a flag, and raises limits to what batches of B records
+   need. Wrong input ends the program with 2. */
+void mixture_load(Mixture *m, Run *run, const char *flag, const char *path, const char *template,
+                  bool strict, int B, GPT2Limits *limits);
+/* Fills m->batch with the next B records after the first `done` batches, in the order of the file.
+   Returns how many tokens they score. */
+int mixture_fill(Mixture *m, int64_t done, int B);
+void mixture_free(Mixture *m);
+
+#endif
