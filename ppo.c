@@ -138,7 +138,7 @@ static const Preset presets[] = {
     {0},
 };
 
-static const Program ppo = {
+static const Program program = {
     .name = "ppo",
     .about = "PPO: reinforcement learning of a GPT-2 from a reward model or a program.",
     .flags = flags,
@@ -170,10 +170,12 @@ static void check_flags(const Run *run) {
         die_usage("--batch_size %d is not a multiple of --num_mini_batches %d", task.batch_size,
                   args.num_mini_batches);
     if ((args.advantage == RLOO || args.advantage == GRPO) && task.num_generations < 2)
-        die_usage("--advantage rloo and grpo need --num_generations 2 or more");
+        die_usage("rloo and grpo compare a prompt's answers: --num_generations must be 2 or more");
     if ((args.advantage != GAE || args.shared_value_head) &&
         (args.critic_warmup_steps || args.critic_learning_rate || run_given(run, "critic_model")))
-        die_usage("flags critic_* are for a critic that is a model of its own");
+        die_usage(
+            "--critic_model, --critic_learning_rate and --critic_warmup_steps need a critic that "
+            "is a model of its own");
 }
 
 /* ---- the mathematics, one number per token --------------------------------------------------- */
@@ -372,7 +374,6 @@ static Sums minibatch(Rollouts *r, const int *which, int n, int B, bool policy_t
     if (args.whiten_advantages == WHITEN_MINIBATCH)
         whiten(M, r->gathered, args.whitening_variance == UNBIASED, true);  // (9)
     rollouts_scatter(r, r->gathered, which, n, r->A);
-    const float entropy_weight = args.entropy_coef / (float)M;
     for (int from = 0; from < n; from += B) {
         rows_fill(b, r, which + from, min_int(B, n - from));
         const int N = b->batch.N;
@@ -383,7 +384,7 @@ static Sums minibatch(Rollouts *r, const int *which, int n, int B, bool policy_t
                       args.log_ratio_clamp, M, b->dlogp, &s);
             for (int i = 0; i < N; i++) {
                 s.entropy += (double)b->entropy[i];
-                b->dentropy[i] = b->target[i] < 0 ? 0 : -entropy_weight;  // (15)
+                b->dentropy[i] = b->target[i] < 0 ? 0 : -args.entropy_coef / (float)M;  // (15)
             }
         }
         if (task.critic) {
@@ -477,7 +478,7 @@ static void evaluate(Run *run) {
 
 #ifndef TESTING
 int main(int argc, char **argv) {
-    Run run = run_begin(&ppo, argc, argv);
+    Run run = run_begin(&program, argc, argv);
     check_flags(&run);
     rollout_task_load(&task, &run, chat.template);
     task.beta = args.kl_coef;
