@@ -1,5 +1,5 @@
 /*
- * check_talk.c - talking to a model: characters as they come, the template that is chosen,
+ * check_chat.c - talking to a model: characters as they come, the template that is chosen,
  * conversations that grow too long, and every program's --prompt and --chat as people use them, on
  * the built-in models.
  */
