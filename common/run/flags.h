@@ -89,8 +89,6 @@ FlagTable *flags_new(void);
 /* Appends rows (ends with {0}), but those whose name is in `without` ("a b c"; NULL = all of them).
    The table keeps a copy. */
 void flags_add(FlagTable *t, const Flag *rows, const char *without);
-/* Says that the n bytes at `from`, which hold variables of rows, were copied to `to`. */
-void flags_move(FlagTable *t, const void *from, void *to, size_t n);
 /* Gives every variable its value. 0; 1: --help was asked for, and the variables hold the defaults
    of the program; -1 with e filled: the flag, its value, what it takes, and of an unknown flag the
    nearest known one. argv[0] is not read. */
