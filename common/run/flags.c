@@ -485,7 +485,7 @@ void flags_echo(const FlagTable *t) {
     for (const Flag *f = t->row; f->name; f++) {
         char text[64];
         const char *value = f->type == FLAG_TITLE ? NULL : flag_text(f, text);
-        if (!value) continue;
+        if (!value || (!f->given && conflicts_with_given(t, f))) continue;
         Str word = {0};
         if (f->type == FLAG_BOOL) {
             str_printf(&word, "--%s%s", *(bool *)f->value ? "" : "no_", f->name);

@@ -105,7 +105,8 @@ const char *flag_text(const Flag *f, char text[64]);
 /* The table as --help prints it on stdout: name, default, help; the presets and the example. */
 void flags_print_help(const FlagTable *t, const FlagLines *lines, const char *program,
                       const char *about);
-/* The resolved table on stdout, as flags that would repeat the run. */
+/* The resolved table on stdout, as flags that would repeat the run: without those that conflict
+   with a given flag. */
 void flags_echo(const FlagTable *t);
 
 /* The path of a file of the built-in example: test/NAME in the program's directory or up to two

@@ -28,7 +28,8 @@ typedef struct {
  * checkpoints and OUTPUT hold it. A further one that trains is saved in them as a directory of its
  * role. Reads each config.json, checks vocabularies and positions, prints parameters and memory,
  * ends a dry run (exit 0), loads, reserves, applies the program's Technique to the first, and
- * resumes. Whatever is wrong ends the program with 2. run_finish frees the models.
+ * resumes. Whatever is wrong ends the program with 2. The Networks must live until run_finish,
+ * which frees the models.
  */
 void networks_open(Run *run, Network *const list[]);
 

@@ -873,7 +873,7 @@ START_TEST(bad_flags_end_with_2) {
         {"--target 5", "--target"},
         {"--num_generations 5", "not a multiple"},
         {"--num_mini_batches 5", "not a multiple"},
-        {"--advantage rloo", "num_generations must be 2"},
+        {"--advantage rloo", "need --num_generations 2 or more"},
         {"--reward_cmd cat", "--reward_model"},
         {"--preset gpt4", "none, lmhp"},
         {"--shared_value_head --critic_warmup_steps 1", "model of its own"},
