@@ -13,6 +13,7 @@
 
 #include "files/hf.h"
 #include "run/private.h"
+#include "run/technique.h"
 
 #include <dirent.h>
 #include <ftw.h>
@@ -280,8 +281,8 @@ int checkpoint_save_models(const Run *run, const char *dir, bool all, Error *e) 
     const struct RunState *s = run->state;
     const Technique *technique = s->program->technique;
     const GPT2 *m = s->network[0]->model;
-    int status =
-        technique ? technique->save(m, dir, run->model, e) : hf_save(m, dir, s->model_dir, e);
+    int status = technique ? technique_save(technique, m, dir, run->model, e)
+                           : hf_save(m, dir, s->model_dir, e);
     if (!status && s->template) status = hf_save_template(dir, s->template, e);
     for (int i = 1; i < s->networks && all && !status; i++) {
         const Network *n = s->network[i];

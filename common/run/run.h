@@ -29,46 +29,20 @@
 #include "util.h"
 
 typedef struct Run Run;
-
-/* Writes m into dir, for a program whose result is not a whole model (an adapter). from: --model.
- */
-typedef int ModelSaver(const GPT2 *m, const char *dir, const char *from, Error *e);
-
-/* A technique that adds trained tensors to a frozen model: lora.c, adapter.c. */
-typedef struct {
-    const char *weights;  // the file of its tensors in a directory
-    const char *loading;  // how to load the result; one %s for OUTPUT
-    /* Fills in which tensors there are for run->config, from the flags or from the adapter in dir
-       (NULL = none), whose form it writes into the flags. A later call releases what an earlier one
-       allocated. Wrong input ends the program with 2. */
-    void (*plan)(const Run *run, const char *dir);
-    void (*print)(const GPT2Config *config);  // the modules, parameters, bytes
-    void (*limits)(GPT2Limits *limits);       // adds its tensors and its Tap
-    /* Allocates what it needs besides, and frees what an earlier call allocated. Returns the bytes;
-       with count only counts them. */
-    size_t (*reserve)(const GPT2Limits *limits, const GPT2Config *config, bool count);
-    void (*init)(GPT2 *m, uint64_t seed);
-    /* Reads its tensors. Wrong input ends the program with 2. run->data NULL: it is not trained. */
-    void (*load)(const Run *run, GPT2 *m, const char *dir);
-    /* Adds the update of m to the weights of merged. NULL: the technique cannot. */
-    int (*merge)(GPT2 *merged, const GPT2 *m, Error *e);
-    ModelSaver *save;
-    void (*release)(void);
-} Technique;
+typedef struct Technique Technique;
 
 /* What a program is. */
 typedef struct {
     const char *name, *about;  // about: the first lines of --help
     const Flag *flags;         // ends with {0}
     FlagLines lines;
-    const char *without;  // flags of every run that this program does not have: "data eval"
-    const char *needs;    // flags that a run must have: "model data"
-    const char *usage;    // what to give, said when one of those is missing
-    int shown;            // figures of a log line on the terminal; 0 = all
-    struct Chat *chat;    // answers --prompt and --chat (chat.h); NULL = neither flag exists
-    const Technique *technique;
-    const char *const *adapter;  // the flag that names an adapter to start from
-    bool (*instead)(Run *run);   // does what other flags ask for instead of training; false: train
+    const char *without;        // flags of every run that this program does not have: "data eval"
+    const char *needs;          // flags that a run must have: "model data"
+    const char *usage;          // what to give, said when one of those is missing; NULL = the usual
+    int shown;                  // figures of a log line on the terminal; 0 = all
+    struct Chat *chat;          // answers --prompt and --chat (chat.h); NULL = neither flag exists
+    bool (*instead)(Run *run);  // does what other flags ask for instead of training; false: train
+    const Technique *technique;  // adds tensors to a frozen model (technique.h); NULL = none
 } Program;
 
 struct Run {
