@@ -173,9 +173,18 @@ void flags_free(FlagTable *t) {
     free(t);
 }
 
+/* Gives a flag the default of its row. */
+static int set_default(const Flag *f, Error *e) {
+    if (f->type == FLAG_TEXT) *(const char **)f->value = NULL;
+    return f->initial ? set_flag(f, f->initial, e) : 0;
+}
+
 void flags_add(FlagTable *t, const Flag *rows, const char *without) {
     for (const Flag *f = rows; f && f->name; f++) {
-        if (*f->name && word_in(without, f->name)) continue;
+        if (*f->name && word_in(without, f->name)) {
+            set_default(f, NULL);
+            continue;
+        }
         t->row = (Flag *)xrealloc(t->row, (size_t)t->n + 2, sizeof *t->row);
         t->row[t->n++] = *f;
         t->row[t->n] = (Flag){0};
@@ -212,6 +221,7 @@ static int edit_distance(const char *a, const char *b) {
    --batch_size) is near, too. */
 static const Flag *nearest(const FlagTable *t, const char *name) {
     const Flag *best = NULL;
+    if (!*name) return NULL;
     int least = max_int((int)strlen(name) / 2, 3);
     for (const Flag *f = t->row; f->name; f++) {
         if (f->type == FLAG_TITLE || strlen(f->name) > NAME_WIDTH) continue;
@@ -363,8 +373,7 @@ int flags_parse(FlagTable *t, const FlagLines *lines, int argc, char **argv, Err
     if (lines->presets && !find(t, "preset")) add_preset_row(t, lines->presets);
     for (Flag *f = t->row; f->name; f++) {
         f->given = false;
-        if (f->type == FLAG_TEXT) *(const char **)f->value = NULL;
-        if (f->initial && set_flag(f, f->initial, e)) return -1;
+        if (set_default(f, e)) return -1;
     }
     if (apply_line(t, lines->program, false, e)) return -1;
 

@@ -86,8 +86,9 @@ typedef struct {
 typedef struct FlagTable FlagTable;
 
 FlagTable *flags_new(void);
-/* Appends rows (ends with {0}), but those whose name is in `without` ("a b c"; NULL = all of them).
-   The table keeps a copy. */
+/* Appends rows, which end with {0}. The table keeps a copy. A row whose name is in `without`
+   ("a b c"; NULL = none) is left out: its variable gets the default, and the flag does not exist.
+ */
 void flags_add(FlagTable *t, const Flag *rows, const char *without);
 /* Gives every variable its value. 0; 1: --help was asked for, and the variables hold the defaults
    of the program; -1 with e filled: the flag, its value, what it takes, and of an unknown flag the

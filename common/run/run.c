@@ -187,13 +187,15 @@ static void read_config(Run *run, const Program *p) {
     run->state->model_dir = xstrdup(dir);
 }
 
+/* A checkpoint has a copy of the tokenizer, so --model may be gone when it is resumed. */
 static void read_tokenizer(Run *run) {
     Error e;
-    run->tokenizer = tokenizer_load(run->model, &e);
+    const char *dir = run->state->model_dir;
+    run->tokenizer = tokenizer_load(dir, &e);
     if (!run->tokenizer) die_usage("%s", e.text);
     if (tokenizer_size(run->tokenizer) > run->config.vocab_size)
         die_usage("%s: the tokenizer has %d tokens and the model %d; they do not belong together",
-                  run->model, tokenizer_size(run->tokenizer), run->config.vocab_size);
+                  dir, tokenizer_size(run->tokenizer), run->config.vocab_size);
 }
 
 Run run_begin(const Program *program, int argc, char **argv) {
