@@ -78,31 +78,18 @@ static const Flag flags[] = {
 /* Gradient checkpointing is off, unlike in full_ft.c: a frozen model has no gradients and moments,
    so there is memory for its activations, and recomputing them would take a third of the time that
    adapters save. */
-static const char *const defaults[] = {"--per_device_train_batch_size=2",
-                                       "--gradient_accumulation_steps=4",
-                                       "--num_train_epochs=6",
-                                       "--learning_rate=1e-4",
-                                       "--warmup_steps=50",
-                                       "--dataloader_drop_last",
-                                       NULL};
+static const char *const *const defaults = COMMAND_LINE(
+    "--per_device_train_batch_size=2", "--gradient_accumulation_steps=4", "--num_train_epochs=6",
+    "--learning_rate=1e-4", "--warmup_steps=50", "--dataloader_drop_last");
 
 /* The built-in example learns facts in half a minute, without dropout: fifteen epochs of a few
    hundred short records do not overfit in a bottleneck of 64. */
-static const char *const example[] = {"--model=test/tiny",
-                                      "--data=test/tiny/domain.jsonl",
-                                      "--eval=test/tiny/domain-eval.jsonl",
-                                      "--per_device_train_batch_size=16",
-                                      "--gradient_accumulation_steps=1",
-                                      "--max_steps=300",
-                                      "--learning_rate=1.5e-3",
-                                      "--adam_beta2=0.99",
-                                      "--lr_scheduler_type=cosine",
-                                      "--warmup_steps=20",
-                                      "--logging_steps=50",
-                                      "--eval_steps=150",
-                                      "--eval_samples=128",
-                                      "--adapter_dropout=0",
-                                      NULL};
+static const char *const *const example = COMMAND_LINE(
+    "--model=test/tiny", "--data=test/tiny/domain.jsonl", "--eval=test/tiny/domain-eval.jsonl",
+    "--per_device_train_batch_size=16", "--gradient_accumulation_steps=1", "--max_steps=300",
+    "--learning_rate=1.5e-3", "--adam_beta2=0.99", "--lr_scheduler_type=cosine",
+    "--warmup_steps=20", "--logging_steps=50", "--eval_steps=150", "--eval_samples=128",
+    "--adapter_dropout=0");
 
 /* ---- which layers ---------------------------------------------------------------------------- */
 
@@ -259,8 +246,8 @@ static void adapter_forward(void *context, const TapCall *c) {
                        C);
 }
 
-/* dout, the gradient by f + up(a), becomes the gradient by f: the sum passes dout on as it is, and
-   what comes through the adapter is added. */
+/* dout, the gradient with respect to f + up(a), becomes the one with respect to f: the sum passes
+   it on unchanged, and the gradient through the adapter is added. */
 static void adapter_backward(void *context, const TapCall *c) {
     (void)context;
     real *x, *z, *d = adapter.a;  // d (N,D): da, then dz
@@ -340,18 +327,15 @@ static const char weights[] = "adapter.safetensors";
    library's load_adapter finds them there. */
 static int adapter_save(const GPT2 *m, const char *dir, const char *from, Error *e) {
     char *config = hf_bottleneck_text(&adapter.form, gpt2_config(m), from);
-    const int status = hf_save_added(m, dir, weights, config, e);
-    free(config);
-    return status;
+    return added_save(m, dir, weights, config, e);
 }
 
 /* Is every up projection zero, with its bias? */
 static bool is_untrained(const GPT2 *m) { return added_are_zero(m, PER_ADAPTER, UP_W); }
 
 static void adapter_load(const Run *run, GPT2 *m, const char *dir) {
-    const bool is_checkpoint = run_checkpoint_dir(run);
     added_load(m, dir, weights);
-    if (!is_checkpoint && !args.allow_untrained && is_untrained(m))
+    if (!run_checkpoint_dir(run) && !args.allow_untrained && is_untrained(m))
         refuse_untrained(dir, weights, "every up projection");
     fprintf(chat_asked(&task.chat) ? stderr : stdout, "%s: an adapter of AdapterHub's, \"%s\"\n",
             dir, adapter.form.name);

@@ -76,31 +76,17 @@ static const Flag flags[] = {
 /* Gradient checkpointing is off, unlike in full_ft.c: a frozen model has no gradients and moments,
    so there is memory for its activations, and recomputing them would take a third of the time that
    LoRA saves. */
-static const char *const defaults[] = {"--per_device_train_batch_size=2",
-                                       "--gradient_accumulation_steps=4",
-                                       "--num_train_epochs=5",
-                                       "--learning_rate=2e-4",
-                                       "--warmup_steps=20",
-                                       "--dataloader_drop_last",
-                                       NULL};
+static const char *const *const defaults = COMMAND_LINE(
+    "--per_device_train_batch_size=2", "--gradient_accumulation_steps=4", "--num_train_epochs=5",
+    "--learning_rate=2e-4", "--warmup_steps=20", "--dataloader_drop_last");
 
 /* The built-in example learns facts in half a minute, without dropout: ten epochs of a few hundred
    short records do not overfit at rank 16. */
-static const char *const example[] = {"--model=test/tiny",
-                                      "--data=test/tiny/domain.jsonl",
-                                      "--eval=test/tiny/domain-eval.jsonl",
-                                      "--per_device_train_batch_size=8",
-                                      "--gradient_accumulation_steps=1",
-                                      "--max_steps=400",
-                                      "--learning_rate=3e-3",
-                                      "--adam_beta2=0.99",
-                                      "--lr_scheduler_type=cosine",
-                                      "--warmup_steps=20",
-                                      "--logging_steps=50",
-                                      "--eval_steps=200",
-                                      "--eval_samples=128",
-                                      "--lora_dropout=0",
-                                      NULL};
+static const char *const *const example = COMMAND_LINE(
+    "--model=test/tiny", "--data=test/tiny/domain.jsonl", "--eval=test/tiny/domain-eval.jsonl",
+    "--per_device_train_batch_size=8", "--gradient_accumulation_steps=1", "--max_steps=400",
+    "--learning_rate=3e-3", "--adam_beta2=0.99", "--lr_scheduler_type=cosine", "--warmup_steps=20",
+    "--logging_steps=50", "--eval_steps=200", "--eval_samples=128", "--lora_dropout=0");
 
 /* ---- which layers ---------------------------------------------------------------------------- */
 
@@ -353,10 +339,7 @@ static size_t lora_reserve(const GPT2Limits *limits, const GPT2Config *c, bool c
 static const char weights[] = "adapter_model.safetensors";
 
 static int lora_save(const GPT2 *m, const char *dir, const char *from, Error *e) {
-    char *config = hf_lora_text(&lora.config, from);
-    const int status = hf_save_added(m, dir, weights, config, e);
-    free(config);
-    return status;
+    return added_save(m, dir, weights, hf_lora_text(&lora.config, from), e);
 }
 
 /* Is every B zero? */

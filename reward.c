@@ -230,7 +230,7 @@ static bool is_correct(const PairBatch *b, int i) {
 }
 
 /* Adds the pairs of a batch, whose loss sums to `loss`. */
-static void sums_add(PairSums *s, const PairBatch *b, double loss) {
+static void pair_sums_add(PairSums *s, const PairBatch *b, double loss) {
     s->loss += loss;
     s->pairs += b->P;
     for (int i = 0; i < b->P; i++) {
@@ -272,7 +272,7 @@ static PairSums evaluate(PairBatch *b, GPT2 *model, const PairSet *x, int P, flo
     for (int i = 0; i < x->n; i += P) {
         batch_fill(b, x->data, x->which + i, min_int(P, x->n - i), true);
         batch_rewards(b, model, NULL);
-        sums_add(&sums, b, batch_loss(b, 1));
+        pair_sums_add(&sums, b, batch_loss(b, 1));
         for (int k = 0; rewards && k < b->P; k++) {
             rewards[2 * (i + k)] = b->chosen[k];
             rewards[2 * (i + k) + 1] = b->rejected[k];

@@ -32,8 +32,8 @@
 /* --prompt and --chat; a supervised task: records, held-out figures */
 #include "run/chat.h"
 #include "run/task.h"
-/* Preference pairs; reinforcement learning and AI feedback: answers of a policy, the judge, the task
-   of a policy that learns from its answers; constitutions, dialogues */
+/* Preference pairs; reinforcement learning and AI feedback: answers of a policy, the judge, the
+   task of a policy that learns from its answers; constitutions, dialogues */
 #include "rl/pairs.h"
 #include "rl/rollouts.h"
 #include "rl/judge.h"

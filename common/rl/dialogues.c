@@ -250,7 +250,7 @@ void transcripts_report(const Transcripts *t, bool finished, const Dropped *drop
     printf("%s%d dialogue%s%s:", isatty(STDOUT_FILENO) ? "\r" : "", t->prompts->n,
            plural(t->prompts->n), finished ? "" : " (interrupted)");
     for (int k = 0; k < ENDINGS; k++)
-        if (ended[k]) printf("  %s %d", endings[k], ended[k]);
+        if (ended[k]) printf("  %d: %s", ended[k], ending_words[k]);
     printf("\n");
     if (dropped->few_shot + dropped->rounds)
         printf(

@@ -63,6 +63,12 @@ void added_load(GPT2 *m, const char *dir, const char *weights) {
     if (hf_load_added(m, dir, weights, &e)) die_usage("%s", e.text);
 }
 
+int added_save(const GPT2 *m, const char *dir, const char *weights, char *config, Error *e) {
+    const int status = hf_save_added(m, dir, weights, config, e);
+    free(config);
+    return status;
+}
+
 void refuse_untrained(const char *dir, const char *weights, const char *what) {
     die_usage(
         "%s/%s: %s is zero, so the adapter changes nothing. Was it saved before it was "

@@ -20,8 +20,8 @@ typedef struct {
 
 /* Appends a tensor (rows,columns), or (rows) if columns is 0, and returns its k. The name is given
    as for printf. */
-__attribute__((format(printf, 4, 5))) int added_append(AddedTensors *list, int rows, int columns,
-                                                       const char *name, ...);
+PRINTF_LIKE(4, 5)
+int added_append(AddedTensors *list, int rows, int columns, const char *name, ...);
 /* How many numbers they have in all. */
 size_t added_parameters(const AddedTensors *list);
 /* All elements of tensor k, to be freed; and back. */
@@ -32,6 +32,9 @@ bool added_are_zero(const GPT2 *m, int period, int from);
 
 /* Reads the added tensors from dir/weights. A wrong file ends the program with 2. */
 void added_load(GPT2 *m, const char *dir, const char *weights);
+/* Writes them to dir/weights, and config, which it frees, to dir/adapter_config.json. As
+   hf_save_added. */
+int added_save(const GPT2 *m, const char *dir, const char *weights, char *config, Error *e);
 /* Ends the program with 2: the adapter in dir/weights was never trained, because `what` is zero. */
 __attribute__((noreturn)) void refuse_untrained(const char *dir, const char *weights,
                                                 const char *what);

@@ -9,9 +9,8 @@ there: what peers.py runs beside ./ppo.
                                                          updates gave
 
 SETTINGS is JSON, in the names of ppo's flags. Policy, reference, reward model and critic are four
-models of GPT-2's size in float32. What makes such a
-loop fast is there: a cache of keys and values in generation, log-probabilities of the answers kept
-from it, logits only of the rows that are
+models of GPT-2's size in float32. What makes such a loop fast is there: a cache of keys and values
+in generation, log-probabilities of the answers kept from it, logits only of the rows that are
 scored, a fused AdamW, no dropout. All prompts have one length and so have all answers, so nothing
 is padded.
 """

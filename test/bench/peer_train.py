@@ -7,10 +7,9 @@ shows it.
         prints "step I loss L rate R" after each optimiser step
 
 SETTINGS is JSON, in the names of transformers' TrainingArguments; PADDING is longest (of the batch)
-or max_length (128). The records come in the order
-of WORK/order.json, one after the other. Nothing else of the libraries is changed, but for what
-would make it another computation: no dropout, float32
-in place of TRL's bfloat16, and gradient checkpointing only where SETTINGS say so.
+or max_length (128). The records come in the order of WORK/order.json, one after the other. Nothing
+else of the libraries is changed, but for what would make it another computation: no dropout,
+float32 in place of TRL's bfloat16, and gradient checkpointing only where SETTINGS say so.
 """
 
 import json

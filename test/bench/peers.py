@@ -13,17 +13,16 @@ At GPT-2 124M's size, on the CPU, in float32.
         speed and ppo, for a quiet machine
 
 (python: one with torch, transformers, peft and trl; `make test` needs none of this.) --rounds N
-turns of speed and ppo, --steps N timed steps of
-speed, --threads N, --quick only to see that it runs. The vocabulary and the records come from SHARED (../shared); models and files lie in
+turns of speed and ppo, --steps N timed steps of speed, --threads N, --quick only to see that it
+runs. The vocabulary and the records come from SHARED (../shared); models and files lie in
 .build/peers. Nothing is downloaded.
 
 The weights are random, made and saved by transformers, so that nobody's checkpoint is needed. Both
-sides get the same file of records, the same
-starting weights (also of the reward's head and of LoRA's A and B, which PEFT draws) and the same
-hyper-parameters, without dropout; each tokenises and
+sides get the same file of records, the same starting weights (also of the reward's head and of
+LoRA's A and B, which PEFT draws) and the same hyper-parameters, without dropout; each tokenises and
 batches by itself. The order of the records is a function of the seed: it is computed here from its
-definition (Philox, util.h) and theirs get the
-records in that order. This process loads nothing large, so that its children's peak memory is their own.
+definition (Philox, util.h) and theirs get the records in that order. This process loads nothing
+large, so that its children's peak memory is their own.
 """
 
 import argparse
@@ -234,10 +233,12 @@ def ours(program, data, settings, output):
 
 
 def curves(programs, threads):
-    """50 steps of 2 x 2 records, two epochs, so that accumulation, warm-up, decay and the end of an epoch are all in it."""
+    """50 steps of 2 x 2 records, two epochs, so that accumulation, warm-up, decay and the end of an
+    epoch are all in it."""
     steps, batch, accumulation, seed = 50, 2, 2, 42
     print(
-        "| | peer | records | loss, first and last step, ours | theirs | largest difference | at step |\n|---|---|---|---|---|---|---|"
+        "| | peer | records | loss, first and last step, ours | theirs | largest difference | at "
+        "step |\n|---|---|---|---|---|---|---|"
     )
     worst = 0
     for program in programs:
@@ -285,12 +286,14 @@ def curves(programs, threads):
         most = max(difference)
         worst = max(worst, most)
         print(
-            f"| {program} | {PEER[program]} | {n} | {a[0]['loss']:.5f}, {a[-1]['loss']:.5f} | {b[0][0]:.5f}, {b[-1][0]:.5f} | {most:.1e} | "
+            f"| {program} | {PEER[program]} | {n} | {a[0]['loss']:.5f}, {a[-1]['loss']:.5f} | "
+            f"{b[0][0]:.5f}, {b[-1][0]:.5f} | {most:.1e} | "
             f"{difference.index(most) + 1} |",
             flush=True,
         )
     print(
-        f"\nlargest difference {worst:.1e}: {'within' if worst <= 1e-3 else 'NOT within'} 1e-3 (each step's losses: {WORK}/*-losses.txt)"
+        f"\nlargest difference {worst:.1e}: {'within' if worst <= 1e-3 else 'NOT within'} 1e-3 "
+        f"(each step's losses: {WORK}/*-losses.txt)"
     )
     return worst <= 1e-3
 
@@ -348,10 +351,12 @@ def speed(programs, rounds, steps, threads):
                     (real / (at[-1] - at[0]), memory / 1e9)
                 )
                 say(
-                    f"round {k + 1} {program} {who}: {real / (at[-1] - at[0]):.1f} tokens/s, {memory / 1e9:.3f} GB"
+                    f"round {k + 1} {program} {who}: {real / (at[-1] - at[0]):.1f} tokens/s, "
+                    f"{memory / 1e9:.3f} GB"
                 )
     print(
-        f"| {rounds} rounds | ours: tokens/s (range), peak | padded to the longest of the batch | real | ours by that | "
+        f"| {rounds} rounds | ours: tokens/s (range), peak | padded to the longest of the batch | "
+        f"real | ours by that | "
         f"padded to {MAX_LENGTH} | real | ours by that |"
     )
     print("|" + "---|" * 8)
@@ -403,7 +408,8 @@ SETTINGS = {
 
 
 def ppo_commands(settings, *more):
-    """./ppo and peer_ppo.py for one iteration. The prompts are longer than max_prompt_length: both keep their last tokens, so that all have one length."""
+    """./ppo and peer_ppo.py for one iteration. The prompts are longer than max_prompt_length: both
+    keep their last tokens, so that all have one length."""
     prompts = os.path.join(WORK, "prompts.jsonl")
     with open(prompts, "w") as f:
         texts = [r["prompt"] for r in read("summaries/news.jsonl") if len(r["prompt"]) > 1000]
@@ -503,7 +509,8 @@ def ppo(rounds, threads, settings):
                 + f", {memory / 1e9:.3f} GB"
             )
     print(
-        f"| one iteration of PPO, {rounds} rounds | ours (range) | PyTorch (range) | PyTorch by ours |\n|---|---|---|---|"
+        f"| one iteration of PPO, {rounds} rounds | ours (range) | PyTorch (range) | PyTorch by "
+        f"ours |\n|---|---|---|---|"
     )
     for i, name in enumerate(parts + ("in all", "peak memory")):
         a, b = [r[i] for r in result["ours"]], [r[i] for r in result["theirs"]]
@@ -534,7 +541,8 @@ if __name__ == "__main__":
     models()
     with open(os.path.join(WORK, "versions")) as f:
         print(
-            f"# {args.what}, {args.threads} threads, load average {os.getloadavg()[0]:.2f}; {f.read().strip()}",
+            f"# {args.what}, {args.threads} threads, load average {os.getloadavg()[0]:.2f}; "
+            f"{f.read().strip()}",
             flush=True,
         )
     good = (

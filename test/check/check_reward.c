@@ -354,7 +354,7 @@ START_TEST(figures_are_over_pairs) {
     float chosen[] = {2, -1, 0, 5}, rejected[] = {1, 1, 3, 0}, p[] = {1, 1, 0.1f, 0.5f};
     PairBatch b = {.P = 4, .chosen = chosen, .rejected = rejected, .p_chosen = p};
     PairSums t = no_pairs;
-    sums_add(&t, &b, 2);
+    pair_sums_add(&t, &b, 2);
     ck_assert(t.pairs == 4 && t.judged == 3 && t.correct == 2 && t.loss == 2 && t.min == -1 &&
               t.max == 5);
     ck_assert_double_eq_tol(accuracy(&t), 2.0 / 3, 1e-15);
@@ -362,7 +362,7 @@ START_TEST(figures_are_over_pairs) {
     ck_assert_double_eq_tol(mean_reward(&t), 11.0 / 8, 1e-15);
     float tie = 1;  // no difference, so it is not correct
     b = (PairBatch){.P = 1, .chosen = &tie, .rejected = &tie, .p_chosen = p};
-    sums_add(&t, &b, 0);
+    pair_sums_add(&t, &b, 0);
     ck_assert(t.judged == 4 && t.correct == 2);
 }
 END_TEST

@@ -116,7 +116,8 @@ for placement, activation in CASES:
         run(placement, activation, d) for d in (torch.float64, torch.float32)
     )
     print(
-        f'    {{"{placement}", "{activation}",  // float32 strays by {(logp32 - logp).abs().max():.1e}'
+        f'    '
+        f'{{"{placement}", "{activation}",  // float32 strays by {(logp32 - logp).abs().max():.1e}'
     )
     x = [repr(v) for v in logp.tolist()]
     for i in range(0, len(x), 5):

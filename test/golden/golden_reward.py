@@ -31,7 +31,8 @@ with open(os.path.join(here, "..", "tiny", "preferences-eval.jsonl")) as f:
 records += [{"text": "a"}, {"text": "안나는 오슬로에 살아요."}, {"text": "Get lost. " * 24}]
 
 print(
-    "/* golden_reward.h - made by golden_reward.py with transformers %s: records, and the scores the library gives them. */"
+    "/* golden_reward.h - made by golden_reward.py with transformers %s: records, and the scores "
+    "the library gives them. */"
     % transformers.__version__
 )
 print("enum { GOLDEN_TEXTS = %d };" % len(records))

@@ -132,13 +132,15 @@ def main():
     for i, (name, raw, _) in enumerate(files):
         print(f"static const char golden_bytes_{i}[] =   // {name}\n{literal(raw)};\n")
     print(
-        "static const struct {\n    const char *name, *bytes;\n    size_t n;\n    int tensors;   // 0: see GOLDEN_GPT2\n"
+        "static const struct "
+        "{\n    const char *name, *bytes;\n    size_t n;\n    int tensors;   // 0: see GOLDEN_GPT2\n"
         f"}} golden_files[{len(files)}] = {{"
     )
     for i, (name, raw, tensors) in enumerate(files):
         print(f'    {{"{name}", golden_bytes_{i}, {len(raw)}, {len(tensors)}}},')
     print(
-        "};\n\nstatic const struct {\n    int file;\n    const char *name, *type;\n    int ndim, shape[4], n;\n    double value[6];\n"
+        "};\n\nstatic const struct {\n    int file;\n    const char *name, *type;\n    int ndim, "
+        "shape[4], n;\n    double value[6];\n"
         "} golden_tensors[] = {"
     )
     for i, (_, _, tensors) in enumerate(files):
@@ -154,13 +156,15 @@ def main():
     )
     print(f"enum {{ GOLDEN_GPT2 = {len(files) - 1} }};")
     print(
-        'static const char golden_config[] = "{\\"model_type\\": \\"gpt2\\", \\"n_layer\\": 1, \\"n_head\\": 2, \\"n_embd\\": 4, '
+        'static const char golden_config[] = '
+        '"{\\"model_type\\": \\"gpt2\\", \\"n_layer\\": 1, \\"n_head\\": 2, \\"n_embd\\": 4, '
         '\\"n_positions\\": 5, \\"vocab_size\\": 7}";'
     )
     print(f"static const int golden_ids[{len(ids)}] = {{{', '.join(map(str, ids))}}};")
     print(f"static const double golden_logp[{len(logp)}] = {{{', '.join(map(repr, logp))}}};\n")
     print(
-        "// What a byte means as an opcode, according to pickletools; NULL: allowed, or none at all."
+        "// What a byte means as an opcode, according to pickletools; NULL: allowed, or none at "
+        "all."
     )
     print("static const char *const golden_refused[256] = {")
     for o in pickletools.opcodes:
@@ -169,7 +173,8 @@ def main():
     codes = [f"0x{ord(o.code):02x}" for o in pickletools.opcodes if o.name in ALLOWED]
     assert len(codes) == len(ALLOWED)
     print(
-        f"}};\nstatic const unsigned char golden_allowed[{len(codes)}] = {{\n    {', '.join(codes[:20])},\n    {', '.join(codes[20:])}}};"
+        f"}};\nstatic const unsigned char golden_allowed[{len(codes)}] = {{\n    "
+        f"{', '.join(codes[:20])},\n    {', '.join(codes[20:])}}};"
         "\n\n#endif"
     )
 
