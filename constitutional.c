@@ -124,43 +124,24 @@ static const Flag flags[] = {
     {0},
 };
 
-static const char *const defaults[] = {"--learning_rate=1e-5", "--warmup_steps=0",
-                                       "--weight_decay=0", NULL};
-
-/* What the built-in model says when it is rude */
-static const char rude[] =
-    "--breaches=silly you!|get lost.|stop bugging.|how boring.|now leave.|never ask again.|"
-    "you are so dumb.|what a fool.";
-
-/* The built-in example learns manners in half a minute. */
-static const char *const example[] = {"--model=test/tiny/chat",
-                                      "--prompts=test/tiny/prompts.jsonl",
-                                      "--eval=test/tiny/prompts-eval.jsonl",
-                                      "--constitution=test/tiny/constitution.json",
-                                      "--evaluate=test/tiny/multiple-choice.jsonl",
-                                      "--stop_phrases=answer is good",
-                                      rude,
-                                      "--max_new_tokens=64",
-                                      "--eval_samples=72",
-                                      "--per_device_train_batch_size=16",
-                                      "--gradient_accumulation_steps=1",
-                                      "--max_steps=60",
-                                      "--learning_rate=3e-4",
-                                      "--adam_beta2=0.99",
-                                      "--lr_scheduler_type=cosine",
-                                      "--warmup_steps=10",
-                                      "--eval_steps=30",
-                                      NULL};
-
 static const Program constitutional = {
     .name = "constitutional",
     .about =
         "Constitutional AI: critique and revision by written principles, and fine-tuning on "
         "the revisions; with --feedback, preferences labelled by the model.",
     .flags = flags,
-    .lines = {.program = defaults,
-              .example = example,
-              .example_unless = "model prompts evaluate pairs prompt chat"},
+    .lines.program = COMMAND_LINE("--learning_rate=1e-5", "--warmup_steps=0", "--weight_decay=0"),
+    // the built-in example learns manners in half a minute
+    .lines.example = COMMAND_LINE(
+        "--model=test/tiny/chat", "--prompts=test/tiny/prompts.jsonl",
+        "--eval=test/tiny/prompts-eval.jsonl", "--constitution=test/tiny/constitution.json",
+        "--evaluate=test/tiny/multiple-choice.jsonl", "--stop_phrases=answer is good",
+        "--breaches=silly you!|get lost.|stop bugging.|how boring.|now leave.|never ask again.|"
+        "you are so dumb.|what a fool.",
+        "--max_new_tokens=64", "--eval_samples=72", "--per_device_train_batch_size=16",
+        "--gradient_accumulation_steps=1", "--max_steps=60", "--learning_rate=3e-4",
+        "--adam_beta2=0.99", "--lr_scheduler_type=cosine", "--warmup_steps=10", "--eval_steps=30"),
+    .lines.example_unless = "model prompts evaluate pairs prompt chat",
     .needs = "model",
     .usage =
         "give --model DIR with --prompts FILE, with --evaluate FILE, or with --feedback FILE "
@@ -452,6 +433,9 @@ static void check_flags(const Run *run) {
 static void read_files(Run *run) {
     const bool learns = args.prompts && !args.feedback;
     constitution_open(args.constitution, &constitution, &headings);
+    printf("%s: %d principle%s, %d few-shot conversation%s\n",
+           args.constitution ? args.constitution : "built-in constitution", constitution.n,
+           plural(constitution.n), constitution.few_shot_n, plural(constitution.few_shot_n));
     if (args.prompts) prompts_load(args.prompts, chat.template, args.strict, &prompts);
     if (run->eval && learns && args.eval_samples)
         prompts_load(run->eval, chat.template, args.strict, &held_out);

@@ -85,9 +85,6 @@ void constitution_open(const char *path, Constitution *c, Headings *h) {
                      h);
         headings_add(h, comparison_layout(c, p));
     }
-    printf("%s: %d principle%s, %d few-shot conversation%s\n",
-           path ? path : "built-in constitution", c->n, plural(c->n), c->few_shot_n,
-           plural(c->few_shot_n));
 }
 
 const char *comparison_layout(const Constitution *c, const Principle *p) {

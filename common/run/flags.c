@@ -166,13 +166,6 @@ FlagTable *flags_new(void) {
     return t;
 }
 
-void flags_move(FlagTable *t, const void *from, void *to, size_t n) {
-    for (Flag *f = t->row; f->name; f++) {
-        const uintptr_t offset = (uintptr_t)f->value - (uintptr_t)from;
-        if (f->value && offset < n) f->value = (char *)to + offset;
-    }
-}
-
 void flags_free(FlagTable *t) {
     if (!t) return;
     free(t->row);

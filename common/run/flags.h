@@ -90,8 +90,6 @@ FlagTable *flags_new(void);
    ("a b c"; NULL = none) is left out: its variable gets the default, and the flag does not exist.
  */
 void flags_add(FlagTable *t, const Flag *rows, const char *without);
-/* Says that the n bytes at `from`, which hold variables of rows, were copied to `to`. */
-void flags_move(FlagTable *t, const void *from, void *to, size_t n);
 /* Gives every variable its value. 0; 1: --help was asked for, and the variables hold the defaults
    of the program; -1 with e filled: the flag, its value, what it takes, and of an unknown flag the
    nearest known one. argv[0] is not read. */

@@ -145,8 +145,6 @@ static void load(Run *run, Network *n, bool first) {
 void networks_open(Run *run, Network *const list[]) {
     struct RunState *s = run->state;
     const Technique *technique = s->program->technique;
-    flags_move(s->flags, s->home, run, sizeof *run);
-    s->home = run;
     for (; list[s->networks]; s->networks++) {
         s->network = (Network **)xrealloc(s->network, (size_t)s->networks + 1, sizeof *s->network);
         s->network[s->networks] = list[s->networks];

@@ -48,7 +48,6 @@ typedef struct {
 struct RunState {
     const Program *program;
     FlagTable *flags;
-    Run *home;  // the Run that holds the variables of the flags; run_begin returns a copy of it
     /* where the model comes from, and where the output goes */
     char *model_dir;  // its config.json and tokenizer go into every model directory that is written
     char *checkpoint;  // the one that is resumed, or NULL

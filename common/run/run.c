@@ -96,7 +96,6 @@ int run_parse(Run *run, const Program *program, int argc, char **argv, Error *e)
     run_free(run);
     struct RunState *s = run->state = (struct RunState *)xcalloc(1, sizeof *s);
     s->program = program;
-    s->home = run;
     s->order_epoch = -1;
     s->in_phase = -1;
     s->terminal = isatty(STDOUT_FILENO);

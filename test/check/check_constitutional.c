@@ -1038,7 +1038,9 @@ int main(void) {
     tcase_add_test(c, evaluation_alone_needs_no_prompts);
     suite_add_tcase(s, c);
     const int failed = run_suite(s);
-    forget();
+    for (int i = 0; i < script.n; i++) free(script.prompt[i]);
+    constitution_free(&constitution);
+    headings_free(&headings);
     shell("rm -rf %s", work);
     return failed != 0;
 }
