@@ -10,7 +10,6 @@
 
 #include <signal.h>
 #include <unistd.h>
-#include <unistd.h>
 
 bool chat_asked(const Chat *c) { return c->prompt || c->chat; }
 

@@ -87,7 +87,7 @@ const char *flag_text(const Flag *f, char text[64]) {
     }
 }
 
-/* What a flag takes, for messages: "a whole number from 1 to 8". */
+/* The values that a flag takes, for messages: "a whole number from 1 to 8". */
 static const char *takes_text(const Flag *f, char text[256]) {
     if (f->type == FLAG_BOOL) return "true or false";
     if (f->type == FLAG_TEXT) return f->may_change_on_resume ? "a text" : "a text in UTF-8";
@@ -298,8 +298,8 @@ static bool conflicts_with_given(const FlagTable *t, const Flag *f) {
     return false;
 }
 
-/* Applies a line of the program itself. Of the example, a path "test/..." is looked for, and a flag
-   that conflicts with a given one is left out. */
+/* Applies a line of the program itself. In the example, a value "test/..." becomes the path that
+   example_file finds, and a flag that conflicts with a given one is left out. */
 static int apply_line(const FlagTable *t, const char *const *line, bool example, Error *e) {
     int n = 0;
     while (line && line[n]) n++;
@@ -337,7 +337,7 @@ static bool any_given(const FlagTable *t, const char *list) {
     return false;
 }
 
-/* Is a flag of the list set, by whichever line? */
+/* Is a flag of the list set, by the command line or by any line of the program? */
 static bool any_set(const FlagTable *t, const char *list) {
     for (const Flag *f = t->row; f->name; f++) {
         if (f->type == FLAG_TITLE || !word_in(list, f->name)) continue;
@@ -347,7 +347,7 @@ static bool any_set(const FlagTable *t, const char *list) {
     return false;
 }
 
-/* What the flags of a command line say of each other. */
+/* Checks conflicts and only_with of the flags that are given. */
 static int check_given(const FlagTable *t, Error *e) {
     for (const Flag *a = t->row; a->name; a++) {
         if (!a->given) continue;

@@ -274,14 +274,15 @@ START_TEST(test_resume_refusals) {
     const struct {
         const char *flags, *says[2];
     } row[] = {
-        {"--learning_rate 2e-3", {"--learning_rate is \"0.002\" here and \"0.001\" there"}},
-        {"--seed 43", {"--seed is \"43\" here and \"42\" there"}},
+        {"--learning_rate 2e-3",
+         {"--learning_rate is \"0.002\" now and \"0.001\" in the checkpoint"}},
+        {"--seed 43", {"--seed is \"43\" now and \"42\" in the checkpoint"}},
         {"--per_device_train_batch_size 4",
-         {"--per_device_train_batch_size is \"4\" here and \"2\" there"}},
-        {"--max_steps 24", {"--max_steps is \"24\" here and \"23\" there"}},
-        {"--lr_scheduler_type linear", {"\"linear\" here and \"cosine\" there"}},
-        {"--template x", {"--template is \"x\" here and \"\" there"}},
-        {"--examples 17", {"the number of examples is \"17\" here and \"18\" there"}},
+         {"--per_device_train_batch_size is \"4\" now and \"2\" in the checkpoint"}},
+        {"--max_steps 24", {"--max_steps is \"24\" now and \"23\" in the checkpoint"}},
+        {"--lr_scheduler_type linear", {"\"linear\" now and \"cosine\" in the checkpoint"}},
+        {"--template x", {"--template is \"x\" now and \"\" in the checkpoint"}},
+        {"--examples 17", {"the number of examples is \"17\" now and \"18\" in the checkpoint"}},
         {"--overwrite_output_dir", {"--overwrite_output_dir"}},
     };
     for (int i = 0; i < COUNT(row); i++) {
@@ -291,12 +292,12 @@ START_TEST(test_resume_refusals) {
     write_text("data.jsonl", "foobaz");
     ck_toy(2, TRAIN " --resume --output %s", at("out"));
     assert_said("the content of --data is \"6 bytes, hash ");
-    assert_said("\"6 bytes, hash 85944171f73967e8\" there");
+    assert_said("\"6 bytes, hash 85944171f73967e8\" in the checkpoint");
     write_text("data.jsonl", "foobar");
     char words[256];
     snprintf(words, sizeof words, TRAIN " --resume --output %s", at("out"));
     ck_assert_int_eq(run_process(toy_main, "other", words), 2);
-    assert_said("the program is \"other\" here and \"toy\" there");
+    assert_said("the program is \"other\" now and \"toy\" in the checkpoint");
 
     ck_toy(2, TRAIN " --resume --output %s", at("nowhere"));
     assert_said("no checkpoint in");
@@ -361,7 +362,7 @@ START_TEST(test_hostile_state) {
         {"\"keep.best\"", "\"keep.bast\"", "holds no number keep.best"},
         {"\"format_version\":\"2\"", "\"format_version\":\"9\"", "format"},
         {"m.wte.weight", "m.wta.weight", "m.wte.weight"},
-        {"\"flag.seed\"", "\"flag.seek\"", "--seed is \"42\" here and not known there"},
+        {"\"flag.seed\"", "\"flag.seek\"", "--seed is \"42\" now and missing in the checkpoint"},
         {"\"figures\":\"last loss", "\"figures\":\"lost loss", "its figures are \"lost loss"},
         {"\"figures\":\"last", "\"figured\":\"last", "its figures are \"\""},
         {";last best ", ";last loss ", "its figures are \"last loss"},

@@ -33,10 +33,8 @@ static const Flag own_flags[] = {
     {0},
 };
 
-static const Program program = {.name = "prog",
-                                .about = "A toy.",
-                                .flags = own_flags,
-                                .without = "eval_steps adam_epsilon"};
+static const Program program = {
+    .name = "prog", .about = "A toy.", .flags = own_flags, .without = "eval_steps adam_epsilon"};
 
 /* Splits words at blanks. "_" is an empty argument. */
 static int parse_words(const char *words, Error *e) {
@@ -126,7 +124,8 @@ START_TEST(test_choices_are_enums) {
         snprintf(words, sizeof words, "--kind %s", names[i]);
         accept(words);
         ck_assert_uint_eq(own_kind, i);
-        const Flag kind = {.type = FLAG_CHOICE, .value = &own_kind, .choices = own_flags[3].choices};
+        const Flag kind = {
+            .type = FLAG_CHOICE, .value = &own_kind, .choices = own_flags[3].choices};
         ck_assert_str_eq(flag_text(&kind, text), names[i]);
     }
     const char *const schedules[] = {"constant", "constant_with_warmup", "linear", "cosine"};
@@ -260,9 +259,8 @@ START_TEST(test_only_with) {
     ck_assert_float_eq(own_odds, 0.1f);
     accept("");  // the default of the row is not given
 
-    const Program other = {.name = "prog",
-                           .flags = own_flags,
-                           .lines.program = COMMAND_LINE("--train_on_prompt")};
+    const Program other = {
+        .name = "prog", .flags = own_flags, .lines.program = COMMAND_LINE("--train_on_prompt")};
     Words w;
     split_words(&w, "prog", "--odds 0.2");
     ck_assert_int_eq(run_parse(&parsed, &other, w.argc, w.argv, &e), 0);
@@ -529,16 +527,15 @@ START_TEST(test_echo_repeats_the_run) {
     Error e;
     FlagTable *t = flags_new();
     ck_assert_int_eq(run_parse(&parsed, &program, 11, argv, &e), 0);
-    const char *const names[] = {"learning_rate", "num_train_epochs", "seed", "warmup_ratio",
-                                 "warmup_steps", "dry_run"};
-    const Flag run_rows[] = {
-        {"learning_rate", NUMBER(parsed.learning_rate, "0", 0, 0), ""},
-        {"num_train_epochs", NUMBER(parsed.num_train_epochs, "0", 0, 0), ""},
-        {"seed", NUMBER(parsed.seed, "0", 0, 0), ""},
-        {"warmup_ratio", NUMBER(parsed.warmup_ratio, "0", 0, 0), ""},
-        {"warmup_steps", NUMBER(parsed.warmup_steps, "0", 0, 0), ""},
-        {"dry_run", SWITCH(parsed.dry_run, "false"), ""},
-        {0}};
+    const char *const names[] = {"learning_rate", "num_train_epochs", "seed",
+                                 "warmup_ratio",  "warmup_steps",     "dry_run"};
+    const Flag run_rows[] = {{"learning_rate", NUMBER(parsed.learning_rate, "0", 0, 0), ""},
+                             {"num_train_epochs", NUMBER(parsed.num_train_epochs, "0", 0, 0), ""},
+                             {"seed", NUMBER(parsed.seed, "0", 0, 0), ""},
+                             {"warmup_ratio", NUMBER(parsed.warmup_ratio, "0", 0, 0), ""},
+                             {"warmup_steps", NUMBER(parsed.warmup_steps, "0", 0, 0), ""},
+                             {"dry_run", SWITCH(parsed.dry_run, "false"), ""},
+                             {0}};
     ck_assert_int_eq(COUNT(names), COUNT(run_rows) - 1);
     flags_add(t, own_flags, NULL);
     flags_add(t, run_rows, NULL);
@@ -587,10 +584,10 @@ START_TEST(test_words_and_numbers) {
     const struct {
         double x;
         const char *text;
-    } row[] = {{0, "0"},           {1e6, "1000000"},  {-7, "-7"},
-               {0.1f, "0.1"},      {0.1, "0.1"},      {1.0 / 3, "0.3333333333333333"},
-               {5e-5f, "5e-05"},   {1e20, "1e+20"},   {12345678901.0, "12345678901"},
-               {0.5, "0.5"},       {1e-300, "1e-300"}, {(double)3e-6f, "3e-06"}};
+    } row[] = {{0, "0"},         {1e6, "1000000"},   {-7, "-7"},
+               {0.1f, "0.1"},    {0.1, "0.1"},       {1.0 / 3, "0.3333333333333333"},
+               {5e-5f, "5e-05"}, {1e20, "1e+20"},    {12345678901.0, "12345678901"},
+               {0.5, "0.5"},     {1e-300, "1e-300"}, {(double)3e-6f, "3e-06"}};
     for (int i = 0; i < COUNT(row); i++) {
         char text[64];
         ck_assert_str_eq(number_text(row[i].x, text), row[i].text);
@@ -612,11 +609,10 @@ static void setup(void) { make_directory(); }
 
 int main(void) {
     Suite *suite = suite_create("flags");
-    const TTest *const values[] = {test_accepts,       test_flags_left_out,
-                                   test_switches,      test_choices_are_enums,
-                                   test_bare_value,    test_refuses,
-                                   test_no_bad_advice, test_only_with,
-                                   test_warmup_ratio_replaces_steps};
+    const TTest *const values[] = {
+        test_accepts,           test_flags_left_out, test_switches,
+        test_choices_are_enums, test_bare_value,     test_refuses,
+        test_no_bad_advice,     test_only_with,      test_warmup_ratio_replaces_steps};
     const TTest *const lines[] = {test_precedence, test_presets_are_checked, test_example_gives_way,
                                   test_a_table_is_read_again};
     const TTest *const texts[] = {test_help, test_help_shows_presets_and_example,

@@ -176,7 +176,8 @@ START_TEST(test_step_counts_are_transformers) {
 }
 END_TEST
 
-/* A stage may have a number of steps of its own, which is rounded up and gives way to --max_steps. */
+/* A stage may have a number of steps of its own, which is rounded up and gives way to --max_steps.
+ */
 START_TEST(test_steps_of_the_stage) {
     Run run = {0};
     accept(&run, "");
@@ -365,8 +366,9 @@ static void assert_steps(const char *name, const char *expected) {
 }
 
 START_TEST(test_a_run_to_its_end) {
-    ck_toy(0, "--num_train_epochs 2.5 --logging_steps 4 --save_steps 6 --save_total_limit 0 "
-              "--output %s",
+    ck_toy(0,
+           "--num_train_epochs 2.5 --logging_steps 4 --save_steps 6 --save_total_limit 0 "
+           "--output %s",
            at("out"));
     assert_steps("out/log.jsonl", "4 8 12 13 ");
     ck_assert_int_eq(count_entries("out", "checkpoint-"), 3);
@@ -408,9 +410,13 @@ static int optimise_main(const char *name, int argc, char **argv) {
     accept(&run, "--data d.jsonl");
     plan(&run, 80);
     run_next(&run);
-    const int *arg = (const int[]){atoi(argv[2]), atoi(argv[3])};
-    const double norm = run_optimise(&run, m, strtod(argv[1], NULL), arg[0], arg[1]);
-    printf("norm %g; %s", norm, watch_text(&run));
+    const int tokens = atoi(argv[2]), line = atoi(argv[3]);
+    const double norm = run_optimise(&run, m, strtod(argv[1], NULL), tokens, line);
+    char *figures = watch_text(&run);
+    printf("norm %g; %s", norm, figures);
+    free(figures);
+    gpt2_free(m);
+    run_free(&run);
     return 0;
 }
 

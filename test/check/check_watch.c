@@ -309,13 +309,13 @@ START_TEST(damaged_figures_are_refused) {
         "x",
         ";",
         "mean",
-        "mean loss 1 2",             // no end
-        "mean loss 1;",              // no count
-        "mean loss one 2;",          // no number
-        "mean loss 1 2x;",           // more than a number
-        "meen loss 1 2;",            // no such kind
-        "mean loss 1 2;mean",        // the second is cut short
-        "mean loss 1 2;last rate 3", // likewise
+        "mean loss 1 2",                 // no end
+        "mean loss 1;",                  // no count
+        "mean loss one 2;",              // no number
+        "mean loss 1 2x;",               // more than a number
+        "meen loss 1 2;",                // no such kind
+        "mean loss 1 2;mean",            // the second is cut short
+        "mean loss 1 2;last rate 3",     // likewise
         "mean loss 1 2;last loss 3 0;",  // twice
         "held-out-and-more-than-that loss 1 2;",
     };

@@ -103,9 +103,13 @@ static inline int toy_main(const char *name, int argc, char **argv) {
     snprintf(model_flag, sizeof model_flag, "--model=%s", at("base"));
     snprintf(data_flag, sizeof data_flag, "--data=%s", at("data.jsonl"));
     // steps of 4 examples: 5 an epoch of 18, the last of 2
-    const char *const defaults[] = {
-        model_flag, data_flag, "--per_device_train_batch_size=2", "--warmup_steps=3",
-        "--save_steps=5", "--logging_steps=1", NULL};
+    const char *const defaults[] = {model_flag,
+                                    data_flag,
+                                    "--per_device_train_batch_size=2",
+                                    "--warmup_steps=3",
+                                    "--save_steps=5",
+                                    "--logging_steps=1",
+                                    NULL};
     const Program program = {
         .name = name, .about = "A toy.", .flags = toy_flags, .lines = {.program = defaults}};
     double best = INFINITY;
@@ -114,9 +118,8 @@ static inline int toy_main(const char *name, int argc, char **argv) {
     run_keep(&run, "best", &best);
     run_plan(&run, toy_args.examples,
              run.per_device_train_batch_size * run.gradient_accumulation_steps, 0);
-    Network model = {.role = "model",
-                     .limits = {.tokens = 4, .sequences = 1, .scored = 4},
-                     .trains = true};
+    Network model = {
+        .role = "model", .limits = {.tokens = 4, .sequences = 1, .scored = 4}, .trains = true};
     Network judge = {.role = "judge",
                      .dir = run.model,
                      .head = SCORE_HEAD,
