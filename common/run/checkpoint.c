@@ -436,8 +436,7 @@ char *checkpoint_model_dir(const Run *run, const char *role) {
 
 /* ---- resume ---------------------------------------------------------------------------------- */
 
-/* Ends the program unless the checkpoint's value of `key` is `now`. what: its name in the message.
- */
+/* Ends the program unless the checkpoint's value of `key` is `now`. what: its name in messages. */
 static void must_agree(const Run *run, const SafeTensors *st, const char *key, const char *what,
                        const char *now) {
     const char *then = st_metadata(st, key);
@@ -445,8 +444,7 @@ static void must_agree(const Run *run, const SafeTensors *st, const char *key, c
     const char *quote = then ? "\"" : "";
     die_usage(
         "cannot resume %s: %s is \"%s\" now and %s%s%s in the checkpoint; use the same, or start "
-        "anew "
-        "in another --output",
+        "anew in another --output",
         run->state->checkpoint, what, now, quote, then ? then : "missing", quote);
 }
 

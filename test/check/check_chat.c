@@ -801,7 +801,7 @@ START_TEST(an_answer_comes_token_by_token_and_ctrl_c_ends_it) {
     ck_assert(strchr(got, '\n'));
     ck_assert_int_eq(waitpid(child, &status, WNOHANG), 0);  // it waits for the next turn
     kill(child, SIGINT);
-    close(to);  // whoever passed over the signal ends in order, with 0
+    close(to);  // a program that ignores the signal ends here, with 0
     ck_assert_int_eq(waitpid(child, &status, 0), child);
     ck_assert(WIFSIGNALED(status) && WTERMSIG(status) == SIGINT);
     close(from);
