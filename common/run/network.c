@@ -39,7 +39,7 @@ static void check_vocabulary(const Run *run, const char *dir) {
     }
     if (!same)
         die_usage(
-            "%s has another vocabulary than the policy %s; train it from a model with the "
+            "%s and the policy %s have different vocabularies; train it from a model with the "
             "policy's, or give its scores through --reward_cmd",
             dir, run->model);
     tokenizer_free(own);

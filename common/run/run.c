@@ -150,7 +150,7 @@ bool run_interrupted(void) { return interrupted != 0; }
 
 bool run_writes(const Run *run) { return run->output && *run->output && !run->dry_run; }
 
-/* Ends the program when a flag that it needs is missing. */
+/* Ends the program when one of the flags in Program.needs is missing. */
 static void check_needs(const Run *run, const Program *p) {
     for (const char *word = p->needs; word && *word; word += *word == ' ') {
         char name[64], text[64];
@@ -170,7 +170,7 @@ static void check_needs(const Run *run, const Program *p) {
     }
 }
 
-/* --prompt and --chat, which end the program. */
+/* Answers --prompt and --chat, and ends the program. */
 static void answer(Run *run, const Program *p) {
     const char *adapter = p->technique ? p->technique->flags->adapter : NULL;
     if (p->technique && !(run->model && adapter))
@@ -182,7 +182,7 @@ static void answer(Run *run, const Program *p) {
     exit(0);
 }
 
-/* The configuration of the model, or of the checkpoint where that is a whole model. */
+/* Reads the configuration: the checkpoint's, if that holds a whole model, or --model's. */
 static void read_config(Run *run, const Program *p) {
     Error e;
     const char *checkpoint = run->state->checkpoint;
@@ -192,13 +192,15 @@ static void read_config(Run *run, const Program *p) {
     run->state->model_dir = xstrdup(dir);
 }
 
+/* A checkpoint has a copy of the tokenizer, so --model may be gone when it is resumed. */
 static void read_tokenizer(Run *run) {
     Error e;
-    run->tokenizer = tokenizer_load(run->model, &e);
+    const char *dir = run->state->model_dir;
+    run->tokenizer = tokenizer_load(dir, &e);
     if (!run->tokenizer) die_usage("%s", e.text);
     if (tokenizer_size(run->tokenizer) > run->config.vocab_size)
         die_usage("%s: the tokenizer has %d tokens and the model %d; they do not belong together",
-                  run->model, tokenizer_size(run->tokenizer), run->config.vocab_size);
+                  dir, tokenizer_size(run->tokenizer), run->config.vocab_size);
 }
 
 Run run_begin(const Program *program, int argc, char **argv) {
@@ -421,7 +423,7 @@ void run_begin_writing(Run *run) {
     free(path);
 }
 
-/* Is it time after the step that has `done` before it? */
+/* After `done` steps: is it time for something that is done every so many steps? */
 static bool is_time(const Run *run, int done, int every) {
     return done == run->total_steps || (every > 0 && done % every == 0);
 }
@@ -476,7 +478,8 @@ double run_optimise(Run *run, GPT2 *m, double loss, long tokens, int line) {
 
 bool run_completed(const Run *run) { return run->total_steps > 0 && !run_interrupted(); }
 
-/* An interrupted run keeps what it has. OUTPUT itself is for a finished model. */
+/* Saves a checkpoint of an interrupted run. Only a finished run writes a model into OUTPUT itself.
+ */
 static int stop_early(Run *run) {
     if (run->step != run->state->saved_step) run_checkpoint(run);
     if (run_writes(run))

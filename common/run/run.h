@@ -59,7 +59,7 @@ struct Run {
     int64_t seed;
     /* run_begin */
     GPT2Config config;     // of the model to start from
-    Tokenizer *tokenizer;  // of --model
+    Tokenizer *tokenizer;  // of the model to start from
     /* run_plan and run_next */
     int step, total_steps;  // optimiser steps done before this one, and to do
     int steps_per_epoch;
@@ -69,12 +69,12 @@ struct Run {
 /* ---- begin ----------------------------------------------------------------------------------- */
 
 /*
- * Reads the command line; prints --help; answers --prompt and --chat; makes OUTPUT and sees that
- * nothing in it would be lost; finds the checkpoint of --resume; reads the configuration and the
- * tokenizer of the model. Wrong input ends the program with 2.
+ * Reads the command line and prints --help. Finds the checkpoint of --resume, and reads the
+ * configuration of the model. Answers --prompt and --chat. Makes OUTPUT, and checks that nothing in
+ * it would be lost. Reads the tokenizer. Wrong input ends the program with 2.
  */
 Run run_begin(const Program *program, int argc, char **argv);
-/* The flags alone: every variable gets its value. As flags_parse. */
+/* Reads the flags alone: every variable gets its value. Returns what flags_parse returns. */
 int run_parse(Run *run, const Program *program, int argc, char **argv, Error *e);
 /* Was the flag given on the command line? */
 bool run_given(const Run *run, const char *flag);
@@ -84,20 +84,20 @@ bool run_given(const Run *run, const char *flag);
  * the examples that fill no batch. Ends the program with 2 when there is nothing to train on.
  */
 void run_plan(Run *run, int examples, int per_step, double steps);
-/* Remembers the content of a data file by size and hash: a resumed run must have the same. path
-   NULL: that there is none. */
+/* Records size and hash of a data file in the checkpoints. A resumed run must have the same file.
+   path NULL: there is no file. */
 void run_fingerprint(Run *run, const char *flag, const char *path);
-/* The template of the prompts, for template.txt in every directory that is written; NULL: that of
-   the model this run started from. */
+/* The template of the prompts. It is written as template.txt into every directory of the run.
+   template NULL: the one of the model that this run started from. */
 void run_template(Run *run, const char *template);
-/* A number of the stage's own that a checkpoint keeps: read at each checkpoint, set by a resume. */
+/* A number of the stage that every checkpoint records, and that a resume sets again. */
 void run_keep(Run *run, const char *name, double *value);
 /* Fills in the dropout of noise. text: a probability, or "config" for those of config. */
 void run_dropout(GPT2Noise *noise, const GPT2Config *config, const char *text);
 
 /* ---- the loop -------------------------------------------------------------------------------- */
 
-/* Finishes the step before (log line, progress, checkpoint), then: is there another one to do? */
+/* Finishes the previous step: its log lines and its checkpoint. Then: is there another step? */
 bool run_next(Run *run);
 /* The examples of this step, in its epoch's own order: which[0..returned). Room is needed for
    min(batch * accumulation, examples). */
@@ -111,8 +111,8 @@ AdamW run_adamw(const Run *run);
    names the records: `line` is the first one's in --data, 0 = unknown. With tokens 0 there is
    nothing to learn: the model stays as it is, and the norm is 0. */
 double run_optimise(Run *run, GPT2 *m, double loss, long tokens, int line);
-/* The same parts for a stage with optimiser steps of its own: the loss and tokens of this step for
-   the line of progress. */
+/* For a stage that calls gpt2_step itself: shows this step's loss and tokens in the line of
+   progress. */
 void run_progress(Run *run, double loss, long tokens);
 /* Every eval_steps (0: at the end of an epoch), and at the last step. */
 bool run_should_evaluate(const Run *run);
