@@ -61,7 +61,7 @@ void gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *
             slots, N_max);
     m->scored = m->logits_kept = 0;
     m->decoding = true;
-    m->noisy = m->head_in_is_grad = false;
+    m->noisy = m->head_in_is_grad = m->in_memory = false;
     Slot *slot = (Slot *)xcalloc((size_t)slots, sizeof *slot);
     for (int i = 0; i < slots; i++)
         slot[i] = (Slot){.sequence = -1, .text = (int *)xmalloc(sizeof(int) * ((size_t)T + 1))};

@@ -195,9 +195,18 @@ void gpt2_forward(GPT2 *m, const Batch *b, const GPT2Noise *noise) {
     const Parts *f = of_layer(m, c->n_layer);  // ln_f comes where the next layer's ln_1 would be
     layernorm_forward(m->r_final, m->norm, m->mean_f, m->rstd_f, m->layer[c->n_layer - 1].h,
                       m->branch, f[0].w, f[1].w, N, C, c->layer_norm_epsilon);
+    m->in_memory = true;
 }
 
 /* ---- the heads ------------------------------------------------------------------------------ */
+
+/* Ends the program if the activations of a forward pass, which caller reads, are not in memory. */
+static void check_in_memory(const GPT2 *m, const char *caller) {
+    if (!m->in_memory)
+        die("%s: first call gpt2_forward; gpt2_backward and gpt2_generate overwrite what the last "
+            "forward pass left",
+            caller);
+}
 
 /* Gathers the rows that have a target, and scores logit_rows of them at a time. It starts with the
    last rows, so that the logits of the first ones, rows [0,logits_kept), remain in memory for the
@@ -209,6 +218,7 @@ void gpt2_logprob(GPT2 *m, const int *target, float temperature, float *logp, fl
                   int *best) {
     const int N = m->batch.N, C = m->config.n_embd, V = m->config.vocab_size;
     int R = 0;
+    check_in_memory(m, "gpt2_logprob");
     for (int i = 0; i < N; i++) {
         logp[i] = 0;
         if (entropy) entropy[i] = 0;
@@ -325,6 +335,7 @@ static Parts *scalar_head(const GPT2 *m) {
 
 void gpt2_value(GPT2 *m, float *value) {
     const Parts *p = scalar_head(m);
+    check_in_memory(m, "gpt2_value");
     value_forward(m->value, m->norm, p[0].w, m->config.head == LM_AND_VALUE_HEAD ? p[1].w : NULL,
                   m->batch.N, m->config.n_embd);
     device_read(value, m->value, sizeof(float) * (size_t)m->batch.N);
@@ -491,6 +502,8 @@ void gpt2_backward(GPT2 *m, const float *dlogp, const float *dentropy, const flo
     const GPT2Config *c = &m->config;
     const int N = m->batch.N, C = c->n_embd;
     if (!m->limits.train) die("gpt2_backward: this model was reserved without training");
+    check_in_memory(m, "gpt2_backward");
+    m->in_memory = false;
     heads_backward(m, dlogp, dentropy, dvalue);
     const Parts *f = of_layer(m, c->n_layer);
     device_zero(m->d_r, sizeof(real) * (size_t)N * (size_t)C);

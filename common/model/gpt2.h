@@ -72,9 +72,11 @@ void gpt2_forward(GPT2 *m, const Batch *b, const GPT2Noise *noise);
 
 /* Per token (N) of the last forward pass: logp = log p(target[i] | tokens up to i) under
    softmax(logits / temperature), the entropy of that distribution in nats, and best, its most
-   likely token. target[i] < 0 means that token i is not scored: its logits are not computed and its
-   outputs are 0. entropy and best may be NULL. logp has the same bits as the logp of gpt2_generate
-   for a token that was sampled at this temperature. */
+   likely token. temperature is any number above 0, and 1 is the model's own distribution.
+   target[i] < 0 means that token i is not scored: its logits are not computed and its outputs are
+   0. entropy and best may be NULL. A stage may call it again after the same gpt2_forward, with
+   other targets or another temperature: gpt2_kl and gpt2_backward refer to the last call. logp has
+   the same bits as the logp of gpt2_generate for a token that was sampled at this temperature. */
 void gpt2_logprob(GPT2 *m, const int *target, float temperature, float *logp, float *entropy,
                   int *best);
 
@@ -99,8 +101,14 @@ void gpt2_scale_value(GPT2 *m, double gain, double bias);
 
 /* ---- backward and step ----------------------------------------------------------------------- */
 
-/* Adds the gradients of a loss to those of the weights. dlogp, dentropy and dvalue (N, or NULL) are
-   the loss's derivatives with respect to the outputs of gpt2_logprob and gpt2_value. */
+/* Adds the gradients of a loss to those of the weights. dlogp, dentropy and dvalue (N) are the
+   loss's derivatives with respect to the outputs of the last gpt2_logprob, at its temperature, and
+   of gpt2_value. NULL: the loss does not depend on that output. Entries of tokens that are not
+   scored are not read in dlogp and dentropy. dentropy needs a gpt2_logprob that computed the
+   entropy.
+   It consumes the forward pass, whose activations it overwrites: one backward pass per
+   gpt2_forward. After it, and after gpt2_generate, the functions that read a forward pass
+   (gpt2_logprob, gpt2_value, gpt2_backward) end the program until gpt2_forward is called again. */
 void gpt2_backward(GPT2 *m, const float *dlogp, const float *dentropy, const float *dvalue);
 
 typedef struct {

@@ -119,6 +119,7 @@ struct GPT2 {
     Batch batch;  // its arrays belong to the caller
     GPT2Noise noise;
     bool noisy;            // noise is in use
+    bool in_memory;        // its activations: until the backward pass or decoding overwrites them
     bool recomputing;      // a layer's second forward pass, with gradient checkpointing
     bool decoding;         // a forward pass with the cache
     int scored;            // rows with a target

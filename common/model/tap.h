@@ -1,10 +1,11 @@
 /*
  * tap.h - how a technique adds layers of its own to the network.
  *
- * A Tap is called once after the embedding and at six sites of every layer, in the forward pass
- * and, in reverse order, in the backward pass:
+ * A Tap is called once at the embedding, as layer 0, and at six sites of every layer, in the
+ * forward pass and, in reverse order, in the backward pass. Decoding calls it, too:
  *
- *     r   = wte[token] + wpe        TAP_WTE             inp NULL    out (N,C),  token (N)
+ *     r   = wte[token] + wpe        TAP_WTE             inp NULL    out (N,C) = r,  token (N)
+ *     r   = dropout(r + NEFTune's noise)
  *     qkv = c_attn(norm)            TAP_C_ATTN          inp (N,C)   out (N,3C)
  *     f   = attn.c_proj(att)        TAP_ATTN_C_PROJ     inp (N,C)   out (N,C)
  *     f   = dropout(f)              TAP_ATTN            inp NULL    out (N,C) = f,  residual = r
@@ -14,12 +15,12 @@
  *     f   = dropout(f)              TAP_MLP             inp NULL    out (N,C) = f,  residual = h
  *     r'  = h + f
  *
- * forward may change out. backward gets dout, the gradient with respect to the changed out. At a
- * linear layer, backward adds to dinp, which already contains the linear layer's own part. At
- * TAP_ATTN and TAP_MLP, it replaces dout by the gradient with respect to the unchanged out, and
- * adds to dresidual. At all sites it adds to the gradients of the technique's own tensors
- * (GPT2Limits.more). Every pointer is device memory, so a Tap computes with the functions of
- * kernels.h.
+ * forward is called when out is computed, and may change it. backward gets dout, the gradient with
+ * respect to the changed out. At a linear layer, backward adds to dinp, which already contains the
+ * linear layer's own part. At TAP_ATTN and TAP_MLP, it replaces dout by the gradient with respect
+ * to the unchanged out, and adds to dresidual. At all sites it adds to the gradients of the
+ * technique's own tensors (GPT2Limits.more). Every pointer is device memory, so a Tap computes with
+ * the functions of kernels.h.
  */
 #ifndef POSTTRAIN_TAP_H
 #define POSTTRAIN_TAP_H
@@ -41,13 +42,13 @@ typedef enum {
 
 typedef struct {
     const GPT2 *m;
-    int layer;
+    int layer;  // 0 at TAP_WTE
     TapSite site;
     int N, IC, OC;         // rows; channels of inp (0 if inp is NULL); channels of out
-    const real *inp;       // (N,IC)
+    const real *inp;       // (N,IC) in both passes
     real *out;             // (N,OC) forward only
-    const real *residual;  // (N,C) TAP_ATTN and TAP_MLP
-    const int *token;      // (N) TAP_WTE
+    const real *residual;  // (N,C) TAP_ATTN and TAP_MLP, in both passes
+    const int *token;      // (N) TAP_WTE, in both passes
     real *dout;            // (N,OC) backward only; read-only at TAP_WTE and at a linear layer
     real *dinp;            // (N,IC) backward only, +=; NULL where nothing below trains
     real *dresidual;       // (N,C) backward only, +=

@@ -310,12 +310,33 @@ static void backward_without_training(GPT2 *m) {
     forward_of(m, 3, 0);
     gpt2_backward(m, NULL, NULL, NULL);
 }
+/* A model that can train, after a forward pass. */
+static GPT2 *forward_to_train(void) {
+    GPT2 *m = reserved(
+        false,
+        (GPT2Limits){
+            .tokens = 8, .sequences = 1, .scored = 3, .slots = 1, .positions = 4, .train = true});
+    logprob_of(m, 1);
+    return m;
+}
 static void entropy_not_asked_for(GPT2 *m) {
     (void)m;
-    GPT2 *trains =
-        reserved(false, (GPT2Limits){.tokens = 8, .sequences = 1, .scored = 3, .train = true});
-    logprob_of(trains, 1);
-    gpt2_backward(trains, NULL, (float[]){1, 1, 1}, NULL);
+    gpt2_backward(forward_to_train(), NULL, (float[]){1, 1, 1}, NULL);
+}
+static void backward_twice(GPT2 *m) {
+    m = forward_to_train();
+    for (int i = 0; i < 2; i++) gpt2_backward(m, (float[]){1, 1, 1}, NULL, NULL);
+}
+static void logprob_after_backward(GPT2 *m) {
+    m = forward_to_train();
+    float logp[3];
+    gpt2_backward(m, (float[]){1, 1, 1}, NULL, NULL);
+    gpt2_logprob(m, (int[]){1, 1, 1}, 1, logp, NULL, NULL);
+}
+static void backward_after_decoding(GPT2 *m) {
+    m = forward_to_train();
+    generate_from(m, 2, 0);
+    gpt2_backward(m, (float[]){1, 1, 1}, NULL, NULL);
 }
 static void too_large_a_run(GPT2 *m) {
     (void)m;
@@ -352,6 +373,10 @@ static const Refusal refusals[] = {
     {"mapped and trained", "cannot train", 1, mapped_and_trained},
     {"backward without training", "reserved without training", 1, backward_without_training},
     {"entropy not asked for", "gpt2_logprob did not compute the entropy", 1, entropy_not_asked_for},
+    {"backward twice", "gpt2_backward: first call gpt2_forward", 1, backward_twice},
+    {"logprob after backward", "gpt2_logprob: first call gpt2_forward", 1, logprob_after_backward},
+    {"backward after decoding", "gpt2_backward: first call gpt2_forward", 1,
+     backward_after_decoding},
     {"too large a run", "MB are free", 1, too_large_a_run},
     {"too large a model", "the model needs", 1, too_large_a_model},
 };
