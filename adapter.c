@@ -16,24 +16,23 @@
  * zero, so the first step starts from the model itself. Unlike LoRA's, the update is not linear in
  * x. It cannot be merged into a weight, so its two products remain in every use of the model.
  *
- * Read it next to full_ft.c and lora.c with diff: the loop is the same. A frozen model has no
- * gradient and no moments, and the products for its gradients are not computed. Its weights stay in
- * the file that they are mapped from, which is never written. The result is a directory of a few
- * megabytes, in the format of the adapters library (Poth et al. 2023).
+ * Read it next to lora.c with diff: the loop is the same, and the model is frozen. The network
+ * calls adapter_forward and adapter_backward at its sites (common/model/tap.h). The result is a
+ * directory in the format of the adapters library (Poth et al. 2023).
  *
  * Left out: adapters parallel to a sublayer, stacked adapters, gates, and scales other than 1.
  * Files that use them are refused.
  */
 #include "common/posttrain.h"
 #include "common/files/peft.h"     // AdapterHub's adapter_config.json
-#include "common/model/kernels.h"  // products, activations and dropout on the device
+#include "common/model/kernels.h"  // products (lora.c explains them), activations, dropout
 #include "common/model/tap.h"      // how the technique adds to the network
 #include "common/run/technique.h"  // added tensors, adapters in files
 
 /* ---- flags ----------------------------------------------------------------------------------- */
 
-static Task task;
-static AdapterFlags files;
+static Task task;  // the flags of a supervised task, its records, and arrays for a micro-batch
+static AdapterFlags files;  // --adapter
 
 static struct {
     Bottleneck form;  // what the flags describe, and then the adapter that is used; form.dim is D
@@ -43,8 +42,7 @@ static struct {
 static const Flag flags[] = {
     TITLE("Bottleneck adapters"),
     TASK_FLAGS(task),
-    // Off, unlike in full_ft.c: a frozen model has no gradients and moments, so there is memory for
-    // its activations. Recomputing them would take a third of the time that adapters save
+    // Off, unlike in full_ft.c, for the reasons given in lora.c
     GRADIENT_CHECKPOINTING_FLAG(task.gradient_checkpointing, "false"),
     {"adapter_dim", NUMBER(args.form.dim, "64", 1, 65536),
      "The number of channels of the bottleneck."},
@@ -66,15 +64,14 @@ static const Flag flags[] = {
      "Start from the adapter in this directory, in AdapterHub's format; flags that describe an "
      "adapter are then not needed and must not contradict it.",
      .may_change_on_resume = true},
-    ALLOW_UNTRAINED_FLAG(files, "every up projection"),
-    CHAT_FLAGS(task.chat, ""),
+    ALLOW_UNTRAINED_FLAG(files, "every up projection"),  // "... because that is zero"
+    CHAT_FLAGS(task.chat, ""),  // --prompt, --chat. "": no flag above is in conflict with them
     {0},
 };
 
 /* ---- mathematics: which layers --------------------------------------------------------------- */
 
-/* The tensors of an adapter, as nn.Linear stores them: down (D,C), its bias (D), up (C,D), its bias
-   (C). */
+/* An adapter's tensors, as in nn.Linear: down (D,C), its bias (D), up (C,D), its bias (C). */
 enum { DOWN_W, DOWN_B, UP_W, UP_B, PER_ADAPTER };
 
 static const char *const tensor_names[PER_ADAPTER] = {
@@ -90,13 +87,13 @@ static const struct {
 
 static const char *const placements[] = {[HOULSBY] = "houlsby", [PFEIFFER] = "pfeiffer"};
 
-static Added added;  // the adapters' tensors, PER_ADAPTER each
+static Added added;  // PER_ADAPTER tensors each; k here is i = gpt2_own_tensors(m) + k in a model
 
 static struct {
     int sites;              // adapters per layer: after attention and MLP, or after the MLP alone
     size_t x_size, z_size;  // N C and N D
     real *x, *z;  // (layers,sites) saved for backward: (N,C) the input, (N,D) down's output
-    real *a;      // (N,D) scratch
+    real *a;      // (N,D) scratch. real: the type of weights and activations, on the device
 } adapter;
 
 /* Adds an adapter after the MLP of every layer of a model of shape c, and with houlsby also after
@@ -114,18 +111,18 @@ static void adapter_plan(const GPT2Config *c) {
                              "transformer.h.%d.%s_adapters.adapters.%s.%s", layer,
                              site ? "output" : "attention", args.form.name, tensor_names[k]);
         }
-    added.trains = args.form.norms ? TRAIN_NORMS : TRAIN_NONE;
+    added.trains = args.form.norms ? TRAIN_NORMS : TRAIN_NONE;  // of the model's own tensors
 }
 
 /* ---- mathematics: start ---------------------------------------------------------------------- */
 
 /* xavier: down is uniform in +-sqrt(6 / (C + D)) (Glorot and Bengio 2010), and up is zero. bert:
-   both are N(0, 0.02). The biases are zero already. */
+   both are N(0, 0.02). Every added tensor is zero already. */
 static void adapter_init(GPT2 *m, uint64_t seed) {
     const float bound = sqrtf(6.0f / (float)(gpt2_config(m)->n_embd + args.form.dim));
     for (int k = 0; k < added.n; k++) {
         const GPT2Tensor *t = &added.tensor[k];
-        const uint32_t tensor = (uint32_t)(gpt2_own_tensors(m) + k);
+        const uint32_t tensor = (uint32_t)(gpt2_own_tensors(m) + k);  // has its own random stream
         const bool bert = args.form.init == BERT, is_down = k % PER_ADAPTER == DOWN_W;
         if (t->ndim == 1 || (!is_down && !bert)) continue;
         float *values = (float *)xmalloc(sizeof *values * t->n);
@@ -150,7 +147,7 @@ static void find_saved(const TapCall *c, real **x, real **z) {
 }
 
 /* f (N,C) += up(a),  a (N,D) = dropout(act(z)),  z (N,D) = down(x),
-   x (N,C) = f (houlsby) or r + f (pfeiffer) */
+   x (N,C) = f (houlsby) or r + f (pfeiffer). Called when the sublayer has computed f. */
 static void adapter_forward(void *context, const TapCall *c) {
     (void)context;
     real *x, *z, *a = adapter.a, *f = c->out;
@@ -275,7 +272,7 @@ static const Technique technique = {
         "use_safetensors=True) after adapters.init(model)",
     .untrained = "every up projection",
     .per_site = PER_ADAPTER,
-    .zero_from = UP_W,
+    .zero_from = UP_W,  // up and its bias are zero until they are trained
     .plan = plan,
     .print = adapter_print,
     .scratch = adapter_scratch,
@@ -284,6 +281,8 @@ static const Technique technique = {
     .backward = adapter_backward,
     .config_text = adapter_text,
 };
+
+/* ---- the program ----------------------------------------------------------------------------- */
 
 static const Program program = {
     .name = "adapter",
@@ -295,8 +294,8 @@ static const Program program = {
         COMMAND_LINE("--per_device_train_batch_size=2", "--gradient_accumulation_steps=4",
                      "--num_train_epochs=6", "--learning_rate=1e-4", "--warmup_steps=50",
                      "--dataloader_drop_last"),
-    // The built-in example learns facts in half a minute, without dropout: fifteen epochs of a few
-    // hundred short records do not overfit in a bottleneck of 64
+    // The built-in example, if none of example_unless is given, learns facts in half a minute. It
+    // needs no dropout: fifteen epochs of a few hundred short records do not overfit
     .lines.example = COMMAND_LINE(
         "--model=test/tiny", "--data=test/tiny/domain.jsonl", "--eval=test/tiny/domain-eval.jsonl",
         "--per_device_train_batch_size=16", "--gradient_accumulation_steps=1", "--max_steps=300",
@@ -304,38 +303,40 @@ static const Program program = {
         "--warmup_steps=20", "--logging_steps=50", "--eval_steps=150", "--eval_samples=128",
         "--adapter_dropout=0"),
     .lines.example_unless = "model data adapter prompt chat",
-    .needs = "model data",
+    .needs = "model data",  // unless it is the example
     .chat = &task.chat,
     .technique = &technique,
 };
 
 /* ---- the loop -------------------------------------------------------------------------------- */
 
-#ifndef TESTING
+#ifndef TESTING  // the tests include this file
 int main(int argc, char **argv) {
     Run run = run_begin(&program, argc, argv);
     task_load(&task, &run);
     Network network = {.role = "model", .limits = task_limits(&task, &run), .trains = true};
-    networks_open(&run, (Network *[]){&network, NULL});
+    networks_open(&run, (Network *[]){&network, NULL});  // freezes the model, adds adapters
     GPT2 *model = network.model;
-    task_begin(&task, &run, model);
+    task_begin(&task, &run, model);  // measures the model before training
     const int B = run.per_device_train_batch_size;
 
     while (run_next(&run)) {
-        // 1. Draw the examples of this step. M is the number of tokens that they score
+        // 1. Draw n examples for this step. M is the number of their tokens that are scored
         double loss = 0, M;
         const int n = task_examples(&task, &run, &M);
-        // 2. For each micro-batch: log p of the scored tokens, the loss. The gradients add up
+        // 2. For each micro-batch of B examples, end to end (the last one may be smaller): its part
+        //    of the loss, which is a mean over M. So the gradients add up to those of the step
         for (int i = 0; i < n; i += B) {
             const Batch *batch = task_batch(&task, i, B);
-            const int *target = task.ragged.target;
+            const int *target = task.ragged.target;  // the next token, or -1: not scored
             gpt2_forward(model, batch, &task.noise);
-            gpt2_logprob(model, target, 1, task.logp, task.entropy, task.best);
+            gpt2_logprob(model, target, 1, task.logp, task.entropy, task.best);  // at temperature 1
+            // dlogp = dL/dlogp: -1/M where a token is scored, 0 elsewhere
             loss += cross_entropy(batch->N, target, task.logp, M, task.dlogp);
-            gpt2_backward(model, task.dlogp, NULL, NULL);
-            task_watch(&task, &run);
+            gpt2_backward(model, task.dlogp, NULL, NULL);  // L has no entropy and no scalar head
+            task_watch(&task, &run);  // logs the means of -logp, entropy, best == target
         }
-        // 3. Clip the gradient and take a step of AdamW
+        // 3. Clip the gradient, take a step of AdamW, clear the gradient
         task_optimise(&task, &run, model, loss);
         // 4. Measure the held-out records. OUTPUT/best holds the result with the lowest loss
         if (run_should_evaluate(&run) && task_evaluate(&task, &run, model)) run_save(&run, "best");

@@ -286,13 +286,13 @@ static bool hold_dialogues(Transcripts *t, TrainingSet *set, const Run *run, con
 static double add_gradients(GPT2 *model, TrainingSet *set, Run *run, double M) {
     const RaggedBatch *r = &set->ragged;
     double loss = 0;
-    watch_mean(run, "loss", 0, 0);
+    watch_mean(run, "loss", 0, 0);  // in the log even if there is nothing to learn
     watch_mean(run, "mean_token_accuracy", 0, 0);
     for (int i = 0, n; (n = training_set_batch(set, i, run->per_device_train_batch_size)); i += n) {
         gpt2_forward(model, &r->batch, NULL);
-        gpt2_logprob(model, r->target, 1, set->logp, NULL, set->best);
+        gpt2_logprob(model, r->target, 1, set->logp, NULL, set->best);  // at temperature 1
         const double part = cross_entropy(r->batch.N, r->target, set->logp, M, set->dlogp);
-        gpt2_backward(model, set->dlogp, NULL, NULL);
+        gpt2_backward(model, set->dlogp, NULL, NULL);  // L has no entropy and no scalar head
         loss += part;
         watch_mean(run, "loss", part * M, r->scored);
         watch_mean(run, "mean_token_accuracy", training_set_correct(set), r->scored);

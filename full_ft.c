@@ -25,7 +25,7 @@
 
 /* ---- flags ----------------------------------------------------------------------------------- */
 
-static Task task;
+static Task task;  // the flags of a supervised task, its records, and arrays for a micro-batch
 
 static struct { const char *init; } args;
 
@@ -37,28 +37,8 @@ static const Flag flags[] = {
      "Start from random weights of this shape (depth, channels, heads, positions); --model then "
      "names the directory of the tokenizer.",
      .bare = "d12-c768-h12-t1024"},
-    CHAT_FLAGS(task.chat, "init"),
+    CHAT_FLAGS(task.chat, "init"),  // --prompt, --chat. "init": --init is in conflict with them
     {0},
-};
-
-static const Program program = {
-    .name = "full_ft",
-    .about = "Fine-tuning of all parameters of a GPT-2 on a task or on plain text.",
-    .flags = flags,
-    .lines.program =
-        COMMAND_LINE("--per_device_train_batch_size=2", "--gradient_accumulation_steps=4",
-                     "--num_train_epochs=5", "--learning_rate=2e-5", "--warmup_steps=50",
-                     "--dataloader_drop_last"),
-    // The built-in example learns to write summaries in half a minute
-    .lines.example = COMMAND_LINE(
-        "--model=test/tiny", "--data=test/tiny/summaries.jsonl",
-        "--eval=test/tiny/summaries-eval.jsonl", "--per_device_train_batch_size=16",
-        "--gradient_accumulation_steps=1", "--max_steps=400", "--learning_rate=1.5e-3",
-        "--adam_beta2=0.99", "--lr_scheduler_type=cosine", "--warmup_steps=20",
-        "--logging_steps=50", "--eval_steps=200", "--eval_samples=64", "--max_new_tokens=96"),
-    .lines.example_unless = "model data prompt chat",
-    .needs = "model data",
-    .chat = &task.chat,
 };
 
 /* ---- random initialisation ------------------------------------------------------------------- */
@@ -96,35 +76,59 @@ static GPT2 *random_model(const GPT2Config *config, uint64_t seed) {
     return model;
 }
 
+/* ---- the program ----------------------------------------------------------------------------- */
+
+static const Program program = {
+    .name = "full_ft",
+    .about = "Fine-tuning of all parameters of a GPT-2 on a task or on plain text.",
+    .flags = flags,
+    .lines.program =
+        COMMAND_LINE("--per_device_train_batch_size=2", "--gradient_accumulation_steps=4",
+                     "--num_train_epochs=5", "--learning_rate=2e-5", "--warmup_steps=50",
+                     "--dataloader_drop_last"),
+    // The built-in example, if none of example_unless is given, learns to write summaries
+    .lines.example = COMMAND_LINE(
+        "--model=test/tiny", "--data=test/tiny/summaries.jsonl",
+        "--eval=test/tiny/summaries-eval.jsonl", "--per_device_train_batch_size=16",
+        "--gradient_accumulation_steps=1", "--max_steps=400", "--learning_rate=1.5e-3",
+        "--adam_beta2=0.99", "--lr_scheduler_type=cosine", "--warmup_steps=20",
+        "--logging_steps=50", "--eval_steps=200", "--eval_samples=64", "--max_new_tokens=96"),
+    .lines.example_unless = "model data prompt chat",
+    .needs = "model data",  // unless it is the example
+    .chat = &task.chat,
+};
+
 /* ---- the loop -------------------------------------------------------------------------------- */
 
-#ifndef TESTING
+#ifndef TESTING  // the tests include this file
 int main(int argc, char **argv) {
     Run run = run_begin(&program, argc, argv);
     const bool from_scratch = init_shape(&run);
     task_load(&task, &run);
     Network network = {.role = "model", .limits = task_limits(&task, &run), .trains = true};
     if (from_scratch) network.create = random_model;
-    networks_open(&run, (Network *[]){&network, NULL});
+    networks_open(&run, (Network *[]){&network, NULL});  // a list, which here has one network
     GPT2 *model = network.model;
-    task_begin(&task, &run, model);
+    task_begin(&task, &run, model);  // measures the model before training
     const int B = run.per_device_train_batch_size;
 
     while (run_next(&run)) {
-        // 1. Draw the examples of this step. M is the number of tokens that they score
+        // 1. Draw n examples for this step. M is the number of their tokens that are scored
         double loss = 0, M;
         const int n = task_examples(&task, &run, &M);
-        // 2. For each micro-batch: log p of the scored tokens, the loss. The gradients add up
+        // 2. For each micro-batch of B examples, end to end (the last one may be smaller): its part
+        //    of the loss, which is a mean over M. So the gradients add up to those of the step
         for (int i = 0; i < n; i += B) {
             const Batch *batch = task_batch(&task, i, B);
-            const int *target = task.ragged.target;
+            const int *target = task.ragged.target;  // the next token, or -1: not scored
             gpt2_forward(model, batch, &task.noise);
-            gpt2_logprob(model, target, 1, task.logp, task.entropy, task.best);
+            gpt2_logprob(model, target, 1, task.logp, task.entropy, task.best);  // at temperature 1
+            // dlogp = dL/dlogp: -1/M where a token is scored, 0 elsewhere
             loss += cross_entropy(batch->N, target, task.logp, M, task.dlogp);
-            gpt2_backward(model, task.dlogp, NULL, NULL);
-            task_watch(&task, &run);
+            gpt2_backward(model, task.dlogp, NULL, NULL);  // L has no entropy and no scalar head
+            task_watch(&task, &run);  // logs the means of -logp, entropy, best == target
         }
-        // 3. Clip the gradient and take a step of AdamW
+        // 3. Clip the gradient, take a step of AdamW, clear the gradient
         task_optimise(&task, &run, model, loss);
         // 4. Measure the held-out records. OUTPUT/best holds the result with the lowest loss
         if (run_should_evaluate(&run) && task_evaluate(&task, &run, model)) run_save(&run, "best");

@@ -179,7 +179,7 @@ static void batch_backward(PairBatch *b, GPT2 *model) {
         b->dvalue[b->last[2 * i]] = b->dchosen[i];
         b->dvalue[b->last[2 * i + 1]] = b->drejected[i];
     }
-    gpt2_backward(model, NULL, NULL, b->dvalue);
+    gpt2_backward(model, NULL, NULL, b->dvalue);  // NULL: log p and entropy have no part either
 }
 
 /* ---- the mathematics of the head: its start and its scale ------------------------------------ */
@@ -365,7 +365,7 @@ static GPT2Limits largest_batch(int P, const Texts *texts) {
                         .gradient_checkpointing = args.gradient_checkpointing};
 }
 
-#ifndef TESTING
+#ifndef TESTING  // the tests include this file
 int main(int argc, char **argv) {
     Run run = run_begin(&reward, argc, argv);
     preferences_load(&preferences, &run);
@@ -403,11 +403,11 @@ int main(int argc, char **argv) {
             batch_rewards(&batch, model, &noise);
             const double part = batch_loss(&batch, M);
             batch_backward(&batch, model);
-            watch_pairs(&run, &batch, part * M);
+            watch_pairs(&run, &batch, part * M);  // for the log: the sum of the losses, the rewards
             loss += part;
             tokens += batch.batch.N;
         }
-        // 3. Clip the gradient, AdamW
+        // 3. Clip the gradient, take a step of AdamW, clear the gradient
         run_optimise(&run, model, loss, tokens, train->data->line[which[0]]);
         // 4. Measure the held-out pairs
         if (run_should_evaluate(&run) && held_out->n) watch_evaluation(&run, &batch, model);

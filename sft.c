@@ -13,28 +13,27 @@
  * reward.c, ppo.c and constitutional.c start from its result.
  *
  * Three common mistakes are excluded here. The end of the prompt is not searched for among tokens:
- * prompt and response are tokenised as separate spans of bytes. There is no padding, so no pad
- * token hides the end of text, and no record sees another one. M is counted over all micro-batches
- * before the first backward pass, so gradient accumulation gives the gradient of the large batch
- * and not a mean of means.
+ * prompt and response are tokenised as separate spans of bytes, so no token spans both. There is no
+ * padding, so no pad token hides the end of text, and no record sees another one. M is counted over
+ * all micro-batches before the first backward pass, so gradient accumulation gives the gradient of
+ * the large batch and not a mean of means.
  *
- * Left out: packing (a batch without padding has no gaps to fill), and label smoothing.
+ * Left out: packing (a batch without padding has no gaps to fill), and label smoothing, which needs
+ * the mean of log p over the vocabulary. gpt2_logprob does not return that.
  */
 #include "common/posttrain.h"
 
 /* ---- flags ----------------------------------------------------------------------------------- */
 
-static Task task;
-
-static struct { float neftune_noise_alpha; } args;
+static Task task;  // the flags of a supervised task, its records, and arrays for a micro-batch
 
 static const Flag flags[] = {
     TITLE("Supervised fine-tuning"),
     TASK_FLAGS(task),
     GRADIENT_CHECKPOINTING_FLAG(task.gradient_checkpointing, "false"),
-    {"neftune_noise_alpha", NUMBER(args.neftune_noise_alpha, "0", 0, 1000),
+    {"neftune_noise_alpha", NUMBER(task.noise.neftune_alpha, "0", 0, 1000),
      "Add uniform noise of this size to the embeddings in training (Jain et al. 2023 use 5)."},
-    CHAT_FLAGS(task.chat, ""),
+    CHAT_FLAGS(task.chat, ""),  // --prompt, --chat. "": no flag above is in conflict with them
     {0},
 };
 
@@ -42,45 +41,46 @@ static const Program program = {
     .name = "sft",
     .about = "Supervised fine-tuning of a GPT-2 on prompts and responses.",
     .flags = flags,
-    // The built-in example learns to answer in half a minute
+    // The built-in example, if none of example_unless is given, learns to answer in half a minute
     .lines.example = COMMAND_LINE(
         "--model=test/tiny", "--data=test/tiny/sft.jsonl", "--eval=test/tiny/sft-eval.jsonl",
         "--per_device_train_batch_size=16", "--gradient_accumulation_steps=1", "--max_steps=180",
         "--learning_rate=5e-4", "--adam_beta2=0.99", "--lr_scheduler_type=cosine",
         "--warmup_steps=20", "--logging_steps=20", "--eval_steps=60", "--eval_samples=72"),
     .lines.example_unless = "model data prompt chat",
-    .needs = "model data",
+    .needs = "model data",  // unless it is the example
     .chat = &task.chat,
 };
 
 /* ---- the loop -------------------------------------------------------------------------------- */
 
-#ifndef TESTING
+#ifndef TESTING  // the tests include this file
 int main(int argc, char **argv) {
     Run run = run_begin(&program, argc, argv);
     task_load(&task, &run);
     Network network = {.role = "model", .limits = task_limits(&task, &run), .trains = true};
-    networks_open(&run, (Network *[]){&network, NULL});
+    networks_open(&run, (Network *[]){&network, NULL});  // a list, which here has one network
     GPT2 *model = network.model;
-    task_begin(&task, &run, model);
-    task.noise.neftune_alpha = args.neftune_noise_alpha;
+    task_begin(&task, &run, model);  // measures the model before training
     const int B = run.per_device_train_batch_size;
 
     while (run_next(&run)) {
-        // 1. Draw the examples of this step. M is the number of tokens that they score
+        // 1. Draw n examples for this step. M is the number of their tokens that are scored
         double loss = 0, M;
         const int n = task_examples(&task, &run, &M);
-        // 2. For each micro-batch: log p of the scored tokens, the loss. The gradients add up
+        // 2. For each micro-batch of B examples, end to end (the last one may be smaller): its part
+        //    of the loss, which is a mean over M. So the gradients add up to those of the step
         for (int i = 0; i < n; i += B) {
             const Batch *batch = task_batch(&task, i, B);
-            const int *target = task.ragged.target;
+            const int *target = task.ragged.target;  // the next token, or -1: not scored
             gpt2_forward(model, batch, &task.noise);
-            gpt2_logprob(model, target, 1, task.logp, task.entropy, task.best);
+            gpt2_logprob(model, target, 1, task.logp, task.entropy, task.best);  // at temperature 1
+            // dlogp = dL/dlogp: -1/M where a token is scored, 0 elsewhere
             loss += cross_entropy(batch->N, target, task.logp, M, task.dlogp);
-            gpt2_backward(model, task.dlogp, NULL, NULL);
-            task_watch(&task, &run);
+            gpt2_backward(model, task.dlogp, NULL, NULL);  // L has no entropy and no scalar head
+            task_watch(&task, &run);  // logs the means of -logp, entropy, best == target
         }
-        // 3. Clip the gradient and take a step of AdamW
+        // 3. Clip the gradient, take a step of AdamW, clear the gradient
         task_optimise(&task, &run, model, loss);
         // 4. Measure the held-out records
         if (run_should_evaluate(&run)) task_evaluate(&task, &run, model);

@@ -80,7 +80,7 @@ typedef struct {
     const char *const *program;  // this program's defaults where they differ from the rows'
     const Preset *presets;       // ends with {0}; adds the flag --preset
     const char *const *example;  // the built-in example; "--x=test/..." becomes example_file's path
-    const char *example_unless;  // "model data": flags that ask for something else than the example
+    const char *example_unless;  // "model data": the example applies if none of these is given
 } FlagLines;
 
 typedef struct FlagTable FlagTable;

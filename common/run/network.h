@@ -11,7 +11,8 @@ typedef struct {
     const char *dir;   // where it is read from; NULL: the first is --model, or the checkpoint
     GPT2Head head;
     GPT2Limits limits;  // limits.train is networks_open's
-    bool trains;        // if the run has steps; a further network that trains is saved as well
+    bool trains;        // if the run has steps; a further network that trains is saved as well.
+                        // With a Technique, what it adds trains, and the model is frozen
     int longest;   // tokens of the longest sequence, checked against its positions; 0 = unchecked
     bool judges;   // it must hold a scalar head, and have the vocabulary of --model
     bool changes;  // its weights change though nothing trains

@@ -35,11 +35,14 @@ typedef struct Technique Technique;
 typedef struct {
     const char *name, *about;  // about: the first lines of --help
     const Flag *flags;         // ends with {0}
+    /* Defaults, presets and the built-in example, as command lines. The example runs when none of
+       the flags in lines.example_unless is given. */
     FlagLines lines;
-    const char *without;        // flags of every run that this program does not have: "data eval"
-    const char *needs;          // flags that a run must have: "model data"
+    const char *needs;          // flags that a run must have if it is not the example: "model data"
     const char *usage;          // what to give, said when one of those is missing; NULL = the usual
-    int shown;                  // figures of a log line on the terminal; 0 = all
+    const char *without;        // flags of struct Run that this program does not have: "data eval"
+    int shown;                  // the terminal shows this many figures of a log line, from the
+                                // first; log.jsonl has all. 0 = all
     struct Chat *chat;          // answers --prompt and --chat (chat.h); NULL = neither flag exists
     bool (*instead)(Run *run);  // does what other flags ask for instead of training; false: train
     const Technique *technique;  // adds tensors to a frozen model (technique.h); NULL = none

@@ -81,7 +81,7 @@ void task_load(Task *t, Run *run) {
     read_examples(t, run);
     run_template(run, t->form);
     t->answers = min_int(t->eval_samples, t->held_out.n);
-    t->noise = (GPT2Noise){.seed = (uint64_t)run->seed};
+    t->noise.seed = (uint64_t)run->seed;
     run_dropout(&t->noise, &run->config, t->dropout);
     run_fingerprint(run, "data", run->data);
     run_fingerprint(run, "eval", run->eval);

@@ -4,6 +4,17 @@
  * sft.c, full_ft.c, lora.c and adapter.c learn in the same way from the same records and differ in
  * what they train. Here is the part that is the same in all four. Each of them writes out its loop,
  * and the loss is in model/loss.h.
+ *
+ *     task_load(&task, &run);             reads the records
+ *     networks_open(...)                  a model with room for the batches of task_limits
+ *     task_begin(&task, &run, model);     measures the model as it is, before training
+ *     while (run_next(&run)) {
+ *         n = task_examples(&task, &run, &M);
+ *         for each micro-batch: task_batch, forward, loss, backward, task_watch
+ *         task_optimise(&task, &run, model, loss);
+ *         if (run_should_evaluate(&run)) task_evaluate(&task, &run, model);
+ *     }
+ *     task_report(&task, &run, model);    measures it again, and shows answers
  */
 #ifndef POSTTRAIN_TASK_H
 #define POSTTRAIN_TASK_H
@@ -23,8 +34,10 @@ typedef struct {
     double loss, correct, tokens;
 } HeldOut;
 
+/* The settings of a task, which are variables of flags; its examples; and the arrays of the
+   micro-batch in work. A stage reads noise, ragged, logp, entropy, best and dlogp. */
 typedef struct {
-    /* flags */
+    /* flags: the rows of TASK_FLAGS and of GRADIENT_CHECKPOINTING_FLAG */
     int max_length, validation_split_percentage, eval_samples;
     bool train_on_prompt, strict, gradient_checkpointing;
     const char *dropout;
@@ -32,16 +45,20 @@ typedef struct {
     /* task_load and task_begin fill in the rest */
     char *form;  // the template of the prompts of --data, as one line; NULL: plain text
     Examples train, held_out;
-    int answers;                    // held-out prompts to answer
-    GPT2Noise noise;                // of a forward pass in training: the dropout, this step
-    int *which, drawn;              // the examples of this step, and their number
-    RaggedBatch ragged;             // the micro-batch
-    float *logp, *entropy, *dlogp;  // (N) numbers of its tokens
-    int *best;
-    long tokens;  // of the step so far
-    HeldOut before, after;
-    double lowest;        // held-out loss so far
-    Generation answered;  // before training
+    int answers;            // held-out prompts to answer
+    GPT2Noise noise;        // of a forward pass in training: the dropout, this step. A flag of
+                            // the stage may set its neftune_alpha. Held-out figures have no noise
+    int *which, drawn;      // the examples of this step, and their number
+    RaggedBatch ragged;     // the micro-batch: its sequences end to end, and target (N), the token
+                            // after each token, or -1 where that is not scored
+    float *logp, *entropy;  // (N) room for the outputs of gpt2_logprob
+    int *best;              // (N)
+    float *dlogp;           // (N) room for the loss's derivative. A loss of the entropy as well
+                            // needs an array of the stage's own for that derivative
+    long tokens;            // of the step so far
+    HeldOut before, after;  // training
+    double lowest;          // held-out loss so far
+    Generation answered;    // before training
 } Task;
 
 /* Rows of a stage's table of flags, for task, a Task in static storage. */
@@ -49,8 +66,7 @@ typedef struct {
     TEMPLATE_FLAG((task).chat),                                                                 \
         {"max_length", NUMBER((task).max_length, "512", 2, 1 << 20),                            \
          "The most tokens of an example. A longer one loses the beginning of its prompt, then " \
-         "the "                                                                                 \
-         "end of its response."},                                                               \
+         "the end of its response."},                                                           \
         {"train_on_prompt", SWITCH((task).train_on_prompt, "false"),                            \
          "Score the tokens of the prompt as well as those of the response."},                   \
         {"strict", SWITCH((task).strict, "false"),                                              \
@@ -63,8 +79,7 @@ typedef struct {
     {                                                                                           \
         "dropout", TEXT((task).dropout, "0"),                                                   \
             "The dropout probability on embeddings, attention and residuals; without a value, " \
-            "those of "                                                                         \
-            "config.json.",                                                                     \
+            "those of config.json.",                                                            \
             .bare = "config"                                                                    \
     }
 
@@ -73,28 +88,33 @@ typedef struct {
     {                                                                                            \
         "gradient_checkpointing", SWITCH(variable, initial),                                     \
             "Keep one activation per layer and recompute the others in the backward pass: less " \
-            "memory, "                                                                           \
-            "more time."                                                                         \
+            "memory, more time."                                                                 \
     }
 
 /* Reads the records of --data and --eval (or splits --data, shuffled by the seed), prints what was
    found and the first example, and plans the run's steps. Wrong input ends the program with 2. */
 void task_load(Task *t, Run *run);
-/* The largest batches these examples can make, and the answers to the held-out prompts. */
+/* The memory that the model needs: rows, scored tokens and sequences of the largest batch that
+   these examples can make, and room to generate the answers to the held-out prompts. */
 GPT2Limits task_limits(const Task *t, const Run *run);
-/* Allocates a batch's numbers; measures the held-out records and answers their prompts. */
+/* Allocates the arrays (N) of a batch. Measures the held-out records and answers their prompts. */
 void task_begin(Task *t, Run *run, GPT2 *model);
 
-/* Draws the n examples of this step; *M is the number of tokens that they score. */
+/* Draws the examples of this step and returns their number. *M is the number of tokens that are
+   scored in all of them: a whole number, and a double because it only divides. */
 int task_examples(Task *t, Run *run, double *M);
-/* Examples [from, from + B) of the step, or up to its end, as a micro-batch in t->ragged. */
+/* Makes t->ragged the micro-batch of the step's examples [from, from + B), or up to the last one.
+   Returns its batch; its targets are t->ragged.target. */
 const Batch *task_batch(Task *t, int from, int B);
-/* Adds the micro-batch to the figures loss, entropy and mean_token_accuracy. */
+/* Adds the micro-batch to three figures of the log, which are means over scored tokens: loss is
+   -log p whatever the stage trains on, entropy, and mean_token_accuracy, the share of tokens with
+   best == target. Reads t->logp, t->entropy, t->best and t->ragged: call it before they change. */
 void task_watch(Task *t, Run *run);
-/* Clips, AdamW: run_optimise with the records of this step. */
+/* Clips the gradients, applies AdamW and clears the gradients: run_optimise with the records of
+   this step. */
 void task_optimise(Task *t, Run *run, GPT2 *model, double loss);
-/* Measures the held-out records without noise, and watches the figures. Is their loss the lowest so
-   far? */
+/* Measures the held-out records without noise, and watches the figures; the loss is -log p, as in
+   task_watch. Is it the lowest so far? Overwrites t->logp, t->best and t->ragged. */
 bool task_evaluate(Task *t, Run *run, GPT2 *model);
 /* After training: three held-out prompts with their answers before and after, and the figures. */
 void task_report(Task *t, Run *run, GPT2 *model);

@@ -3,8 +3,10 @@
  * share. A stage describes its technique in a Technique. This file loads, saves, checks and merges
  * adapters, which are the directories that such a stage writes.
  *
- * A technique's tensors are numbered k = 0, 1, 2, ... In a reserved model they follow the model's
- * own: tensor k of the technique is tensor gpt2_own_tensors(m) + k of m.
+ * A tensor that a technique adds has two numbers. In the lists of the technique (Added) it is
+ * k = 0, 1, 2, ... In a reserved model m the technique's tensors follow the model's own, so there
+ * it is i = gpt2_own_tensors(m) + k. added_read and added_write take k; added_at returns an i, for
+ * gpt2_weight and gpt2_gradient.
  */
 #ifndef POSTTRAIN_TECHNIQUE_H
 #define POSTTRAIN_TECHNIQUE_H
@@ -22,7 +24,7 @@ typedef struct {
     int layers;  // of the model
     int (
         *first)[TAP_SITES];  // (layers,TAP_SITES) k of the first tensor of a site; -1 = it has none
-    GPT2Trains trains;       // the model's own tensors that train
+    GPT2Trains trains;       // which of the model's own tensors train, too
     GPT2Format format;       // how the frozen matrices are stored
     Tap tap;                 // how the network uses the tensors
     real *memory;            // (device) the technique's scratch memory
@@ -38,7 +40,7 @@ PRINTF_LIKE(4, 5) void added_append(Added *a, int rows, int columns, const char 
 /* Releases the list and the scratch memory. */
 void added_free(Added *a);
 
-/* The first tensor of the call's site, by its number in c->m; -1 if the site has none. */
+/* The first tensor of the call's site, by its number i in c->m; -1 if the site has none. */
 int added_at(const Added *a, const TapCall *c);
 /* How many numbers the tensors have in all. */
 size_t added_parameters(const Added *a);
@@ -59,7 +61,8 @@ typedef struct {
     bool verify, allow_untrained;
 } AdapterFlags;
 
-/* A row of a stage's table of flags; which: the tensors that are zero until they are trained */
+/* A row of a stage's table of flags; which: the tensors that are zero until they are trained, as
+   words in the help: "every B" */
 #define ALLOW_UNTRAINED_FLAG(flags, which)                                    \
     {                                                                         \
         "allow_untrained", SWITCH((flags).allow_untrained, "false"),          \
@@ -82,9 +85,9 @@ struct Technique {
     const AdapterFlags *flags;
     const char *weights;  // the file of its tensors in a directory
     const char *loading;  // how to load the result; one %s for the directory
-    /* Of each site's `per_site` tensors, those from `zero_from` on are zero until they are trained.
-       untrained names them. training_starts_untrained: training may start from such an adapter
-       without --allow_untrained. */
+    /* Each site has `per_site` tensors. Those from `zero_from` on are zero until they are trained.
+       untrained names them in messages. training_starts_untrained: training may start from an
+       adapter in which they are zero, without --allow_untrained. */
     const char *untrained;
     int per_site, zero_from;
     bool training_starts_untrained;
@@ -101,8 +104,8 @@ struct Technique {
     void (*backward)(void *context, const TapCall *call);
     /* The text of adapter_config.json, to be freed. from: --model. */
     char *(*config_text)(const GPT2Config *config, const char *from);
-    /* Adds the update of m to the weights of merged. -1 with e filled: the result is not finite.
-       NULL: the technique cannot merge. */
+    /* Adds the update of m to the weights of merged. -1 with e filled: the result is not finite, or
+       a part of the update cannot be merged. NULL: the technique cannot merge. */
     int (*merge)(GPT2 *merged, const GPT2 *m, Error *e);
 };
 

@@ -498,6 +498,10 @@ START_TEST(merged_is_unmerged) {
         for (int i = 0; i < 3; i++) gpt2_free(all[i]);
     }
     GPT2 *m = with_lora("c_fc", 0, small_limits(false)), *merged = hf_load(base, false, &e);
+    added.first[0][TAP_WTE] = 0;  // a site without a matrix to add to
+    ck_assert_int_eq(lora_merge(merged, m, &e), -1);
+    ck_assert_msg(strstr(e.text, "outside the linear layers"), "%s", e.text);
+    added.first[0][TAP_WTE] = -1;
     gpt2_write(m, gpt2_own_tensors(m), GPT2_WEIGHT, 5, 1, &(float){NAN});
     ck_assert_int_eq(lora_merge(merged, m, &e), -1);
     ck_assert_msg(strstr(e.text, "h.0.mlp.c_fc.weight") && strstr(e.text, "finite"), "%s", e.text);

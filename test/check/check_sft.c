@@ -63,12 +63,12 @@ START_TEST(the_defaults_are_the_published_ones) {
     ck_assert(run.weight_decay == 0.01f);
     ck_assert_int_eq(task.max_length, 512);
     ck_assert(!task.train_on_prompt && !strcmp(task.dropout, "0") &&
-              args.neftune_noise_alpha == 0 && !task.gradient_checkpointing);
+              task.noise.neftune_alpha == 0 && !task.gradient_checkpointing);
     run_free(&run);
     char *argv[] = {"sft", "--dropout", "--train-on-prompt", "--neftune_noise_alpha=5", NULL};
     ck_assert_msg(run_parse(&run, &program, 4, argv, &e) == 0, "%s", e.text);
     ck_assert(!strcmp(task.dropout, "config") && task.train_on_prompt &&
-              args.neftune_noise_alpha == 5);
+              task.noise.neftune_alpha == 5);
     run_free(&run);
     ck_assert(strlen(program.about) > 20);
 }
