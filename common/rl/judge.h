@@ -28,7 +28,7 @@ typedef struct {
 Texts texts_read(const char *path, const char *template, int max_length, const Tokenizer *t);
 void texts_free(Texts *x);
 /* The reward of each text (n) by a model with a scalar head. limits: sequences and tokens at once,
-   within those that the model has reserved. A text's reward does not depend on the others. */
+   within the limits that the model has reserved. A text's reward does not depend on the others. */
 void texts_score(GPT2 *model, const GPT2Limits *limits, const Texts *x, float *score);
 
 /* ---- the judge of a policy's answers --------------------------------------------------------- */

@@ -266,7 +266,7 @@ static double as_written(float x) {
     return strtod(number_text((double)x, text), NULL);
 }
 
-/* The examples of an epoch: all, or those that fill whole batches. */
+/* The examples of an epoch: all, or as many as fill whole batches. */
 static int used_examples(const Run *run) {
     const int examples = run->state->examples;
     return run->dataloader_drop_last ? examples - examples % run->per_device_train_batch_size
@@ -437,7 +437,7 @@ bool run_should_evaluate(const Run *run) {
     return is_time(run, run->step + 1, every);
 }
 
-/* The step is over: log line, held-out line, checkpoint. */
+/* Ends a step: log line, held-out line, checkpoint. */
 static void finish_step(Run *run) {
     run->state->in_step = false;
     run->step++;

@@ -36,12 +36,12 @@ typedef struct {
     const char *name, *about;  // about: the first lines of --help
     const Flag *flags;         // ends with {0}
     FlagLines lines;
-    const char *without;        // flags of every run that this program does not have: "data eval"
-    const char *needs;          // flags that a run must have: "model data"
-    const char *usage;          // what to give, said when one of those is missing; NULL = the usual
-    int shown;                  // figures of a log line on the terminal; 0 = all
-    struct Chat *chat;          // answers --prompt and --chat (chat.h); NULL = neither flag exists
-    bool (*instead)(Run *run);  // does what other flags ask for instead of training; false: train
+    const char *without;         // flags of every run that this program does not have: "data eval"
+    const char *needs;           // flags that a run must have: "model data"
+    const char *usage;           // printed when one of those is missing; NULL = the usual text
+    int shown;                   // figures of a log line on the terminal; 0 = all
+    struct Chat *chat;           // answers --prompt and --chat (chat.h); NULL = neither flag exists
+    bool (*instead)(Run *run);   // does what other flags ask for instead of training; false: train
     const Technique *technique;  // adds tensors to a frozen model (technique.h); NULL = none
 } Program;
 

@@ -586,7 +586,7 @@ START_TEST(a_conversation_ends) {
         ck_assert_msg(shell("test $(wc -l <%s/end.out) = %d", work, cases[i].answers) == 0,
                       "case %d", i);
     }
-    // a turn that is longer than the context is refused, and the conversation goes on
+    // a turn that is longer than the context is refused, and the conversation continues
     Str input = {0};
     for (int i = 0; i < 60; i++) str_printf(&input, "much ");
     str_printf(&input, "\nWhat pet does Anna have?\n");

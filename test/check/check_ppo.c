@@ -685,7 +685,7 @@ START_TEST(a_replayed_run_has_the_same_bits) {
     ck_assert(same("lived/critic/model.safetensors", "relived/critic/model.safetensors"));
     ck_assert(same("lived/log.jsonl", "relived/log.jsonl"));
     ck_assert(same("lived.jsonl", "relived.jsonl"));
-    // what is not there, or not in order, is said
+    // answers that are missing or out of order are reported
     ck_assert_int_eq(ppo("bad1", MODEL " --max_steps 4 --replay %s/lived.jsonl", reward_dir, work),
                      2);
     ck_assert(says("bad1", "holds 0 answers of step 4"));
@@ -806,7 +806,7 @@ START_TEST(a_reward_program_that_fails_is_named) {
         {"while read line; do echo \"{\\\"score\\\": NaN}\"; done", "answered"},
         {"while read line; do echo \"{\\\"score\\\": 1}\"; echo \"{\\\"score\\\": 1}\"; done; "
          "sleep 1",
-         "said more\\|before it was asked"},
+         "wrote more\\|before it was asked"},
         {"read line; printf half; kill -9 $$", "signal 9.*half"},
         {"sleep 60", "was silent for 0.5 seconds: 0 of 12"},
         {"/nowhere/judge", "ended with status 127"},
