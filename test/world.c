@@ -25,36 +25,41 @@
  *                    text tells whether they are polite or rude ("Lena said: Cheeky brat. [...] The
  *                    answer was rude."). preferences-unseen-eval asks the reward model about them.
  *   both orders      Each comparison occurs twice, as A or B and as B or A. A model that always
- * says "A" is right in one of the two. the critique     A revision mends what the critique names
- * and nothing else. Many critiques in training are wrong, and the revision follows them.
- * revisions-control-eval shows rude answers with the critique "good", which must be left as they
- * are. A model that is right on both that file and revisions-eval reads the critique. other people
- * The domain task (which remedy for which illness) is trained on two thirds of the people. It asks
- * about the others, whom its training does not mention. That is also why domain-old-eval, old
- * questions about those others, measures how much the new task made the model forget.
+ *                    says "A" is right in one of the two.
+ *   the critique     A revision mends what the critique names and nothing else. Many critiques in
+ *                    training are wrong, and the revision follows them. revisions-control-eval
+ *                    shows rude answers with the critique "good", which must be left as they are. A
+ *                    model that is right on both that file and revisions-eval reads the critique.
+ *   other people     The domain task (which remedy for which illness) is trained on two thirds of
+ *                    the people. It asks about the others, whom its training does not mention. That
+ *                    is also why domain-old-eval, old questions about those others, measures how
+ *                    much the new task made the model forget.
  *
  * Part of it is Korean, at three bytes a syllable: the cities and foods, the same facts, never
  * asked in either language. The Korean held-out files are separate, so that one figure does not
  * hide the other.
  *
  *   File                            Record, and its content
- *   pretrain, pretrain-eval         text: pages of up to 255 bytes. No paragraph of the second is
- * in the first facts                           multiple choice: "Anna lives in", one right value
- * and seven wrong ones sft, sft-eval,                  instruction/response: questions, answered in
- * a sentence sft-korean-eval mixed, mixed-eval               the start of reward model, PPO and
- * Constitutional AI: answers that are polite or rude, some evasive; critiques, revisions,
- *                                   comparisons; Korean
+ *   pretrain, pretrain-eval         text: pages of up to 255 bytes. No paragraph of the second
+ *                                   is in the first
+ *   facts                           multiple choice: "Anna lives in", one right value and seven
+ *                                   wrong ones
+ *   sft, sft-eval,                  instruction/response: questions, answered in a sentence
+ *     sft-korean-eval
+ *   mixed, mixed-eval               the start of reward model, PPO and Constitutional AI:
+ *                                   answers that are polite or rude, some evasive; critiques,
+ *                                   revisions, comparisons; Korean
  *   critiques-eval, revisions-eval, the same skills one by one, for an exact match
  *     revisions-control-eval
  *   multiple-choice                 which answer is better, in both orders
  *   preferences, preferences-eval,  instruction/chosen/rejected
  *     preferences-unseen-eval
- *   prompts, prompts-eval           prompt (complete, in the template); question and answer for a
- *                                   program that checks
+ *   prompts, prompts-eval           prompt (complete, in the template); question and answer for
+ *                                   a program that checks
  *   domain, domain-eval,            instruction/response: remedies, and in the first some old
  *     domain-old-eval               questions, so that they are not forgotten
- *   summaries, summaries-eval,      text/summary: the one of three sentences that tells an event,
- *     summaries-korean-eval         without adjective and place
+ *   summaries, summaries-eval,      text/summary: the one of three sentences that tells an
+ *     summaries-korean-eval         event, without adjective and place
  *
  * Nothing here depends on the C library's random numbers, sorting, locale or floating point.
  */

@@ -44,46 +44,44 @@ typedef struct {
 } RolloutTask;
 
 /* Rows of a stage's table of flags, for task, a RolloutTask in static storage. */
-#define ROLLOUT_FLAGS(task)                                                                      \
-    {"reward_model", TEXT((task).reward_model, NULL),                                            \
-     "The directory of the reward model, as reward.c writes it."},                               \
-        {"reward_cmd", TEXT((task).reward_cmd, NULL),                                            \
-         "A program that judges instead of a reward model. It reads lines {\"prompt\", "         \
-         "\"response\"} "                                                                        \
-         "and answers each with a line {\"score\"}.",                                            \
-         .conflicts = "reward_model"},                                                           \
-        {"reward_timeout", NUMBER((task).reward_timeout, "60", 0.1, 1e6),                        \
-         "End the run after this many seconds without an answer of --reward_cmd.",               \
-         .may_change_on_resume = true, .only_with = "reward_cmd"},                               \
-        {"critic_model", TEXT((task).critic_model, NULL),                                        \
-         "(21) The directory of the critic's start; default: the reward model, or else the "     \
-         "policy with a value head of zeros."},                                                  \
-        {"strict", SWITCH((task).strict, "false"),                                               \
-         "Stop at the first bad line of a data file instead of skipping it."},                   \
-        {"max_prompt_length", NUMBER((task).max_prompt_length, "512", 1, 1 << 20),               \
-         "The most tokens of a prompt; a longer one loses its beginning."},                      \
-        {"response_length", NUMBER((task).response_length, "53", 1, 1 << 20),                    \
-         "The most tokens of an answer in training."},                                           \
-        {"total_episodes", NUMBER((task).total_episodes, "0", 0, 2e9),                           \
-         "The number of answers in all; 0 goes --num_train_epochs times through the prompts."},  \
-        {"batch_size", NUMBER((task).batch_size, "64", 1, 1 << 20),                              \
-         "The number of answers in an iteration, which is one step of the run."},                \
-        {"num_generations", NUMBER((task).num_generations, "1", 1, 1 << 16),                     \
-         "The number of answers to each prompt of an iteration."},                               \
-        {"rollout_slots", NUMBER((task).rollout_slots, "32", 1, 4096),                           \
-         "The number of answers that are sampled at the same time.",                             \
-         .may_change_on_resume = true},                                                          \
-        {"eval_samples", NUMBER((task).eval_samples, "64", 0, 1e6),                              \
-         "The number of held-out prompts that are answered before, during and after training."}, \
-        {"dump_rollouts", TEXT((task).dump_rollouts, NULL),                                      \
-         "Write every answer with the numbers of its tokens to this file, one JSON line each.",  \
-         .may_change_on_resume = true},                                                          \
-    {                                                                                            \
-        "replay", TEXT((task).replay, NULL),                                                     \
-            "Read the answers and their numbers from a file of --dump_rollouts instead of "      \
-            "sampling and "                                                                      \
-            "judging.",                                                                          \
-            .may_change_on_resume = true                                                         \
+#define ROLLOUT_FLAGS(task)                                                                        \
+    {"reward_model", TEXT((task).reward_model, NULL),                                              \
+     "The directory of the reward model, as reward.c writes it."},                                 \
+        {"reward_cmd", TEXT((task).reward_cmd, NULL),                                              \
+         "A program that judges instead of a reward model. It reads lines "                        \
+         "{\"prompt\", \"response\"} and answers each with a line {\"score\"}.",                   \
+         .conflicts = "reward_model"},                                                             \
+        {"reward_timeout", NUMBER((task).reward_timeout, "60", 0.1, 1e6),                          \
+         "End the run after this many seconds without output from --reward_cmd.",                  \
+         .may_change_on_resume = true, .only_with = "reward_cmd"},                                 \
+        {"critic_model", TEXT((task).critic_model, NULL),                                          \
+         "(21) The directory of the model that the critic starts from; without it, the reward "    \
+         "model, or else the policy with a value head of zeros."},                                 \
+        {"strict", SWITCH((task).strict, "false"),                                                 \
+         "Stop at the first bad line of a data file instead of skipping it."},                     \
+        {"max_prompt_length", NUMBER((task).max_prompt_length, "512", 1, 1 << 20),                 \
+         "The most tokens of a prompt; a longer one loses its beginning."},                        \
+        {"response_length", NUMBER((task).response_length, "53", 1, 1 << 20),                      \
+         "The most tokens of an answer in training."},                                             \
+        {"total_episodes", NUMBER((task).total_episodes, "0", 0, 2e9),                             \
+         "The number of answers in the run; 0 makes --num_train_epochs passes over the prompts."}, \
+        {"batch_size", NUMBER((task).batch_size, "64", 1, 1 << 20),                                \
+         "The number of answers in an iteration, which is one step of the run."},                  \
+        {"num_generations", NUMBER((task).num_generations, "1", 1, 1 << 16),                       \
+         "The number of answers to each prompt of an iteration."},                                 \
+        {"rollout_slots", NUMBER((task).rollout_slots, "32", 1, 4096),                             \
+         "The number of answers that are sampled at the same time.",                               \
+         .may_change_on_resume = true},                                                            \
+        {"eval_samples", NUMBER((task).eval_samples, "64", 0, 1e6),                                \
+         "The number of held-out prompts that are answered before, during and after training."},   \
+        {"dump_rollouts", TEXT((task).dump_rollouts, NULL),                                        \
+         "Write every answer with the numbers of its tokens to this file, one JSON line each.",    \
+         .may_change_on_resume = true},                                                            \
+    {                                                                                              \
+        "replay", TEXT((task).replay, NULL),                                                       \
+            "Read the answers and their numbers from a file of --dump_rollouts instead of "        \
+            "sampling and judging.",                                                               \
+            .may_change_on_resume = true                                                           \
     }
 
 /* What a score becomes. The numbers are those of ppo.c's list of details. */
@@ -101,14 +99,14 @@ typedef struct {
     }
 
 /* Records of supervised learning, mixed into reinforcement learning */
-#define PTX_FLAGS(task)                                                                    \
-    {"ptx_data", TEXT((task).ptx_data, NULL),                                              \
-     "(20) Records of supervised learning to mix in, in the formats of sft."},             \
-        {"ptx_coef", NUMBER((task).ptx_coef, "27.8", 0, 1e6),                              \
-         "(20) The weight c_ptx of their loss.", .only_with = "ptx_data"},                 \
-    {                                                                                      \
-        "ptx_batch_size", NUMBER((task).ptx_batch_size, "8", 1, 1 << 16),                  \
-            "(20) The number of these records in each minibatch.", .only_with = "ptx_data" \
+#define PTX_FLAGS(task)                                                                         \
+    {"ptx_data", TEXT((task).ptx_data, NULL),                                                   \
+     "(20) A JSONL file of supervised records to mix in, as for sft --data."},                  \
+        {"ptx_coef", NUMBER((task).ptx_coef, "27.8", 0, 1e6),                                   \
+         "(20) The weight c_ptx of the loss on --ptx_data.", .only_with = "ptx_data"},          \
+    {                                                                                           \
+        "ptx_batch_size", NUMBER((task).ptx_batch_size, "8", 1, 1 << 16),                       \
+            "(20) The number of --ptx_data records in each minibatch.", .only_with = "ptx_data" \
     }
 
 /* Reads the prompts of --data and --eval and the records of --ptx_data, remembers their content and

@@ -466,8 +466,11 @@ void flags_print_help(const FlagTable *t, const FlagLines *lines, const char *pr
             continue;
         }
         const char *value = flag_text(f, text);
-        int column = printf("  --%-28s %-12s ", f->name, value && *value ? value : "-");
-        if (column > LINE_WIDTH / 2) column = printf("\n%46s", "") - 1;  // after a long default
+        int column = printf("  --%-28s %-12s", f->name, value && *value ? value : "-");
+        if (column >= LINE_WIDTH / 2)
+            column = printf("\n%46s", "") - 1;  // after a long default
+        else
+            column += printf(" ");
         Str help = {0};
         if (f->choices) str_printf(&help, "%s: ", f->choices);
         str_printf(&help, "%s", f->help);

@@ -6,8 +6,9 @@
  *                        every place that allocates, once
  *     FAULT="call N"     the N-th allocation fails
  *     FAULT="kill N"     SIGKILL in place of the N-th operation on files: opening, closing,
- * syncing, renaming, making, removing FAULT="count"      nothing fails FAULTS=FILE        at the
- * end "ALLOCATIONS SITES OPERATIONS" is written to this file
+ *                        syncing, renaming, making, removing
+ *     FAULT="count"      nothing fails
+ *     FAULTS=FILE        at the end "ALLOCATIONS SITES OPERATIONS" is written to this file
  *
  * An allocation is malloc, calloc, realloc, aligned_alloc, posix_memalign or mmap, of the program
  * or of a library that it uses, libc included. A path consists of the addresses to which the eight

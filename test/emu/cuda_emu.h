@@ -15,7 +15,7 @@
  *     There are red zones around every array.
  *   - Under AddressSanitizer the host cannot touch device memory. Under ThreadSanitizer every CUDA
  *     thread is a thread of its own, and only __syncthreads, __syncwarp and the launch order
- * memory. So races show in any order, across blocks too.
+ *     memory. So races show in any order, across blocks too.
  *   - It is stricter than a GPU where a GPU's leniency hides mistakes or breaks the rules of
  *     kernels.cu: every thread reaches every __syncthreads; warp operations are of whole warps at
  *     one place; an odd block size or a float atomic is refused.
