@@ -504,13 +504,18 @@ void flags_print_help(const FlagTable *t, const FlagLines *lines, const char *pr
         "- and _.\n--no_name turns a switch off. The last of two equal flags counts.\n");
 }
 
+/* May a command line that repeats the run name this flag? If not, its value has no effect. */
+static bool may_echo(const FlagTable *t, const Flag *f) {
+    if (!f->given && conflicts_with_set(t, f)) return false;
+    return !f->only_with || any_set(t, f->only_with);
+}
+
 void flags_echo(const FlagTable *t) {
     int at = 0;
     for (const Flag *f = t->row; f->name; f++) {
         char text[64];
         const char *value = f->type == FLAG_TITLE ? NULL : flag_text(f, text);
-        if (!value || (!f->given && conflicts_with_set(t, f))) continue;
-        if (f->only_with && !any_set(t, f->only_with)) continue;
+        if (!value || !may_echo(t, f)) continue;
         Str word = {0};
         if (f->type == FLAG_BOOL) {
             str_printf(&word, "--%s%s", *(bool *)f->value ? "" : "no_", f->name);

@@ -107,8 +107,8 @@ const char *flag_text(const Flag *f, char text[64]);
 /* Prints --help on stdout: each flag's name, default and help, the presets, and the example. */
 void flags_print_help(const FlagTable *t, const FlagLines *lines, const char *program,
                       const char *about);
-/* The resolved table on stdout, as flags that would repeat the run: without those that conflict
-   with a given flag or a switch that is on, or have no effect (only_with). */
+/* Prints all values on stdout, as flags that repeat the run. A flag is left out if it conflicts
+   with a given one or a switch that is on, or has no effect without one that is not set. */
 void flags_echo(const FlagTable *t);
 
 /* The path of a file of the built-in example: test/NAME in the program's directory or up to two

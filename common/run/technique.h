@@ -88,8 +88,8 @@ struct Technique {
     const char *untrained;
     int per_site, zero_from;
     bool training_starts_untrained;
-    /* Fills in `added` for run->config, from the flags or from the adapter in dir (NULL = none),
-       whose form it writes into the flags. Wrong input ends the program with 2. */
+    /* Fills in `added` for run->config, from the flags or from the adapter in dir (NULL = none). It
+       may change the flags, which are printed afterwards. Wrong input ends the program with 2. */
     void (*plan)(const Run *run, const char *dir);
     void (*print)(const GPT2Config *config);  // the layers, the parameters
     /* How many numbers of scratch memory the Tap needs. With memory (device) it also points the

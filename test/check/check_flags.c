@@ -529,6 +529,27 @@ START_TEST(test_help_shows_presets_and_example) {
 }
 END_TEST
 
+/* Reads the echo of the last parse by a shell, and parses its words. Returns how many there are. */
+static int parse_echo(void) {
+    begin_capture("echo.sh");
+    printf("printf '%%s\\n' \\\n");
+    flags_echo(parsed.state->flags);
+    end_capture();
+    static char command[256], lines[64][256], *again[64] = {(char *)"prog"};
+    int n = 1;
+    snprintf(command, sizeof command, "sh %s", at("echo.sh"));
+    FILE *f = popen(command, "r");
+    while (n < 63 && fgets(lines[n], sizeof lines[n], f)) {
+        lines[n][strcspn(lines[n], "\n")] = 0;
+        again[n] = lines[n];
+        n++;
+    }
+    ck_assert_int_eq(pclose(f), 0);
+    Error e = {""};
+    ck_assert_msg(run_parse(&parsed, &program, n, again, &e) == 0, "%s", e.text);
+    return n;
+}
+
 /* A shell reads what the echo prints as flags that give the same values. */
 START_TEST(test_echo_repeats_the_run) {
     char *argv[] = {(char *)"prog",
@@ -545,22 +566,7 @@ START_TEST(test_echo_repeats_the_run) {
                     NULL};
     Error e;
     ck_assert_int_eq(run_parse(&parsed, &program, 11, argv, &e), 0);
-    begin_capture("echo.sh");
-    printf("printf '%%s\\n' \\\n");
-    flags_echo(parsed.state->flags);
-    end_capture();
-    char command[256], lines[64][256], *again[64] = {(char *)"prog"};
-    int n = 1;
-    snprintf(command, sizeof command, "sh %s", at("echo.sh"));
-    FILE *f = popen(command, "r");
-    while (n < 63 && fgets(lines[n], sizeof lines[n], f)) {
-        lines[n][strcspn(lines[n], "\n")] = 0;
-        again[n] = lines[n];
-        n++;
-    }
-    ck_assert_int_eq(pclose(f), 0);
-    ck_assert_int_gt(n, 20);
-    ck_assert_int_eq(run_parse(&parsed, &program, n, again, &e), 0);
+    ck_assert_int_gt(parse_echo(), 20);
     ck_assert_str_eq(own_text, "it's {a}\\n $HOME \"b\" `c`");
     ck_assert_float_eq(parsed.learning_rate, 0.1f);
     ck_assert_float_eq(parsed.num_train_epochs, 0.3333333f);
@@ -570,6 +576,24 @@ START_TEST(test_echo_repeats_the_run) {
     ck_assert(!parsed.dry_run);
     ck_assert_float_eq(parsed.warmup_ratio, 0.05f);
     ck_assert_int_eq(parsed.warmup_steps, 0);
+}
+END_TEST
+
+/* The echo names no flag that would be refused: not --odds, which has no effect without another
+   flag, nor --data, which is excluded by a given one. */
+START_TEST(test_echo_is_accepted) {
+    accept("");
+    parse_echo();
+    ck_assert(!run_given(&parsed, "odds"));
+    ck_assert(run_given(&parsed, "seed"));
+    accept("--train_on_prompt --odds 0.25");
+    parse_echo();
+    ck_assert_float_eq(own_odds, 0.25f);
+    accept("--question why");
+    parsed.data = "d.jsonl";  // as if the program had set it
+    parse_echo();
+    ck_assert_str_eq(own_question, "why");
+    ck_assert_ptr_null(parsed.data);
 }
 END_TEST
 
@@ -620,8 +644,11 @@ int main(void) {
         test_no_bad_advice,     test_only_with,      test_warmup_ratio_replaces_steps};
     const TTest *const lines[] = {test_precedence, test_presets_are_checked, test_example_gives_way,
                                   test_a_table_is_read_again};
-    const TTest *const texts[] = {test_help, test_help_shows_presets_and_example,
-                                  test_echo_repeats_the_run, test_words_and_numbers,
+    const TTest *const texts[] = {test_help,
+                                  test_help_shows_presets_and_example,
+                                  test_echo_repeats_the_run,
+                                  test_echo_is_accepted,
+                                  test_words_and_numbers,
                                   test_example_file};
     add_tests(suite, "values", setup, values, COUNT(values));
     add_tests(suite, "lines", setup, lines, COUNT(lines));
