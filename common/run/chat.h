@@ -29,8 +29,8 @@ typedef struct Chat {
     int forgotten;  // turns cut from its front
 } Chat;
 
-/* Rows of a stage's table of flags, for chat, a Chat in static storage. rest: the stage's own flags
-   that conflict with --prompt and --chat. */
+/* Rows of a stage's table of flags, for chat, a Chat in static storage. rest: names of the stage's
+   own flags, "a b c"; giving one together with --prompt or --chat is refused. */
 #define CHAT_FLAGS(variable, rest)                                                  \
     CHAT_PROMPT_FLAGS(variable, rest),                                              \
         {"temperature", NUMBER((variable).temperature, "0.7", 0, 100),              \
@@ -67,6 +67,15 @@ typedef struct Chat {
             "this.",                                                                          \
             .may_change_on_resume = true, .only_with = "prompt chat"                          \
     }
+
+/* The same flags as CHAT_FLAGS but temperature, for a stage whose training does not use
+   max_new_tokens */
+#define CHAT_ONLY_FLAGS(variable, rest)                                         \
+    CHAT_PROMPT_FLAGS(variable, rest),                                          \
+        {"max_new_tokens", NUMBER((variable).max_new_tokens, "64", 1, 1 << 20), \
+         "The most tokens of an answer.", .may_change_on_resume = true,         \
+         .only_with = "prompt chat"},                                           \
+        CHAT_TOP_FLAGS(variable)
 
 /* The text around an instruction. Not a part of CHAT_FLAGS: the stage chooses its place. */
 #define TEMPLATE_FLAG(variable)                                                                \

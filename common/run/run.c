@@ -364,7 +364,8 @@ static void show_progress(Run *run, double loss, double now) {
     struct RunState *s = run->state;
     const int done = run->step + 1, left = run->total_steps - done;
     Str line = {0};
-    str_printf(&line, "step %d/%d  loss %.4f", done, run->total_steps, loss);
+    str_printf(&line, "step %d/%d", done, run->total_steps);
+    if (!isnan(loss)) str_printf(&line, "  loss %.4f", loss);
     if (s->trained > 0) {
         str_printf(&line, "  %.0f tokens/s  ", (double)s->tokens / s->trained);
         add_duration(&line, (now - s->first_ended) / (done - s->first_step) * left);

@@ -866,7 +866,7 @@ static void bench_iteration(void) {
         rollout_task_sample(&task, &run, chat.temperature);
         t[1] = now_seconds();
         rollout_task_judge(&task, &run);
-        passes(r, B, true);
+        reference_and_values(r, B, true);
         reward_tokens(r, task.beta);
         advantages(r);
         sink = (float)measure(r, task.beta).kl;
