@@ -58,7 +58,7 @@
 #include "run/run.h"
 
 /*
- *  watch          the last value of a figure in each log line
+ *  watch          the last value of a figure (a metric) in each log line
  *  watch_mean     its mean since the last log line: takes a sum and a count
  *  watch_combined, watch_min, watch_max   a weighted sum of two means, and extremes
  *  watch_held_out a figure of held-out data, on a log line of its own
@@ -101,7 +101,7 @@
 /* ---- supervised tasks: sft, full_ft, lora, adapter ------------------------------------------- */
 
 /*
- *  Chat           the flags of --prompt and --chat (CHAT_FLAGS), which run_begin answers
+ *  Chat           the flags of --prompt and --chat (CHAT_FLAGS and its parts)
  *  TEMPLATE_FLAG  the row of --template
  */
 #include "run/chat.h"
@@ -165,7 +165,7 @@
 /* ---- AI feedback: constitutional ------------------------------------------------------------- */
 
 /*
- *  Constitution, Principle   what a constitution's file says
+ *  Constitution, Principle   the content of a constitution's file
  *  Dialogue, Round, Ending   an answer, its critiques and revisions; why it ended
  *  headings_cut, text_says, prompt_question     parts of a text that a model wrote
  */
@@ -175,8 +175,7 @@
 /*
  *  Voice, Speaker     something that replies to prompts; a model that does
  *  Labelled           two answers, and the probability that the first is better
- *  Chooser, chooser_report   a model that answers multiple-choice questions
- */
+ *  Chooser            a model that answers multiple-choice questions: chooser_report */
 #include "rl/choices.h"
 /*
  *  dialogue_so_far    the text that the model reads before its next turn
