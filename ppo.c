@@ -77,7 +77,7 @@ static const Flag flags[] = {
     {"target", NUMBER(args.desired_kl, "6", 1e-6, 1e6),
      "(4) The KL per answer that β adapts to, in nats.", .only_with = "adap_kl_ctrl"},
     {"horizon", NUMBER(args.horizon, "10000", 1, 1e12),
-     "(4) The time constant of that adaptation, in answers.", .only_with = "adap_kl_ctrl"},
+     "(4) The time constant of the adaptation of β, in answers.", .only_with = "adap_kl_ctrl"},
     {"kl_estimator", CHOICE(args.kl_estimator, "k1", "k1|k2|k3"),
      "(5) The KL per token: k1 log-ratio, k2 half its square, k3 exp(-k1) - 1 + k1."},
     {"exact_kl", SWITCH(args.exact_kl, "true"),
