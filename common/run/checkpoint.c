@@ -323,6 +323,17 @@ static int put_in_place(const char *aside, const char *path, Error *e) {
     return status;
 }
 
+void run_begin_writing(Run *run) {
+    struct RunState *s = run->state;
+    if (s->begun || !run_writes(run)) return;
+    s->begun = true;
+    if (!s->continues) checkpoint_rotate(run, INT_MAX, 1);
+    char *path = path_join(run->output, "log.jsonl");
+    if (make_directories(run->output) || !(s->log = fopen(path, s->continues ? "ab" : "wb")))
+        die("cannot write %s: %s; choose an --output that you may write", path, strerror(errno));
+    free(path);
+}
+
 void run_save(Run *run, const char *name) {
     if (!run_writes(run)) return;
     Error e;
@@ -428,8 +439,6 @@ int checkpoint_find(Run *run, Error *e) {
     free(parent);
     return 0;
 }
-
-const char *run_checkpoint_dir(const Run *run) { return run->state->checkpoint; }
 
 char *checkpoint_model_dir(const Run *run, const char *role) {
     return run->state->checkpoint ? path_join(run->state->checkpoint, role) : NULL;

@@ -97,6 +97,9 @@ void run_begin_writing(Run *run);
 /* Erases the line of progress from the terminal. */
 void run_clear_progress(Run *run);
 
+/* The value of a figure as the log shows it, and its start for the next line */
+double figure_value(const Run *run, const Figure *f);
+void figure_start_anew(Figure *f);
 /* Writes the step's log line into OUTPUT/log.jsonl and on stdout, and starts its figures anew. */
 void watch_log(Run *run);
 /* The same for the held-out figures that were given since their last line. */

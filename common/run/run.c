@@ -2,7 +2,7 @@
  * run.c - the life of a run: begin, plan, the step, finish. See run.h for what each promises.
  *
  * Order: the flags of every run; begin; schedule; progress; the loop; finish. Figures are in
- * watch.c, models in network.c, checkpoints and OUTPUT in checkpoint.c.
+ * watch.c, their lines in log.c, models in network.c, checkpoints and OUTPUT in checkpoint.c.
  *
  * Left out on purpose: schedules that nobody here uses, and metrics services, which can read
  * log.jsonl.
@@ -114,11 +114,6 @@ int run_parse(Run *run, const Program *program, int argc, char **argv, Error *e)
     return 0;
 }
 
-bool run_given(const Run *run, const char *flag) {
-    const Flag *f = flags_find(run->state->flags, flag);
-    return f && f->given;
-}
-
 /* ---- signals: the first asks the run to save and stop, the second ends it ----------------------
  */
 
@@ -147,8 +142,6 @@ static void catch_signal(int number) {
 bool run_interrupted(void) { return interrupted != 0; }
 
 /* ---- begin ----------------------------------------------------------------------------------- */
-
-bool run_writes(const Run *run) { return run->output && *run->output && !run->dry_run; }
 
 /* Ends the program when one of the flags in Program.needs is missing. */
 static void check_needs(const Run *run, const Program *p) {
@@ -344,11 +337,6 @@ int run_examples(Run *run, int *which) {
 
 /* ---- progress -------------------------------------------------------------------------------- */
 
-void run_clear_progress(Run *run) {
-    if (run->state->shown) printf("\r%*s\r", run->state->shown, "");
-    run->state->shown = 0;
-}
-
 /* Appends "2 h 05 min", "12 min" or "40 s". */
 static void add_duration(Str *line, double seconds) {
     const int minutes = (int)fmin(seconds / 60, 1e8);
@@ -393,36 +381,7 @@ void run_progress(Run *run, double loss, long tokens) {
     if (s->terminal && now - s->redrawn > 0.1) show_progress(run, loss, now);
 }
 
-const char *with_commas(size_t n, char text[32]) {
-    char figures[24];
-    const int length = snprintf(figures, sizeof figures, "%zu", n);
-    int at = 0;
-    for (int i = 0; i < length; i++) {
-        if (i && (length - i) % 3 == 0) text[at++] = ',';
-        text[at++] = figures[i];
-    }
-    text[at] = 0;
-    return text;
-}
-
-void run_print_parameters(size_t trained, size_t all) {
-    char a[32], b[32];
-    printf("trainable params: %s || all params: %s || trainable%%: %.4f\n", with_commas(trained, a),
-           with_commas(all, b), 100 * (double)trained / (double)all);
-}
-
 /* ---- the loop -------------------------------------------------------------------------------- */
-
-void run_begin_writing(Run *run) {
-    struct RunState *s = run->state;
-    if (s->begun || !run_writes(run)) return;
-    s->begun = true;
-    if (!s->continues) checkpoint_rotate(run, INT_MAX, 1);
-    char *path = path_join(run->output, "log.jsonl");
-    if (make_directories(run->output) || !(s->log = fopen(path, s->continues ? "ab" : "wb")))
-        die("cannot write %s: %s; choose an --output that you may write", path, strerror(errno));
-    free(path);
-}
 
 /* After `done` steps: is it time for something that is done every so many steps? */
 static bool is_time(const Run *run, int done, int every) {
