@@ -35,8 +35,10 @@ B       := .build/$(FLAVOUR)
 # The folders of common/ and of test/. An object is named after its source file; names are unique.
 ROOMS    = common common/model common/text common/files common/run common/rl
 BENCHES  = test test/check test/fuzz test/bench
+# The kernels of the CPU. On a device with its own memory kernels.cu replaces all of these objects.
+KERNELS  = product layers attention head nf4
 COMMON  := $(notdir $(wildcard $(ROOMS:=/*.c)))
-COMMON_O = $(COMMON:.c=.o)
+HOST_O   = $(filter-out device.o $(KERNELS:=.o),$(COMMON:.c=.o))
 
 # Models that are fetched on request into models/NAME, and their repositories on Hugging Face's hub
 MODELS                 = gpt2 distilgpt2 gpt2-medium dialogpt
@@ -69,7 +71,7 @@ all: $(PROGRAMS)
 
 define rule_of_room
 $(B)/%.o: $(1)/%.c | $(B)
-	$$(COMPILE) $$(INCLUDE) $$(if $$(filter kernels,$$*),$$(AVX2)) -c $$< -o $$@
+	$$(COMPILE) $$(INCLUDE) $$(if $$(filter $(KERNELS),$$*),$$(AVX2)) -c $$< -o $$@
 endef
 $(foreach room,$(ROOMS),$(eval $(call rule_of_room,$(room))))
 
@@ -87,7 +89,7 @@ $(foreach room,$(BENCHES),$(eval $(call rule_of_test_room,$(room))))
 $(B)/%.o: test/emu/%.cu | $(B) cxx
 	$(COMPILE_CU) $(INCLUDE) -x c++ -c $< -o $@
 
-$(B)/common.a: $(addprefix $(B)/,$(COMMON_O))
+$(B)/common.a: $(addprefix $(B)/,$(HOST_O) device.o $(KERNELS:=.o))
 	rm -f $@ && ar rcs $@ $^
 
 $(addprefix $(B)/,$(STAGES)): $(B)/%: $(B)/%.o $(B)/common.a
@@ -102,7 +104,7 @@ $(addprefix $(B)/,$(CHECKS_CU)): $(B)/%: $(B)/%.o
 $(B)/bench $(B)/world: $(B)/%: $(B)/%.o $(B)/common.a
 	$(COMPILE) $^ -o $@ $(LDLIBS)
 
-# --- devices with their own memory: kernels.cu instead of kernels.c -----------------------------
+# --- devices with their own memory: kernels.cu instead of the CPU's kernels ------------------
 
 # The tests of kernels and model, which run on a device as well
 MODEL_CHECKS  = check_gpt2 check_training check_generate check_memory
@@ -117,7 +119,7 @@ $(foreach room,$(ROOMS),$(call device_room,$(1),$(2),$(room)))
 $(B)/$(1)/%.o: %.c | $(B)/$(1)
 	$$(COMPILE) $$(INCLUDE) $(2) -c $$< -o $$@
 $(foreach room,test/check test/bench,$(call device_test,$(1),$(2),$(room)))
-$(B)/$(1)/common.a: $(addprefix $(B)/$(1)/,$(COMMON_O))
+$(B)/$(1)/common.a: $(addprefix $(B)/$(1)/,$(HOST_O) kernels.o)
 	rm -f $$@ && ar rcs $$@ $$^
 $(addprefix $(B)/$(1)/,$(STAGES) bench): %: %.o $(B)/$(1)/common.a
 	$$(LINK_CU) $$^ -o $$@ $$(LDLIBS) $(3)
