@@ -14,12 +14,17 @@ ifeq ($(origin CXX),default)
 endif
 STDXX    = -std=gnu++17 -Wno-unknown-pragmas
 WARN     = -Wall -Wextra
-# Only the kernels are compiled for AVX2 and FMA. The rest runs on any CPU, so that a program can
-# report that AVX2 is missing. Contraction is off, so that gcc and clang round alike; the kernels
-# ask for a fused multiply-add where they want it. No -Ofast and no -ffast-math: NaN must stay
-# visible.
+# Contraction is off, so that gcc and clang round alike; the kernels ask for a fused multiply-add
+# where they want it. No -Ofast and no -ffast-math: NaN must stay visible.
 FP       = -ffp-contract=off
+# Only the kernels are compiled for an instruction set, once for each (common/model/simd.h). The
+# rest runs on any CPU, chooses one of them, and can report that AVX2 is missing.
 AVX2     = -mavx2 -mfma
+AVX512   = $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512
+flags_avx2       = $(AVX2)
+flags_avx512     = $(AVX512)
+flags_avx512bf16 = $(AVX512) -mavx512bf16
+WAYS     = avx2 avx512 avx512bf16
 SANITIZE =
 LIBS     = jansson libpcre2-8
 
@@ -39,6 +44,7 @@ BENCHES  = test test/check test/fuzz test/bench
 KERNELS  = product layers attention head nf4
 COMMON  := $(notdir $(wildcard $(ROOMS:=/*.c)))
 HOST_O   = $(filter-out device.o $(KERNELS:=.o),$(COMMON:.c=.o))
+CPU_O    = device.o $(foreach way,$(WAYS),$(KERNELS:=.$(way).o))
 
 # Models that are fetched on request into models/NAME, and their repositories on Hugging Face's hub
 MODELS                 = gpt2 distilgpt2 gpt2-medium dialogpt
@@ -71,9 +77,15 @@ all: $(PROGRAMS)
 
 define rule_of_room
 $(B)/%.o: $(1)/%.c | $(B)
-	$$(COMPILE) $$(INCLUDE) $$(if $$(filter $(KERNELS),$$*),$$(AVX2)) -c $$< -o $$@
+	$$(COMPILE) $$(INCLUDE) -c $$< -o $$@
 endef
 $(foreach room,$(ROOMS),$(eval $(call rule_of_room,$(room))))
+
+define rule_of_way
+$(B)/%.$(1).o: common/model/%.c | $(B)
+	$$(COMPILE) $$(INCLUDE) $$(flags_$(1)) -DWAY=$(1) -c $$< -o $$@
+endef
+$(foreach way,$(WAYS),$(eval $(call rule_of_way,$(way))))
 
 $(B)/%.o: %.c | $(B)
 	$(COMPILE) $(INCLUDE) -c $< -o $@
@@ -89,7 +101,7 @@ $(foreach room,$(BENCHES),$(eval $(call rule_of_test_room,$(room))))
 $(B)/%.o: test/emu/%.cu | $(B) cxx
 	$(COMPILE_CU) $(INCLUDE) -x c++ -c $< -o $@
 
-$(B)/common.a: $(addprefix $(B)/,$(HOST_O) device.o $(KERNELS:=.o))
+$(B)/common.a: $(addprefix $(B)/,$(HOST_O) $(CPU_O))
 	rm -f $@ && ar rcs $@ $^
 
 $(addprefix $(B)/,$(STAGES)): $(B)/%: $(B)/%.o $(B)/common.a

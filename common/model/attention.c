@@ -1,8 +1,6 @@
 /*
  * attention.c - causal self-attention on a CPU, for training and for decoding.
  */
-#include "model/kernels.h"
-#include "model/cpu.h"
 #include "model/simd.h"
 #include "model/tile.h"
 
@@ -16,7 +14,25 @@
 
 enum { KB = 64 };
 
-static inline int padded_head(int hs) { return round_up(hs, NR); }
+static inline int padded_head(int hs) { return round_up(hs, 16); }
+
+/* C (rows,columns) = start + A B, for any number of columns that is a multiple of 16. start NULL:
+   from C. */
+static inline __attribute__((always_inline)) void tiles(int rows, int columns, int K,
+                                                        const float *a, size_t a_row, size_t a_k,
+                                                        const float *b, size_t b_k, bool from_zero,
+                                                        float *c, size_t c_row) {
+    for (int j = 0; j < columns; j += NR) {
+        const Operands o = {
+            a,     a_row, a_k, b + j, b_k, from_zero ? zeros : c + j, from_zero ? 0 : c_row,
+            c + j, c_row};
+        if (columns - j >= NR)
+            tile_of(rows, NR, false, K, o, NULL);
+        else
+            tile_of(rows, 16, false, K, o, NULL);
+    }
+}
+
 /* Stores the key and value of position t (hs floats each) in a head's arrays. */
 static inline void put_key_value(float *keys, float *values, const float *k, const float *v, int t,
                                  int hs) {
@@ -37,8 +53,8 @@ static inline float attention_dropout(const Noise *z, int n, int key, int h, int
 }
 
 /*
- * Attention of `rows` (at most 6) consecutive queries at positions q0, q0+1, ... to keys 0 .. their
- * own position. The softmax is computed online, one block of keys after the other (Milakov &
+ * Attention of `rows` (at most MR) consecutive queries at positions q0, q0+1, ... to keys 0 ..
+ * their own position. The softmax is computed online, one block of keys after the other (Milakov &
  * Gimelshein 2018): m is the largest score so far, l the sum of e^(score - m), o the weighted sum
  * of values. l and o are rescaled when m grows. noise NULL: no dropout. n0 is the batch row of q0.
  */
@@ -46,43 +62,40 @@ static void attend(float *out, size_t out_row, float *lse, size_t lse_row, const
                    size_t q_row, int rows, int q0, const float *keys, const float *values, int hs,
                    const Noise *noise, int n0, int h, int NH) {
     const int hsp = padded_head(hs);
-    const __m256 scale = _mm256_set1_ps(1.0f / sqrtf((float)hs));
+    const Vec scale = all(1.0f / sqrtf((float)hs));
     float m[MR], l[MR] = {0}, o[MR * hsp], s[MR * KB];
     for (int i = 0; i < rows; i++) m[i] = -INFINITY;
     memset(o, 0, sizeof o);
     for (int k0 = 0; k0 < q0 + rows; k0 += KB) {
         const float *block = keys + (size_t)k0 * (size_t)hs;
         int seen = min_int(KB, q0 + rows - k0);  // keys of this block that the last row sees
-        if (rows == 1 && seen > WIDE - NR)
+        if (rows == 1 && seen > WIDE - 16)
             tile_wide(hs, q, block, KB, NULL, s);
         else
-            for (int j = 0; j < seen; j += NR)
-                tile(rows, hs, q, q_row, 1, block + j, KB, zeros, 0, s + j, KB, NULL);
+            tiles(rows, round_up(seen, 16), hs, q, q_row, 1, block, KB, true, s, KB);
         for (int i = 0; i < rows; i++) {
             float *row = s + i * KB;
             int visible = min_int(seen, q0 + i + 1 - k0);
-            __m256 top = _mm256_set1_ps(-INFINITY), total = _mm256_setzero_ps();
-            for (int j = 0; j < visible; j += 8) {
-                __m256 x = _mm256_mul_ps(_mm256_loadu_ps(row + j), scale);
-                if (visible - j < 8)
-                    x = _mm256_blendv_ps(_mm256_set1_ps(-INFINITY), x,
-                                         _mm256_castsi256_ps(lanes(visible - j)));
-                _mm256_storeu_ps(row + j, x);
-                top = _mm256_max_ps(top, x);
+            Vec top = all(-INFINITY);
+            Vec8 total = _mm256_setzero_ps();
+            for (int j = 0; j < visible; j += W) {
+                Vec x = load(row + j, W) * scale;
+                if (visible - j < W) x = choose(first(visible - j), x, all(-INFINITY));
+                store(row + j, x, W);
+                top = larger(top, x);
             }
-            float m_new = fmaxf(m[i], max8(top));
-            for (int j = 0; j < visible; j += 8) {
-                __m256 p = exp8(_mm256_sub_ps(_mm256_loadu_ps(row + j), _mm256_set1_ps(m_new)));
-                _mm256_storeu_ps(row + j, p);
-                total = _mm256_add_ps(total, p);
+            float m_new = fmaxf(m[i], max_lane(top));
+            for (int j = 0; j < visible; j += W) {
+                const Vec p = vexp(load(row + j, W) - all(m_new));
+                store(row + j, p, W);
+                total = add_lanes(total, p);
             }
-            for (int j = visible > 0 ? round_up(visible, 8) : 0; j < seen; j++) row[j] = 0;
+            for (int j = visible > 0 ? round_up(visible, W) : 0; j < seen; j++) row[j] = 0;
             if (m_new > m[i]) {
-                __m256 shrink = exp8(_mm256_set1_ps(m[i] - m_new));
-                l[i] *= _mm256_cvtss_f32(shrink);
-                for (int d = 0; d < hsp; d += 8)
-                    _mm256_storeu_ps(o + i * hsp + d,
-                                     _mm256_mul_ps(_mm256_loadu_ps(o + i * hsp + d), shrink));
+                Vec shrink = vexp(all(m[i] - m_new));
+                l[i] *= shrink[0];
+                for (int d = 0; d < hsp; d += W)
+                    store(o + i * hsp + d, load(o + i * hsp + d, W) * shrink, W);
                 m[i] = m_new;
             }
             l[i] += sum8(total);
@@ -93,9 +106,8 @@ static void attend(float *out, size_t out_row, float *lse, size_t lse_row, const
         int d = 0;
         for (; rows == 1 && d + WIDE <= hsp; d += WIDE)
             tile_wide(seen, s, values + (size_t)k0 * (size_t)hsp + d, (size_t)hsp, o + d, o + d);
-        for (; d < hsp; d += NR)
-            tile(rows, seen, s, KB, 1, values + (size_t)k0 * (size_t)hsp + d, (size_t)hsp, o + d,
-                 (size_t)hsp, o + d, (size_t)hsp, NULL);
+        tiles(rows, hsp - d, seen, s, KB, 1, values + (size_t)k0 * (size_t)hsp + d, (size_t)hsp,
+              false, o + d, (size_t)hsp);
     }
     for (int i = 0; i < rows; i++) {
         float inverse = 1.0f / l[i];
@@ -152,10 +164,8 @@ static inline __attribute__((always_inline)) void small_product(int M, int K, in
                                                                 size_t a_k, const float *b,
                                                                 float *c) {
     for (int i = 0; i < M; i += MR)
-        for (int j = 0; j < hsp; j += NR)
-            tile(min_int(MR, M - i), K, a + (size_t)i * a_row, a_row, a_k, b + j, (size_t)hsp,
-                 c + (size_t)i * (size_t)hsp + j, (size_t)hsp, c + (size_t)i * (size_t)hsp + j,
-                 (size_t)hsp, NULL);
+        tiles(min_int(MR, M - i), hsp, K, a + (size_t)i * a_row, a_row, a_k, b, (size_t)hsp, false,
+              c + (size_t)i * (size_t)hsp, (size_t)hsp);
 }
 
 /* The arrays of one head for the backward pass of a sequence. They have a row for every position,
@@ -204,37 +214,27 @@ static void head_backward_sequence(HeadArrays a, const real *dout, const real *q
                    krow = (size_t)k0 * (size_t)hsp;
             for (int i = 0; i < queries; i += MR) {
                 int n = min_int(MR, queries - i), seen = min_int(KB, q0 + i + n - k0);
-                for (int j = 0; j < seen; j += NR) {
-                    tile(n, hs, q + qrow + (size_t)(i * hsp), (size_t)hsp, 1, a.keys + block + j,
-                         KB, zeros, 0, p + i * KB + j, KB, NULL);
-                    tile(n, hs, dO + qrow + (size_t)(i * hsp), (size_t)hsp, 1, a.values + block + j,
-                         KB, zeros, 0, ds + i * KB + j, KB, NULL);
-                }
+                tiles(n, round_up(seen, 16), hs, q + qrow + (size_t)(i * hsp), (size_t)hsp, 1,
+                      a.keys + block, KB, true, p + i * KB, KB);
+                tiles(n, round_up(seen, 16), hs, dO + qrow + (size_t)(i * hsp), (size_t)hsp, 1,
+                      a.values + block, KB, true, ds + i * KB, KB);
             }
             for (int i = 0; i < queries; i++) {
                 int visible = q0 + i < r.P ? 0 : min_int(columns, q0 + i + 1 - k0),
                     n = (int)row_at(r, q0 + i), j = 0;
-                __m256 lse8 = _mm256_set1_ps(lse[(size_t)n * (size_t)NH + (size_t)h]),
-                       delta8 = _mm256_set1_ps(delta[q0 + i]);
-                for (; j < visible; j += 8) {
+                const Vec minus_lse = all(-lse[(size_t)n * (size_t)NH + (size_t)h]);
+                for (; j < visible; j += W) {
                     // p = softmax(scale q k^T);  o = p v  =>  dv += p^T do,  dp = do v^T
                     // ds = p (dp - sum_j p dp) scale, and sum_j p dp = do . o = delta
-                    float factor[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+                    Vec factor = all(1);
                     if (noise)
-                        for (int jj = j; jj < min_int(j + 8, visible); jj++)
+                        for (int jj = j; jj < min_int(j + W, visible); jj++)
                             factor[jj - j] = attention_dropout(noise, n, k0 + jj, h, NH);
-                    __m256 factor8 = _mm256_loadu_ps(factor);
-                    __m256 x = exp8(_mm256_fmsub_ps(_mm256_loadu_ps(p + i * KB + j),
-                                                    _mm256_set1_ps(scale), lse8));
-                    if (visible - j < 8)
-                        x = _mm256_and_ps(x, _mm256_castsi256_ps(lanes(visible - j)));
-                    __m256 d = _mm256_sub_ps(
-                        _mm256_mul_ps(_mm256_loadu_ps(ds + i * KB + j), factor8), delta8);
-                    d = _mm256_mul_ps(_mm256_mul_ps(x, d), _mm256_set1_ps(scale));
-                    if (visible - j < 8)
-                        d = _mm256_and_ps(d, _mm256_castsi256_ps(lanes(visible - j)));
-                    _mm256_storeu_ps(p + i * KB + j, _mm256_mul_ps(x, factor8));
-                    _mm256_storeu_ps(ds + i * KB + j, d);
+                    const Vec x = cut(vexp(fma_(load(p + i * KB + j, W), all(scale), minus_lse)),
+                                      visible - j),
+                              d = load(ds + i * KB + j, W) * factor - all(delta[q0 + i]);
+                    store(p + i * KB + j, x * factor, W);
+                    store(ds + i * KB + j, cut(x * d * all(scale), visible - j), W);
                 }
                 for (; j < KB; j++) p[i * KB + j] = ds[i * KB + j] = 0;
             }
@@ -321,7 +321,7 @@ void attention_cached(real *out, real *cache, const real *qkv, const int *slot, 
     const size_t C = (size_t)NH * (size_t)hs,
                  keys_size = (size_t)round_up(positions, KB) * (size_t)hs;
     const size_t head_size = keys_size + (size_t)round_up(positions, KB) * (size_t)padded_head(hs);
-    // threads divide the heads; each stores the new keys and values, then attends, up to 6
+    // threads divide the heads; each stores the new keys and values, then attends, up to MR
     // consecutive rows at a time
 #pragma omp parallel for schedule(static)
     for (int h = 0; h < NH; h++) {

@@ -1,7 +1,8 @@
 /*
- * device.c - the first part of kernels.h on a CPU: the check of the machine, and memory.
+ * device.c - the first part of kernels.h on a CPU: the check of the machine, the choice of a
+ * way to compute (simd.h), and memory.
  */
-#include "model/kernels.h"
+#include "model/ways.h"
 
 #include <omp.h>
 #include <sys/mman.h>
@@ -11,17 +12,74 @@
 
 /* ---- The device ------------------------------------------------------------------------------ */
 
-void device_init(void) {
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return;
-    die_usage(
-        "this CPU lacks AVX2 or FMA, which posttrain.c needs (Intel since Haswell, 2013; AMD "
-        "since Excavator, 2015); run it on another machine");
+#define HAS(feature) (__builtin_cpu_supports(feature) != 0)
+
+/* The ways to compute, the slowest first (simd.h). */
+static const char *const way_names[] = {"avx2", "avx512", "avx512bf16"};
+enum { AVX2, AVX512, AVX512_BF16, WAYS };
+
+static int way;
+static bool chosen;
+
+static bool machine_has(int w) {
+    const bool avx2 = HAS("avx2") && HAS("fma"),
+               avx512 = HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl");
+    return avx2 && (w < AVX512 || avx512) && (w < AVX512_BF16 || HAS("avx512bf16"));
 }
 
+/* Each function of kernels.h is a jump to that of the way that was chosen. */
+#define DECLARE(f)                                               \
+    extern __typeof__(f) f##_avx2, f##_avx512, f##_avx512bf16;   \
+    __attribute__((used)) __typeof__(f) *f##_chosen = f##_avx2;  \
+    __asm__(".text\n.globl " #f "\n.type " #f ", @function\n" #f \
+            ":\n"                                                \
+            "jmp *" #f "_chosen(%rip)\n");
+KERNELS(DECLARE)
+
+static void choose(int w) {
+    way = w;
+    chosen = true;
+#define CHOOSE(f) f##_chosen = w == AVX2 ? f##_avx2 : w == AVX512 ? f##_avx512 : f##_avx512bf16;
+    KERNELS(CHOOSE)
+}
+
+int device_choose(const char *name, Error *e) {
+    device_init();
+    int w = WAYS - 1;
+    while (w > 0 && (strcmp(name, "auto") ? strcmp(name, way_names[w]) != 0 : !machine_has(w))) w--;
+    if (strcmp(name, "auto") && strcmp(name, way_names[w]))
+        return fail(e, "%s is no way to compute: use avx2, avx512, avx512bf16 or auto", name);
+    if (!machine_has(w))
+        return fail(e, "this CPU has no %s; without --cpu the program uses what there is", name);
+    choose(w);
+    return 0;
+}
+
+/* The environment variable POSTTRAIN_CPU is for tests. */
+void device_init(void) {
+    static bool checked;
+    if (checked) return;
+    checked = true;
+    Error e;
+    if (!machine_has(AVX2))
+        die_usage(
+            "this CPU lacks AVX2 or FMA, which posttrain.c needs (Intel since Haswell, 2013; AMD "
+            "since Excavator, 2015); run it on another machine");
+    const char *asked = getenv("POSTTRAIN_CPU");
+    if (!chosen && device_choose(asked ? asked : "auto", &e))
+        die_usage("POSTTRAIN_CPU: %s", e.text);
+}
+
+Precision cpu_precision;
+
+void device_precision(Precision precision) { cpu_precision = precision; }
+
 const char *device_name(void) {
+    static const char *const names[] = {"AVX2", "AVX-512", "AVX-512 with bf16"};
     static char name[64];
-    snprintf(name, sizeof name, "CPU, %d thread%s, AVX2", omp_get_max_threads(),
-             omp_get_max_threads() == 1 ? "" : "s");
+    device_init();
+    snprintf(name, sizeof name, "CPU, %d thread%s, %s", omp_get_max_threads(),
+             omp_get_max_threads() == 1 ? "" : "s", names[way]);
     return name;
 }
 

@@ -1,8 +1,6 @@
 /*
  * head.c - the loss head, the scalar head and sampling, on a CPU.
  */
-#include "model/kernels.h"
-#include "model/cpu.h"
 #include "model/simd.h"
 
 /* ---- The loss head --------------------------------------------------------------------------- */
@@ -26,38 +24,38 @@ void scale_rows(real *x, const float *factor, int R, int C) {
 }
 
 void head_forward(real *logits, const real *inp, const real *wte, int R, int C, int V, int ldv) {
-    product(R, V, C, (Matrix){inp, (size_t)C, false, NULL}, (Matrix){wte, (size_t)C, true, NULL},
-            logits, (size_t)ldv, NULL, false);
+    product(R, V, C, matrix(inp, C), transposed(weight_matrix(wte, C)), logits, (size_t)ldv, NULL,
+            false);
 }
 
 void head_backward(real *dinp, float *dwte, const real *dlogits, const real *inp, const real *wte,
                    int R, int C, int V, int ldv) {
     // logits = inp wte^T:  dinp = dlogits wte,  dwte = dlogits^T inp
     if (dinp)
-        product(R, C, V, (Matrix){dlogits, (size_t)ldv, false, NULL},
-                (Matrix){wte, (size_t)C, false, NULL}, dinp, (size_t)C, NULL, false);
+        product(R, C, V, matrix(dlogits, ldv), weight_matrix(wte, C), dinp, (size_t)C, NULL, false);
     if (dwte)
-        product(V, C, R, (Matrix){dlogits, (size_t)ldv, true, NULL},
-                (Matrix){inp, (size_t)C, false, NULL}, dwte, (size_t)C, NULL, true);
+        product(V, C, R, transposed(matrix(dlogits, ldv)), matrix(inp, C), dwte, (size_t)C, NULL,
+                true);
 }
 
 /* The largest element of a row, and its lowest index. A NaN is never the largest, but makes the
    sums below NaN. */
 static float row_max(const float *x, int V, int *where) {
-    __m256 top = _mm256_set1_ps(-INFINITY);
-    __m256 index = _mm256_setzero_ps();  // as floats, which are exact below 2^24
-    __m256 here = _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7);
+    Vec top = all(-INFINITY);
+    Vec index = none(), here = none();  // as floats, which are exact below 2^24
+    for (int i = 0; i < W; i++) here[i] = (float)i;
     int j = 0;
-    for (; j + 8 <= V; j += 8, here = _mm256_add_ps(here, _mm256_set1_ps(8))) {
-        __m256 v = _mm256_loadu_ps(x + j), more = _mm256_cmp_ps(v, top, _CMP_GT_OQ);
-        top = _mm256_blendv_ps(top, v, more);
-        index = _mm256_blendv_ps(index, here, more);
+    for (; j + W <= V; j += W, here = here + all(W)) {
+        const Vec v = load(x + j, W);
+        const Mask more = greater(v, top);
+        top = choose(more, v, top);
+        index = choose(more, here, index);
     }
-    float tops[8], indices[8], best = -INFINITY;
-    _mm256_storeu_ps(tops, top);
-    _mm256_storeu_ps(indices, index);
+    float tops[W], indices[W], best = -INFINITY;
+    store(tops, top, W);
+    store(indices, index, W);
     *where = 0;
-    for (int i = 0; i < 8 && j; i++)
+    for (int i = 0; i < W && j; i++)
         if (tops[i] > best || (tops[i] == best && (int)indices[i] < *where)) {
             best = tops[i];
             *where = (int)indices[i];
@@ -76,17 +74,14 @@ static float row_max(const float *x, int V, int *where) {
 static double row_sum(const float *x, int V, float top, float beta, double *weighted) {
     double sum = 0, more = 0;
     for (int j0 = 0; j0 < V; j0 += 512) {
-        __m256 s = _mm256_setzero_ps(), w = _mm256_setzero_ps();
+        Vec8 s = _mm256_setzero_ps(), w = s;
         int end = min_int(j0 + 512, V);
-        for (int j = j0; j < end; j += 8) {
-            __m256 d = _mm256_mul_ps(_mm256_sub_ps(load(x + j, end - j), _mm256_set1_ps(top)),
-                                     _mm256_set1_ps(beta)),
-                   e = exp8(d);
-            if (end - j < 8) e = _mm256_and_ps(e, _mm256_castsi256_ps(lanes(end - j)));
-            s = _mm256_add_ps(s, e);
+        for (int j = j0; j < end; j += W) {
+            const Vec d = (load(x + j, end - j) - all(top)) * all(beta), e = cut(vexp(d), end - j);
+            s = add_lanes(s, e);
             if (weighted)
                 // bounded, because 0 * -infinity would be NaN
-                w = _mm256_fmadd_ps(e, _mm256_max_ps(_mm256_set1_ps(-1e4f), d), w);
+                w = fma_lanes(e, larger(all(-1e4f), d), w);
         }
         sum += (double)sum8(s);
         more += (double)sum8(w);
@@ -119,20 +114,16 @@ void logprob_backward(real *logits, const float *lse, const float *entropy, cons
 #pragma omp parallel for
     for (int r = 0; r < R; r++) {
         float *x = logits + (size_t)r * (size_t)ldv;
-        __m256 lse8 = _mm256_set1_ps(lse[r]), minus_dlogp = _mm256_set1_ps(-dlogp[r]),
-               beta8 = _mm256_set1_ps(beta);
+        Vec lse_ = all(lse[r]), minus_dlogp = all(-dlogp[r]), beta_ = all(beta);
         bool with_entropy = dentropy && dentropy[r] != 0;
-        for (int j = 0; j < V; j += 8) {
+        for (int j = 0; j < V; j += W) {
             // log p_j = beta x_j - lse:   d log p[target] / d x_j = beta (1[j = target] - p_j)
             // entropy = -sum p log p:   d entropy / d x_j = -beta p_j (log p_j + entropy)
-            __m256 log_p = _mm256_sub_ps(_mm256_mul_ps(beta8, load(x + j, V - j)), lse8),
-                   p = exp8(log_p), factor = minus_dlogp;
+            Vec log_p = beta_ * load(x + j, V - j) - lse_, p = vexp(log_p), factor = minus_dlogp;
             if (with_entropy)
-                factor = _mm256_fnmadd_ps(_mm256_set1_ps(dentropy[r]),
-                                          _mm256_add_ps(_mm256_max_ps(_mm256_set1_ps(-1e4f), log_p),
-                                                        _mm256_set1_ps(entropy[r])),
-                                          factor);
-            store(x + j, _mm256_mul_ps(beta8, _mm256_mul_ps(p, factor)), V - j);
+                factor =
+                    fnma_(all(dentropy[r]), larger(all(-1e4f), log_p) + all(entropy[r]), factor);
+            store(x + j, beta_ * (p * factor), V - j);
         }
         x[target[r]] += beta * dlogp[r];
     }
@@ -144,20 +135,16 @@ void kl_forward(float *kl, const real *logits_p, const float *lse_p, const real 
     for (int r = 0; r < R; r++) {
         const float *x = logits_p + (size_t)r * (size_t)ldv,
                     *y = logits_q + (size_t)r * (size_t)ldv;
-        const __m256 beta8 = _mm256_set1_ps(beta), lse_x = _mm256_set1_ps(lse_p[r]),
-                     lse_y = _mm256_set1_ps(lse_q[r]);
+        const Vec beta_ = all(beta), lse_x = all(lse_p[r]), lse_y = all(lse_q[r]);
         double sum = 0;  // in blocks of 512, as in row_sum
         for (int j0 = 0; j0 < V; j0 += 512) {
-            __m256 s = _mm256_setzero_ps();
-            for (int j = j0, end = min_int(j0 + 512, V); j < end; j += 8) {
-                __m256 log_p = _mm256_sub_ps(_mm256_mul_ps(beta8, load(x + j, end - j)), lse_x);
-                __m256 log_q = _mm256_sub_ps(_mm256_mul_ps(beta8, load(y + j, end - j)), lse_y),
-                       p = exp8(log_p);
-                if (end - j < 8) p = _mm256_and_ps(p, _mm256_castsi256_ps(lanes(end - j)));
+            Vec8 s = _mm256_setzero_ps();
+            for (int j = j0, end = min_int(j0 + 512, V); j < end; j += W) {
+                Vec log_p = beta_ * load(x + j, end - j) - lse_x;
+                Vec log_q = beta_ * load(y + j, end - j) - lse_y, p = cut(vexp(log_p), end - j);
                 // the term is 0 where p is 0, even if a logit of -infinity makes the difference NaN
-                __m256 term = _mm256_mul_ps(p, _mm256_sub_ps(log_p, log_q));
-                s = _mm256_add_ps(
-                    s, _mm256_andnot_ps(_mm256_cmp_ps(p, _mm256_setzero_ps(), _CMP_EQ_OQ), term));
+                Vec term = p * (log_p - log_q);
+                s = add_lanes(s, zero_where(equal(p, none()), term));
             }
             sum += (double)sum8(s);
         }
@@ -184,10 +171,10 @@ void value_forward(float *value, const real *inp, const real *weight, const real
                    int C) {
 #pragma omp parallel for
     for (int n = 0; n < N; n++) {
-        __m256 sum = _mm256_setzero_ps();
-        for (int c = 0; c < C; c += 8)
-            sum = _mm256_fmadd_ps(load(inp + (size_t)n * (size_t)C + c, C - c),
-                                  load(weight + c, C - c), sum);
+        Vec8 sum = _mm256_setzero_ps();
+        for (int c = 0; c < C; c += W)
+            sum = fma_lanes(load(inp + (size_t)n * (size_t)C + c, C - c), load(weight + c, C - c),
+                            sum);
         value[n] = sum8(sum) + (bias ? *bias : 0);
     }
 }
@@ -197,21 +184,20 @@ void value_backward(real *dinp, float *dweight, float *dbias, const float *dvalu
     // value[n] = sum_c inp[n][c] weight[c] + bias
 #pragma omp parallel for
     for (int n = 0; n < N; n++) {
-        const __m256 d = _mm256_set1_ps(dvalue[n]);
+        const Vec d = all(dvalue[n]);
         float *to = dinp + (size_t)n * (size_t)C;
         if (dvalue[n] == 0) continue;
-        for (int c = 0; c < C; c += 8)
-            store(to + c, _mm256_fmadd_ps(d, load(weight + c, C - c), load(to + c, C - c)), C - c);
+        for (int c = 0; c < C; c += W)
+            store(to + c, fma_(d, load(weight + c, C - c), load(to + c, C - c)), C - c);
     }
     if (dweight) {
 #pragma omp parallel for
         for (int c0 = 0; c0 < C; c0 += 32)  // threads divide the columns; each adds tokens in order
             for (int n = 0; n < N; n++)
-                for (int c = c0; c < min_int(c0 + 32, C) && dvalue[n] != 0; c += 8)
+                for (int c = c0; c < min_int(c0 + 32, C) && dvalue[n] != 0; c += W)
                     store(dweight + c,
-                          _mm256_fmadd_ps(_mm256_set1_ps(dvalue[n]),
-                                          load(inp + (size_t)n * (size_t)C + c, C - c),
-                                          load(dweight + c, C - c)),
+                          fma_(all(dvalue[n]), load(inp + (size_t)n * (size_t)C + c, C - c),
+                               load(dweight + c, C - c)),
                           C - c);
     }
     if (dbias)
@@ -270,11 +256,8 @@ static int sample_restricted(const float *x, int V, float top, float beta, int t
     float *weight = workspace(3 * (size_t)V + 16);
     Candidate *c = (Candidate *)(weight + round_up(V, 16));
     for (int j = 0; j < V; j++) c[j] = (Candidate){x[j], j};
-    for (int j = 0; j < V; j += 8)
-        store(weight + j,
-              exp8(_mm256_mul_ps(_mm256_sub_ps(load(x + j, V - j), _mm256_set1_ps(top)),
-                                 _mm256_set1_ps(beta))),
-              V - j);
+    for (int j = 0; j < V; j += W)
+        store(weight + j, vexp((load(x + j, V - j) - all(top)) * all(beta)), V - j);
     int n = top_k > 0 && top_k < V ? first_of(c, V, weight, top_k, INFINITY) : V;
     double total = 0, sum = 0;
     for (int i = 0; i < n; i++) total += (double)weight[c[i].id];

@@ -2,20 +2,32 @@
  * layers.c - the layers that are no product, on a CPU: embedding, norms, activation functions,
  * random noise; and the optimiser.
  */
-#include "model/cpu.h"
-#include "model/kernels.h"
 #include "model/simd.h"
 
 /* ---- Embedding ------------------------------------------------------------------------------- */
+
+/* Row t of wte: with bf16, rounded (kernels.h). */
+static inline Vec embedding(const real *wte, size_t at, int n) {
+    if (cpu_precision == FLOAT32) return load(wte + at, n);
+    if (cpu_precision == BF16) return rounded(load(wte + at, n));
+    const uint16_t *half = (const uint16_t *)(const void *)wte + at;
+    UVec x = {0};
+    for (int i = 0; i < n && i < W; i++) x[i] = (uint32_t)half[i] << 16;
+    return (Vec)x;
+}
 
 void embed_forward(real *out, const int *token, const int *position, const real *wte,
                    const real *wpe, int N, int C) {
 #pragma omp parallel for
     for (int n = 0; n < N; n++) {
-        const float *t = wte + (size_t)token[n] * (size_t)C;
+        const size_t t = (size_t)token[n] * (size_t)C;
         const float *p = wpe ? wpe + (size_t)position[n] * (size_t)C : NULL;
         float *o = out + (size_t)n * (size_t)C;
-        for (int c = 0; c < C; c++) o[c] = p ? t[c] + p[c] : t[c];
+        for (int c = 0; c < C; c += W) {
+            Vec x = embedding(wte, t + (size_t)c, C - c);
+            if (p) x = x + load(p + c, C - c);
+            store(o + c, x, C - c);
+        }
     }
 }
 
@@ -33,6 +45,21 @@ void embed_backward(float *dwte, float *dwpe, const real *dout, const int *token
             }
 }
 
+/* ---- Sums and factors of activations --------------------------------------------------------- */
+
+void add_activations(real *out, const real *x, const real *y, size_t n) {
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i += W) {
+        const int left = LEFT(n, i);
+        store(out + i, load(x + i, left) + load(y + i, left), left);
+    }
+}
+
+void scale(real *x, float factor, size_t n) {
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i++) x[i] *= factor;
+}
+
 /* ---- Residual and layer norm ----------------------------------------------------------------- */
 
 void layernorm_forward(real *sum, real *out, float *mean, float *rstd, const real *x, const real *y,
@@ -40,33 +67,33 @@ void layernorm_forward(real *sum, real *out, float *mean, float *rstd, const rea
 #pragma omp parallel for
     for (int n = 0; n < N; n++) {
         const float *row = x + (size_t)n * (size_t)C;
-        __m256 total = _mm256_setzero_ps();
+        Vec8 total = _mm256_setzero_ps();
         if (y) {
             const float *more = y + (size_t)n * (size_t)C;
             float *to = sum + (size_t)n * (size_t)C;
-            for (int c = 0; c < C; c += 8) {
-                __m256 s = _mm256_add_ps(load(row + c, C - c), load(more + c, C - c));
+            for (int c = 0; c < C; c += W) {
+                Vec s = load(row + c, C - c) + load(more + c, C - c);
                 store(to + c, s, C - c);
-                total = _mm256_add_ps(total, s);
+                total = add_lanes(total, s);
             }
             row = to;
         } else {
-            for (int c = 0; c < C; c += 8) total = _mm256_add_ps(total, load(row + c, C - c));
+            for (int c = 0; c < C; c += W) total = add_lanes(total, load(row + c, C - c));
         }
         float m = sum8(total) / (float)C;
-        __m256 mean8 = _mm256_set1_ps(m), square = _mm256_setzero_ps();
+        const Vec mean_ = all(m);
+        Vec8 square = _mm256_setzero_ps();
         // the variance in a second pass, to avoid cancellation when the mean is large
-        for (int c = 0; c < C; c += 8) {
-            __m256 d = _mm256_sub_ps(load(row + c, C - c), mean8);
-            if (C - c < 8) d = _mm256_and_ps(d, _mm256_castsi256_ps(lanes(C - c)));
-            square = _mm256_fmadd_ps(d, d, square);
+        for (int c = 0; c < C; c += W) {
+            const Vec d = cut(load(row + c, C - c) - mean_, C - c);
+            square = fma_lanes(d, d, square);
         }
         float r = 1.0f / sqrtf(sum8(square) / (float)C + epsilon);
-        __m256 rstd8 = _mm256_set1_ps(r);
-        for (int c = 0; c < C; c += 8) {
-            __m256 normed = _mm256_mul_ps(_mm256_sub_ps(load(row + c, C - c), mean8), rstd8);
+        Vec rstd_ = all(r);
+        for (int c = 0; c < C; c += W) {
+            Vec normed = (load(row + c, C - c) - mean_) * rstd_;
             store(out + (size_t)n * (size_t)C + c,
-                  _mm256_fmadd_ps(normed, load(weight + c, C - c), load(bias + c, C - c)), C - c);
+                  fma_(normed, load(weight + c, C - c), load(bias + c, C - c)), C - c);
         }
         mean[n] = m;
         rstd[n] = r;
@@ -81,36 +108,32 @@ void layernorm_backward(real *dsum, float *dweight, float *dbias, const real *do
     for (int n = 0; n < N; n++) {
         const float *dy = dout + (size_t)n * (size_t)C, *x = sum + (size_t)n * (size_t)C;
         float *dx = dsum + (size_t)n * (size_t)C;
-        __m256 mean8 = _mm256_set1_ps(mean[n]), rstd8 = _mm256_set1_ps(rstd[n]);
-        __m256 g_total = _mm256_setzero_ps(), gx_total = _mm256_setzero_ps();
-        for (int c = 0; c < C; c += 8) {
-            __m256 g = _mm256_mul_ps(load(dy + c, C - c), load(weight + c, C - c));
-            __m256 xhat = _mm256_mul_ps(_mm256_sub_ps(load(x + c, C - c), mean8), rstd8);
-            g_total = _mm256_add_ps(g_total, g);
-            gx_total = _mm256_fmadd_ps(g, xhat, gx_total);
+        Vec mean_ = all(mean[n]), rstd_ = all(rstd[n]);
+        Vec8 g_total = _mm256_setzero_ps(), gx_total = g_total;
+        for (int c = 0; c < C; c += W) {
+            Vec g = load(dy + c, C - c) * load(weight + c, C - c);
+            Vec xhat = (load(x + c, C - c) - mean_) * rstd_;
+            g_total = add_lanes(g_total, g);
+            gx_total = fma_lanes(g, xhat, gx_total);
         }
-        __m256 g_mean = _mm256_set1_ps(sum8(g_total) / (float)C),
-               gx_mean = _mm256_set1_ps(sum8(gx_total) / (float)C);
-        for (int c = 0; c < C; c += 8) {
-            __m256 g = _mm256_mul_ps(load(dy + c, C - c), load(weight + c, C - c));
-            __m256 xhat = _mm256_mul_ps(_mm256_sub_ps(load(x + c, C - c), mean8), rstd8);
-            __m256 d = _mm256_sub_ps(_mm256_sub_ps(g, g_mean), _mm256_mul_ps(xhat, gx_mean));
-            store(dx + c, _mm256_fmadd_ps(rstd8, d, load(dx + c, C - c)), C - c);
+        Vec g_mean = all(sum8(g_total) / (float)C), gx_mean = all(sum8(gx_total) / (float)C);
+        for (int c = 0; c < C; c += W) {
+            Vec g = load(dy + c, C - c) * load(weight + c, C - c);
+            Vec xhat = (load(x + c, C - c) - mean_) * rstd_;
+            Vec d = g - g_mean - xhat * gx_mean;
+            store(dx + c, fma_(rstd_, d, load(dx + c, C - c)), C - c);
         }
     }
     if (!dweight && !dbias) return;
 #pragma omp parallel for
     for (int c0 = 0; c0 < C; c0 += 32)  // threads divide the columns; each adds tokens in order
         for (int n = 0; n < N; n++)
-            for (int c = c0; c < min_int(c0 + 32, C); c += 8) {
-                __m256 dy = load(dout + (size_t)n * (size_t)C + c, C - c);
-                __m256 xhat =
-                    _mm256_mul_ps(_mm256_sub_ps(load(sum + (size_t)n * (size_t)C + c, C - c),
-                                                _mm256_set1_ps(mean[n])),
-                                  _mm256_set1_ps(rstd[n]));
-                if (dweight)
-                    store(dweight + c, _mm256_fmadd_ps(dy, xhat, load(dweight + c, C - c)), C - c);
-                if (dbias) store(dbias + c, _mm256_add_ps(dy, load(dbias + c, C - c)), C - c);
+            for (int c = c0; c < min_int(c0 + 32, C); c += W) {
+                Vec dy = load(dout + (size_t)n * (size_t)C + c, C - c);
+                Vec xhat =
+                    (load(sum + (size_t)n * (size_t)C + c, C - c) - all(mean[n])) * all(rstd[n]);
+                if (dweight) store(dweight + c, fma_(dy, xhat, load(dweight + c, C - c)), C - c);
+                if (dbias) store(dbias + c, dy + load(dbias + c, C - c), C - c);
             }
 }
 
@@ -123,20 +146,19 @@ static const float GELU_A = 0.7978845608f;  // sqrt(2 / pi)
 static const float GELU_B = 0.044715f;      // coefficient of the cubic term
 
 /* s(2u), u = A (x + B x^3) */
-static inline __m256 gelu_gate(__m256 x) {
-    __m256 xx = _mm256_mul_ps(x, x);
-    __m256 u = _mm256_mul_ps(
-        x, _mm256_fmadd_ps(xx, _mm256_set1_ps(GELU_A * GELU_B), _mm256_set1_ps(GELU_A)));
-    __m256 e = exp8(_mm256_mul_ps(u, _mm256_set1_ps(-2.0f)));
-    return _mm256_div_ps(_mm256_set1_ps(1.0f), _mm256_add_ps(_mm256_set1_ps(1.0f), e));
+static inline Vec gelu_gate(Vec x) {
+    Vec xx = x * x;
+    Vec u = x * fma_(xx, all(GELU_A * GELU_B), all(GELU_A));
+    Vec e = vexp(u * all(-2.0f));
+    return all(1.0f) / (all(1.0f) + e);
 }
 
 void gelu_forward(real *out, const real *inp, size_t n) {
 #pragma omp parallel for
-    for (size_t i = 0; i < n; i += 8) {
-        int left = n - i < 8 ? (int)(n - i) : 8;
-        __m256 x = load(inp + i, left);
-        store(out + i, _mm256_mul_ps(x, gelu_gate(x)), left);
+    for (size_t i = 0; i < n; i += W) {
+        const int left = LEFT(n, i);
+        Vec x = load(inp + i, left);
+        store(out + i, x * gelu_gate(x), left);
     }
 }
 
@@ -148,16 +170,15 @@ void linear_gelu_forward(real *out, real *pre, const real *inp, const real *weig
 
 void gelu_backward(real *dout, real *inp, size_t n) {
 #pragma omp parallel for
-    for (size_t i = 0; i < n; i += 8) {
-        int left = n - i < 8 ? (int)(n - i) : 8;
-        __m256 x = load(inp + i, left), s = gelu_gate(x), one = _mm256_set1_ps(1.0f);
+    for (size_t i = 0; i < n; i += W) {
+        const int left = LEFT(n, i);
+        Vec x = load(inp + i, left), s = gelu_gate(x), one = all(1.0f);
         // out = x s(2u):  d = s + x s (1 - s) 2 u',  u' = A (1 + 3 B x^2).  x s (1 - s) is
         // computed first, because it reaches 0 before u' becomes large
-        __m256 du = _mm256_fmadd_ps(_mm256_mul_ps(x, x), _mm256_set1_ps(6 * GELU_A * GELU_B),
-                                    _mm256_set1_ps(2 * GELU_A));
-        __m256 y = _mm256_mul_ps(x, s);
-        __m256 d = _mm256_fmadd_ps(_mm256_mul_ps(y, _mm256_sub_ps(one, s)), du, s);
-        store(dout + i, _mm256_mul_ps(load(dout + i, left), d), left);
+        Vec du = fma_(x * x, all(6 * GELU_A * GELU_B), all(2 * GELU_A));
+        Vec y = x * s;
+        Vec d = fma_(y * (one - s), du, s);
+        store(dout + i, load(dout + i, left) * d, left);
         store(inp + i, y, left);
     }
 }
@@ -166,47 +187,47 @@ void gelu_backward(real *dout, real *inp, size_t n) {
 
 void relu_forward(real *out, const real *inp, size_t n) {
 #pragma omp parallel for
-    for (size_t i = 0; i < n; i += 8) {
-        int left = n - i < 8 ? (int)(n - i) : 8;
+    for (size_t i = 0; i < n; i += W) {
+        const int left = LEFT(n, i);
         // this order of operands preserves NaN
-        store(out + i, _mm256_max_ps(_mm256_setzero_ps(), load(inp + i, left)), left);
+        store(out + i, larger(none(), load(inp + i, left)), left);
     }
 }
 
 void relu_backward(real *dout, real *inp, size_t n) {
 #pragma omp parallel for
-    for (size_t i = 0; i < n; i += 8) {
-        int left = n - i < 8 ? (int)(n - i) : 8;
-        __m256 x = load(inp + i, left), off = _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LE_OQ);
+    for (size_t i = 0; i < n; i += W) {
+        const int left = LEFT(n, i);
+        const Vec x = load(inp + i, left);
         // out = max(x, 0):  d = 1 above 0, else 0
-        store(dout + i, _mm256_andnot_ps(off, load(dout + i, left)), left);
-        store(inp + i, _mm256_max_ps(_mm256_setzero_ps(), x), left);
+        store(dout + i, zero_where(at_most(x, none()), load(dout + i, left)), left);
+        store(inp + i, larger(none(), x), left);
     }
 }
 
 /* s(x) = 1 / (1 + e^-x) */
-static inline __m256 silu_gate(__m256 x) {
-    const __m256 one = _mm256_set1_ps(1.0f);
-    return _mm256_div_ps(one, _mm256_add_ps(one, exp8(_mm256_sub_ps(_mm256_setzero_ps(), x))));
+static inline Vec silu_gate(Vec x) {
+    const Vec one = all(1.0f);
+    return one / (one + vexp(none() - x));
 }
 
 void silu_forward(real *out, const real *inp, size_t n) {
 #pragma omp parallel for
-    for (size_t i = 0; i < n; i += 8) {
-        int left = n - i < 8 ? (int)(n - i) : 8;
-        __m256 x = load(inp + i, left);
-        store(out + i, _mm256_mul_ps(x, silu_gate(x)), left);
+    for (size_t i = 0; i < n; i += W) {
+        const int left = LEFT(n, i);
+        Vec x = load(inp + i, left);
+        store(out + i, x * silu_gate(x), left);
     }
 }
 
 void silu_backward(real *dout, real *inp, size_t n) {
 #pragma omp parallel for
-    for (size_t i = 0; i < n; i += 8) {
-        int left = n - i < 8 ? (int)(n - i) : 8;
-        __m256 x = load(inp + i, left), s = silu_gate(x), y = _mm256_mul_ps(x, s);
+    for (size_t i = 0; i < n; i += W) {
+        const int left = LEFT(n, i);
+        Vec x = load(inp + i, left), s = silu_gate(x), y = x * s;
         // out = x s(x):  d = s + x s (1 - s)
-        __m256 d = _mm256_fmadd_ps(y, _mm256_sub_ps(_mm256_set1_ps(1.0f), s), s);
-        store(dout + i, _mm256_mul_ps(load(dout + i, left), d), left);
+        Vec d = fma_(y, all(1.0f) - s, s);
+        store(dout + i, load(dout + i, left) * d, left);
         store(inp + i, y, left);
     }
 }
@@ -264,9 +285,9 @@ void dropout(real *x, int N, int C, Noise noise) {
         __m256 mask[4];
         for (int c = 0; c < C; c += 8) {
             if (c % 32 == 0) mask32(mask, &noise, n, c);
-            store(row + c,
-                  _mm256_and_ps(mask[c % 32 / 8], _mm256_mul_ps(load(row + c, C - c), scale)),
-                  C - c);
+            store8(row + c,
+                   _mm256_and_ps(mask[c % 32 / 8], _mm256_mul_ps(load8(row + c, C - c), scale)),
+                   C - c);
         }
     }
 }
@@ -279,10 +300,10 @@ void dropout_add(real *out, const real *x, int N, int C, Noise noise) {
         float *to = out + (size_t)n * (size_t)C;
         __m256 mask[4];
         for (int c = 0; c < C; c += 8) {
-            __m256 v = load(row + c, C - c);
+            __m256 v = load8(row + c, C - c);
             if (noise.p > 0 && c % 32 == 0) mask32(mask, &noise, n, c);
             if (noise.p > 0) v = _mm256_and_ps(mask[c % 32 / 8], _mm256_mul_ps(v, scale));
-            store(to + c, _mm256_add_ps(load(to + c, C - c), v), C - c);
+            store8(to + c, _mm256_add_ps(load8(to + c, C - c), v), C - c);
         }
     }
 }
@@ -293,6 +314,17 @@ void add_uniform_noise(real *x, const float *magnitude, int N, int C, Noise nois
         for (int c = 0; c < C; c++)
             x[(size_t)n * (size_t)C + (size_t)c] +=
                 magnitude[n] * (2.0f * noise_uniform(&noise, n, (uint32_t)c) - 1.0f);
+}
+
+/* ---- bf16 ------------------------------------------------------------------------------------ */
+
+void round_weights(uint16_t *out, const real *x, size_t n) {
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i += W) {
+        const int left = LEFT(n, i);
+        const UVec half = (UVec)rounded(load(x + i, left)) >> 16;
+        for (int k = 0; k < left; k++) out[i + (size_t)k] = (uint16_t)half[k];
+    }
 }
 
 /* ---- The optimiser --------------------------------------------------------------------------- */
@@ -307,7 +339,7 @@ static double sum_of_squares_of(const float *x, size_t n) {
                to = from + step < n ? from + step : n;
         __m256d a = _mm256_setzero_pd(), b = a;
         for (size_t j = from; j < to; j += 8) {
-            __m256 v = load(x + j, to - j < 8 ? (int)(to - j) : 8);
+            __m256 v = load8(x + j, to - j < 8 ? (int)(to - j) : 8);
             __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(v)),
                     high = _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
             a = _mm256_fmadd_pd(low, low, a);
@@ -334,24 +366,19 @@ void adamw(real *w, float *master, float *g, float *m, float *v, size_t n, float
     // m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t); the powers in double, once
     const float m_correct = (float)(1 / (1 - pow((double)beta1, t))),
                 v_correct = (float)(1 / (1 - pow((double)beta2, t)));
-    const __m256 b1 = _mm256_set1_ps(beta1), c1 = _mm256_set1_ps(1 - beta1),
-                 b2 = _mm256_set1_ps(beta2), c2 = _mm256_set1_ps(1 - beta2);
-    const __m256 rate = _mm256_set1_ps(lr), mc = _mm256_set1_ps(m_correct),
-                 vc = _mm256_set1_ps(v_correct);
+    const Vec b1 = all(beta1), c1 = all(1 - beta1), b2 = all(beta2), c2 = all(1 - beta2);
+    const Vec rate = all(lr), mc = all(m_correct), vc = all(v_correct);
 #pragma omp parallel for
-    for (size_t i = 0; i < n; i += 8) {
-        int left = n - i < 8 ? (int)(n - i) : 8;
-        __m256 grad = _mm256_mul_ps(load(g + i, left), _mm256_set1_ps(scale)),
-               weight = load(w + i, left);
-        __m256 m1 = _mm256_fmadd_ps(b1, load(m + i, left), _mm256_mul_ps(c1, grad));
-        __m256 v1 =
-            _mm256_fmadd_ps(b2, load(v + i, left), _mm256_mul_ps(c2, _mm256_mul_ps(grad, grad)));
-        __m256 root = _mm256_add_ps(_mm256_sqrt_ps(_mm256_mul_ps(v1, vc)), _mm256_set1_ps(epsilon));
-        __m256 step = _mm256_fmadd_ps(_mm256_set1_ps(decay), weight,
-                                      _mm256_div_ps(_mm256_mul_ps(m1, mc), root));
-        store(w + i, _mm256_fnmadd_ps(rate, step, weight), left);
+    for (size_t i = 0; i < n; i += W) {
+        const int left = LEFT(n, i);
+        Vec grad = load(g + i, left) * all(scale), weight = load(w + i, left);
+        Vec m1 = fma_(b1, load(m + i, left), c1 * grad);
+        Vec v1 = fma_(b2, load(v + i, left), c2 * (grad * grad));
+        Vec root = SIMD(sqrt_ps)(v1 * vc) + all(epsilon);
+        Vec step = fma_(all(decay), weight, m1 * mc / root);
+        store(w + i, fnma_(rate, step, weight), left);
         store(m + i, m1, left);
         store(v + i, v1, left);
-        store(g + i, _mm256_setzero_ps(), left);
+        store(g + i, none(), left);
     }
 }

@@ -3,7 +3,7 @@
  */
 #include "model/nf4.h"
 
-#include "model/cpu.h"
+#include "model/simd.h"
 
 /* ---- Linear layer in NF4 --------------------------------------------------------------------- */
 
@@ -72,12 +72,11 @@ void nf4_read(float *out, const NF4 *q, size_t offset, size_t n) {
 }
 
 void nf4_linear_forward(real *out, const real *inp, const NF4 *q, const real *bias, int N) {
-    product(N, q->OC, q->IC, (Matrix){inp, (size_t)q->IC, false, NULL},
-            (Matrix){NULL, (size_t)q->IC, true, q}, out, (size_t)q->OC, bias, false);
+    product(N, q->OC, q->IC, matrix(inp, q->IC), transposed(nf4_matrix(q)), out, (size_t)q->OC,
+            bias, false);
 }
 
 void nf4_linear_backward_input(real *dinp, const real *dout, const NF4 *q, int N) {
     // out = inp weight:  dinp = dout weight^T
-    product(N, q->IC, q->OC, (Matrix){dout, (size_t)q->OC, false, NULL},
-            (Matrix){NULL, (size_t)q->IC, false, q}, dinp, (size_t)q->IC, NULL, false);
+    product(N, q->IC, q->OC, matrix(dout, q->OC), nf4_matrix(q), dinp, (size_t)q->IC, NULL, false);
 }
