@@ -33,65 +33,45 @@
 /* ---- flags ----------------------------------------------------------------------------------- */
 
 static Task task;
+static AdapterFlags files;
 
 static struct {
-    const char *adapter;
-    int adapter_dim;
-    float reduction_factor, adapter_dropout;
-    enum { HOULSBY, PFEIFFER } placement;
-    enum { RELU, GELU, SILU } activation;
-    enum { XAVIER, BERT } init;
-    bool train_layernorm, allow_untrained;
-} args;
+    Bottleneck form;  // what the flags describe, and then the adapter that is used; form.dim is D
+    float reduction_factor;
+} args = {.form.name = "adapter"};
 
 static const Flag flags[] = {
     TITLE("Bottleneck adapters"),
     TASK_FLAGS(task),
+    // Off, unlike in full_ft.c: a frozen model has no gradients and moments, so there is memory for
+    // its activations. Recomputing them would take a third of the time that adapters save
     GRADIENT_CHECKPOINTING_FLAG(task.gradient_checkpointing, "false"),
-    {"adapter_dim", NUMBER(args.adapter_dim, "64", 1, 65536),
+    {"adapter_dim", NUMBER(args.form.dim, "64", 1, 65536),
      "The number of channels of the bottleneck."},
     {"reduction_factor", NUMBER(args.reduction_factor, "0", 0, 65536),
      "Divide the model's channels by this, rounded down, to get those of the bottleneck; 0 takes "
      "--adapter_dim."},
-    {"placement", CHOICE(args.placement, "houlsby", "houlsby|pfeiffer"),
+    {"placement", CHOICE(args.form.placement, "houlsby", "houlsby|pfeiffer"),
      "Put adapters after attention and MLP (houlsby), or after the MLP alone (pfeiffer)."},
-    {"activation", CHOICE(args.activation, "relu", "relu|gelu|silu"),
+    {"activation", CHOICE(args.form.activation, "relu", "relu|gelu|silu"),
      "The activation in the bottleneck; gelu is the tanh form, and silu is also called swish."},
-    {"adapter_dropout", NUMBER(args.adapter_dropout, "0.1", 0, 0.99),
+    {"adapter_dropout", NUMBER(args.form.dropout, "0.1", 0, 0.99),
      "The dropout probability after the activation in the bottleneck."},
-    {"init", CHOICE(args.init, "xavier", "xavier|bert"),
+    {"init", CHOICE(args.form.init, "xavier", "xavier|bert"),
      "Start with down uniform by its shape and up zero (xavier), or with both normal with standard "
      "deviation 0.02 (bert)."},
-    {"train_layernorm", SWITCH(args.train_layernorm, "false"),
+    {"train_layernorm", SWITCH(args.form.norms, "false"),
      "Also train the model's layer norms, as Houlsby et al. did."},
-    {"adapter", TEXT(args.adapter, NULL),
+    {"adapter", TEXT(files.adapter, NULL),
      "Start from the adapter in this directory, in AdapterHub's format; flags that describe an "
      "adapter are then not needed and must not contradict it.",
      .may_change_on_resume = true},
-    {"allow_untrained", SWITCH(args.allow_untrained, "false"),
-     "Use an adapter that changes nothing because every up projection is zero.",
-     .may_change_on_resume = true, .only_with = "adapter"},
+    ALLOW_UNTRAINED_FLAG(files, "every up projection"),
     CHAT_FLAGS(task.chat, ""),
     {0},
 };
 
-/* Gradient checkpointing is off, unlike in full_ft.c: a frozen model has no gradients and moments,
-   so there is memory for its activations, and recomputing them would take a third of the time that
-   adapters save. */
-static const char *const *const defaults = COMMAND_LINE(
-    "--per_device_train_batch_size=2", "--gradient_accumulation_steps=4", "--num_train_epochs=6",
-    "--learning_rate=1e-4", "--warmup_steps=50", "--dataloader_drop_last");
-
-/* The built-in example learns facts in half a minute, without dropout: fifteen epochs of a few
-   hundred short records do not overfit in a bottleneck of 64. */
-static const char *const *const example = COMMAND_LINE(
-    "--model=test/tiny", "--data=test/tiny/domain.jsonl", "--eval=test/tiny/domain-eval.jsonl",
-    "--per_device_train_batch_size=16", "--gradient_accumulation_steps=1", "--max_steps=300",
-    "--learning_rate=1.5e-3", "--adam_beta2=0.99", "--lr_scheduler_type=cosine",
-    "--warmup_steps=20", "--logging_steps=50", "--eval_steps=150", "--eval_samples=128",
-    "--adapter_dropout=0");
-
-/* ---- which layers ---------------------------------------------------------------------------- */
+/* ---- mathematics: which layers --------------------------------------------------------------- */
 
 /* The tensors of an adapter, as nn.Linear stores them: down (D,C), its bias (D), up (C,D), its bias
    (C). */
@@ -101,97 +81,40 @@ static const char *const tensor_names[PER_ADAPTER] = {
     "adapter_down.0.weight", "adapter_down.0.bias", "adapter_up.weight", "adapter_up.bias"};
 
 static const struct {
-    const char *flag, *name;  // of --activation; of the library
+    const char *name;
     void (*forward)(real *out, const real *inp, size_t n);
     void (*backward)(real *dout, real *inp, size_t n);
-} activations[] = {[RELU] = {"relu", "relu", relu_forward, relu_backward},
-                   [GELU] = {"gelu", "gelu_new", gelu_forward, gelu_backward},
-                   [SILU] = {"silu", "swish", silu_forward, silu_backward}};
+} activations[] = {[RELU] = {"relu", relu_forward, relu_backward},
+                   [GELU] = {"gelu", gelu_forward, gelu_backward},
+                   [SILU] = {"silu", silu_forward, silu_backward}};
 
-/* The technique's state: its form, its tensors and its memory. */
+static const char *const placements[] = {[HOULSBY] = "houlsby", [PFEIFFER] = "pfeiffer"};
+
+static Added added;  // the adapters' tensors, PER_ADAPTER each
+
 static struct {
-    Bottleneck form;     // form.dim is D
-    int sites;           // adapters per layer: after attention and MLP, or after the MLP alone
-    AddedTensors added;  // the tensors of all adapters, layer after layer, site after site
-    void *memory;        // (device) one block for x, z and a
-    size_t bytes;
+    int sites;              // adapters per layer: after attention and MLP, or after the MLP alone
     size_t x_size, z_size;  // N C and N D
     real *x, *z;  // (layers,sites) saved for backward: (N,C) the input, (N,D) down's output
     real *a;      // (N,D) scratch
 } adapter;
 
-static void adapter_free(void) {
-    device_free(adapter.memory, adapter.bytes);
-    free(adapter.added.tensor);
-    memset(&adapter, 0, sizeof adapter);
-}
-
-/* The form that the flags describe. */
-static Bottleneck form_of_flags(const GPT2Config *c) {
-    Bottleneck b = {.name = "adapter",
-                    .dim = args.adapter_dim,
-                    .mh_adapter = args.placement == HOULSBY,
-                    .original_ln_before = args.placement == PFEIFFER,
-                    .non_linearity = activations[args.activation].name,
-                    .norms = args.train_layernorm};
-    if (args.reduction_factor > 0) b.dim = (int)((float)c->n_embd / args.reduction_factor);
-    b.dim = max_int(b.dim, 1);
-    return b;
-}
-
-/* Ends the program with 2 if flags that were given contradict the form of the adapter in dir. */
-static void check_flags(const Run *run, const Bottleneck *b, const char *dir) {
-    const Bottleneck flag = form_of_flags(&run->config);
-    if ((run_given(run, "adapter_dim") || args.reduction_factor > 0) && flag.dim != b->dim)
-        die_usage(
-            "%s: this adapter has a bottleneck of %d, and the flags say %d; leave out "
-            "--adapter_dim and --reduction_factor",
-            dir, b->dim, flag.dim);
-    if (run_given(run, "placement") && flag.mh_adapter != b->mh_adapter)
-        die_usage("%s: this adapter has the placement %s; leave out --placement", dir,
-                  b->mh_adapter ? "houlsby" : "pfeiffer");
-    if (run_given(run, "activation") && strcmp(flag.non_linearity, b->non_linearity))
-        die_usage("%s: this adapter has the activation %s; leave out --activation", dir,
-                  b->non_linearity);
-    if (args.train_layernorm && !b->norms)
-        die_usage(
-            "%s: this adapter was trained without the layer norms; leave out "
-            "--train_layernorm",
-            dir);
-}
-
-/* Lists the tensors of adapters of form b in a model of shape c. Their names are the library's.
-   Makes the flags describe b. */
-static void adapter_plan(const Bottleneck *b, const GPT2Config *c) {
-    const int C = c->n_embd, D = b->dim;
+/* Adds an adapter after the MLP of every layer of a model of shape c, and with houlsby also after
+   the attention. The names of the tensors are the library's. */
+static void adapter_plan(const GPT2Config *c) {
+    const int C = c->n_embd, D = args.form.dim;
     const int shape[PER_ADAPTER][2] = {{D, C}, {D, 0}, {C, D}, {C, 0}};
-    adapter_free();
-    adapter.form = *b;
-    adapter.sites = b->mh_adapter ? 2 : 1;
+    adapter.sites = args.form.placement == HOULSBY ? 2 : 1;
+    added_begin(&added, c->n_layer);
     for (int layer = 0; layer < c->n_layer; layer++)
-        for (int site = 0; site < adapter.sites; site++)
+        for (int site = 2 - adapter.sites; site < 2; site++) {
+            added_site(&added, layer, site ? TAP_MLP : TAP_ATTN);
             for (int k = 0; k < PER_ADAPTER; k++)
-                added_append(&adapter.added, shape[k][0], shape[k][1],
+                added_append(&added, shape[k][0], shape[k][1],
                              "transformer.h.%d.%s_adapters.adapters.%s.%s", layer,
-                             site < adapter.sites - 1 ? "attention" : "output", b->name,
-                             tensor_names[k]);
-    args.adapter_dim = D;
-    args.reduction_factor = 0;
-    args.placement = b->mh_adapter ? HOULSBY : PFEIFFER;
-    args.activation = RELU;
-    while (strcmp(activations[args.activation].name, b->non_linearity)) args.activation++;
-    args.train_layernorm = b->norms;
-    adapter.form.dropout = args.adapter_dropout;
-    adapter.form.bert = args.init == BERT;
-}
-
-/* Plans the adapters that the flags describe, or those in dir. */
-static void plan(const Run *run, const char *dir) {
-    Error e;
-    Bottleneck form = form_of_flags(&run->config);
-    if (dir && hf_bottleneck(dir, &run->config, &form, &e)) die_usage("%s", e.text);
-    if (dir) check_flags(run, &form, dir);
-    adapter_plan(&form, &run->config);
+                             site ? "output" : "attention", args.form.name, tensor_names[k]);
+        }
+    added.trains = args.form.norms ? TRAIN_NORMS : TRAIN_NONE;
 }
 
 /* ---- mathematics: start ---------------------------------------------------------------------- */
@@ -199,11 +122,11 @@ static void plan(const Run *run, const char *dir) {
 /* xavier: down is uniform in +-sqrt(6 / (C + D)) (Glorot and Bengio 2010), and up is zero. bert:
    both are N(0, 0.02). The biases are zero already. */
 static void adapter_init(GPT2 *m, uint64_t seed) {
-    const float bound = sqrtf(6.0f / (float)(gpt2_config(m)->n_embd + adapter.form.dim));
-    for (int k = 0; k < adapter.added.n; k++) {
-        const GPT2Tensor *t = &adapter.added.tensor[k];
+    const float bound = sqrtf(6.0f / (float)(gpt2_config(m)->n_embd + args.form.dim));
+    for (int k = 0; k < added.n; k++) {
+        const GPT2Tensor *t = &added.tensor[k];
         const uint32_t tensor = (uint32_t)(gpt2_own_tensors(m) + k);
-        const bool bert = adapter.form.bert, is_down = k % PER_ADAPTER == DOWN_W;
+        const bool bert = args.form.init == BERT, is_down = k % PER_ADAPTER == DOWN_W;
         if (t->ndim == 1 || (!is_down && !bert)) continue;
         float *values = (float *)xmalloc(sizeof *values * t->n);
         for (size_t j = 0; j < t->n; j++) {
@@ -218,13 +141,12 @@ static void adapter_init(GPT2 *m, uint64_t seed) {
 
 /* ---- mathematics: forward and backward ------------------------------------------------------- */
 
-/* The first tensor of the call's adapter, and where its x (N,C) and z (N,D) are saved. */
-static int adapter_of(const TapCall *c, real **x, real **z) {
+/* Where x (N,C) and z (N,D) of the call's adapter are saved. */
+static void find_saved(const TapCall *c, real **x, real **z) {
     const int site = c->site == TAP_MLP ? adapter.sites - 1 : 0;
-    const int saved = max_int(c->save_at, 0) * adapter.sites + site;
-    *x = adapter.x + (size_t)saved * adapter.x_size;
-    *z = adapter.z + (size_t)saved * adapter.z_size;
-    return gpt2_own_tensors(c->m) + (c->layer * adapter.sites + site) * PER_ADAPTER;
+    const size_t saved = (size_t)(max_int(c->save_at, 0) * adapter.sites + site);
+    *x = adapter.x + saved * adapter.x_size;
+    *z = adapter.z + saved * adapter.z_size;
 }
 
 /* f (N,C) += up(a),  a (N,D) = dropout(act(z)),  z (N,D) = down(x),
@@ -232,16 +154,17 @@ static int adapter_of(const TapCall *c, real **x, real **z) {
 static void adapter_forward(void *context, const TapCall *c) {
     (void)context;
     real *x, *z, *a = adapter.a, *f = c->out;
-    const int i = adapter_of(c, &x, &z), N = c->N, C = c->OC, D = adapter.form.dim;
+    const int i = added_at(&added, c), N = c->N, C = c->OC, D = args.form.dim;
     const size_t n = (size_t)N * (size_t)C;
-    if (args.placement == PFEIFFER)
+    find_saved(c, &x, &z);
+    if (args.form.placement == PFEIFFER)
         add_activations(x, c->residual, f, n);
     else
         device_copy(x, f, sizeof(real) * n);
     projection_forward(z, x, gpt2_weight(c->m, i + DOWN_W), gpt2_weight(c->m, i + DOWN_B), false, N,
                        C, D);
-    activations[args.activation].forward(a, z, (size_t)N * (size_t)D);
-    dropout(a, N, D, tap_noise(c, adapter.form.dropout, RANDOM_DROPOUT_ADAPTER));
+    activations[args.form.activation].forward(a, z, (size_t)N * (size_t)D);
+    dropout(a, N, D, tap_noise(c, args.form.dropout, RANDOM_DROPOUT_ADAPTER));
     projection_forward(f, a, gpt2_weight(c->m, i + UP_W), gpt2_weight(c->m, i + UP_B), true, N, D,
                        C);
 }
@@ -251,21 +174,22 @@ static void adapter_forward(void *context, const TapCall *c) {
 static void adapter_backward(void *context, const TapCall *c) {
     (void)context;
     real *x, *z, *d = adapter.a;  // d (N,D): da, then dz
-    const int i = adapter_of(c, &x, &z), N = c->N, C = c->OC, D = adapter.form.dim;
+    const int i = added_at(&added, c), N = c->N, C = c->OC, D = args.form.dim;
     const real *down = gpt2_weight(c->m, i + DOWN_W), *up = gpt2_weight(c->m, i + UP_W);
     float *ddown = gpt2_gradient(c->m, i + DOWN_W), *ddown_b = gpt2_gradient(c->m, i + DOWN_B);
     float *dup = gpt2_gradient(c->m, i + UP_W), *dup_b = gpt2_gradient(c->m, i + UP_B);
-    const Noise noise = tap_noise(c, adapter.form.dropout, RANDOM_DROPOUT_ADAPTER);
+    const Noise noise = tap_noise(c, args.form.dropout, RANDOM_DROPOUT_ADAPTER);
+    find_saved(c, &x, &z);
     // out = f + up(a):  da = dout up
     projection_backward_input(d, c->dout, up, false, N, D, C);
     // a = dropout(act(z)):  dz = act'(z) dropout(da);  z becomes act(z), then a
     dropout(d, N, D, noise);
-    activations[args.activation].backward(d, z, (size_t)N * (size_t)D);
+    activations[args.form.activation].backward(d, z, (size_t)N * (size_t)D);
     dropout(z, N, D, noise);
     // dup (C,D) += dout^T a;  z = down(x):  ddown (D,C) += dz^T x
     projection_backward_weight(dup, dup_b, z, c->dout, N, D, C);
     projection_backward_weight(ddown, ddown_b, x, d, N, C, D);
-    if (args.placement == PFEIFFER) {
+    if (args.form.placement == PFEIFFER) {
         // x = r + f:  dx = dz down takes the place of x;  dr += dx,  df += dx
         projection_backward_input(x, d, down, false, N, C, D);
         add_activations(c->dresidual, c->dresidual, x, (size_t)N * (size_t)C);
@@ -278,82 +202,87 @@ static void adapter_backward(void *context, const TapCall *c) {
 
 /* ---- the technique --------------------------------------------------------------------------- */
 
+/* Ends the program with 2 if flags that were given contradict the form of the adapter in dir. */
+static void check_flags(const Run *run, const Bottleneck *saved, const char *dir) {
+    if ((run_given(run, "adapter_dim") || args.reduction_factor > 0) && args.form.dim != saved->dim)
+        die_usage(
+            "%s: this adapter has a bottleneck of %d, and the flags say %d; leave out "
+            "--adapter_dim and --reduction_factor",
+            dir, saved->dim, args.form.dim);
+    check_agrees(run, "placement", placements[saved->placement], dir);
+    check_agrees(run, "activation", activations[saved->activation].name, dir);
+    if (args.form.norms && !saved->norms)
+        die_usage("%s: this adapter is without the layer norms; leave out --train_layernorm", dir);
+}
+
+/* Plans the adapters that the flags describe, or those in dir. Dropout and the start are no part of
+   an adapter in a directory, so they are the flags' in both cases. */
+static void plan(const Run *run, const char *dir) {
+    Error e;
+    Bottleneck saved;
+    if (args.reduction_factor > 0)
+        args.form.dim = max_int((int)((float)run->config.n_embd / args.reduction_factor), 1);
+    if (dir) {
+        if (hf_bottleneck(dir, &run->config, &saved, &e)) die_usage("%s", e.text);
+        check_flags(run, &saved, dir);
+        saved.dropout = args.form.dropout;
+        saved.init = args.form.init;
+        args.form = saved;
+        fprintf(chat_asked(&task.chat) ? stderr : stdout,
+                "%s: an adapter of AdapterHub's, \"%s\"\n", dir, saved.name);
+    }
+    args.reduction_factor = 0;
+    adapter_plan(&run->config);
+}
+
 /* Prints the adapters, and PEFT's line of counts. */
 static void adapter_print(const GPT2Config *c) {
-    const size_t base = gpt2_parameters(c, TRAIN_ALL), added = added_parameters(&adapter.added);
-    const size_t norms = adapter.form.norms ? gpt2_parameters(c, TRAIN_NORMS) : 0;
+    const Bottleneck *b = &args.form;
     printf("adapters: %s, %d -> %d -> %d, %s, dropout %g, after %s of all %d layers%s\n",
-           args.placement == HOULSBY ? "houlsby" : "pfeiffer", c->n_embd, adapter.form.dim,
-           c->n_embd, activations[args.activation].flag, (double)adapter.form.dropout,
-           args.placement == HOULSBY ? "attention and MLP" : "the MLP", c->n_layer,
-           adapter.form.norms ? "; and the layer norms" : "");
-    run_print_parameters(added + norms, base + added);
+           placements[b->placement], c->n_embd, b->dim, c->n_embd, activations[b->activation].name,
+           (double)b->dropout, b->placement == HOULSBY ? "attention and MLP" : "the MLP",
+           c->n_layer, b->norms ? "; and the layer norms" : "");
+    added_print(&added, c);
 }
 
-static Tap tap = {.forward = adapter_forward, .backward = adapter_backward};
-
-/* Adds to the model's limits what is frozen, the tensors of the adapters, and the sites of their
-   Tap. */
-static void adapter_limits(GPT2Limits *limits) {
-    tap.at[TAP_ATTN] = adapter.form.mh_adapter;
-    tap.at[TAP_MLP] = true;
-    limits->trains = adapter.form.norms ? TRAIN_NORMS : TRAIN_NONE;
-    limits->more = adapter.added.tensor;
-    limits->more_n = adapter.added.n;
-    limits->tap = &tap;
-}
-
-/* Allocates x, z and a, unless the bytes are only counted. Returns the bytes. Without training, and
-   with gradient checkpointing, all layers share one x and z per site. */
-static size_t adapter_reserve(const GPT2Limits *limits, const GPT2Config *c, bool count) {
+/* As Technique.scratch: x, z and a. Without training, and with gradient checkpointing, all layers
+   share one x and z per site. */
+static size_t adapter_scratch(const GPT2Limits *limits, const GPT2Config *c, real *memory) {
     const bool shared = !limits->train || limits->gradient_checkpointing;
     const size_t saved = (size_t)adapter.sites * (shared ? 1 : (size_t)c->n_layer);
     const size_t N = (size_t)limits->tokens, x = N * (size_t)c->n_embd;
-    const size_t z = N * (size_t)adapter.form.dim;
-    const size_t bytes = sizeof(real) * (saved * (x + z) + z);
-    if (count) return bytes;
-    technique_allocate(&adapter.memory, &adapter.bytes, bytes);
-    adapter.x_size = x;
-    adapter.z_size = z;
-    adapter.x = adapter.memory;
-    adapter.z = adapter.x + saved * x;
-    adapter.a = adapter.z + saved * z;
-    return bytes;
+    const size_t z = N * (size_t)args.form.dim;
+    if (memory) {
+        adapter.x_size = x;
+        adapter.z_size = z;
+        adapter.x = memory;
+        adapter.z = adapter.x + saved * x;
+        adapter.a = adapter.z + saved * z;
+    }
+    return saved * (x + z) + z;
 }
 
-static const char weights[] = "adapter.safetensors";
-
-/* Layer norms that train are written into the same file, under their names in the model. The
-   library's load_adapter finds them there. */
-static int adapter_save(const GPT2 *m, const char *dir, const char *from, Error *e) {
-    char *config = hf_bottleneck_text(&adapter.form, gpt2_config(m), from);
-    return added_save(m, dir, weights, config, e);
-}
-
-/* Is every up projection zero, with its bias? */
-static bool is_untrained(const GPT2 *m) { return added_are_zero(m, PER_ADAPTER, UP_W); }
-
-static void adapter_load(const Run *run, GPT2 *m, const char *dir) {
-    added_load(m, dir, weights);
-    if (!run_checkpoint_dir(run) && !args.allow_untrained && is_untrained(m))
-        refuse_untrained(dir, weights, "every up projection");
-    fprintf(chat_asked(&task.chat) ? stderr : stdout, "%s: an adapter of AdapterHub's, \"%s\"\n",
-            dir, adapter.form.name);
+static char *adapter_text(const GPT2Config *c, const char *from) {
+    return hf_bottleneck_text(&args.form, c, from);
 }
 
 static const Technique technique = {
-    .weights = weights,
+    .added = &added,
+    .flags = &files,
+    .weights = "adapter.safetensors",
     .loading =
         "the adapter is in %s: give it to --adapter, or in Python to load_adapter(..., "
         "use_safetensors=True) after adapters.init(model)",
+    .untrained = "every up projection",
+    .per_site = PER_ADAPTER,
+    .zero_from = UP_W,
     .plan = plan,
     .print = adapter_print,
-    .limits = adapter_limits,
-    .reserve = adapter_reserve,
+    .scratch = adapter_scratch,
     .init = adapter_init,
-    .load = adapter_load,
-    .save = adapter_save,
-    .release = adapter_free,
+    .forward = adapter_forward,
+    .backward = adapter_backward,
+    .config_text = adapter_text,
 };
 
 static const Program program = {
@@ -362,14 +291,22 @@ static const Program program = {
         "Fine-tuning of a frozen GPT-2 by bottleneck adapters, on a task or on plain text.\n"
         "With --adapter, and --prompt or --chat, it uses an adapter that was trained.",
     .flags = flags,
-    .lines = {defaults, .example = example, .example_unless = "model data adapter prompt chat"},
+    .lines.program =
+        COMMAND_LINE("--per_device_train_batch_size=2", "--gradient_accumulation_steps=4",
+                     "--num_train_epochs=6", "--learning_rate=1e-4", "--warmup_steps=50",
+                     "--dataloader_drop_last"),
+    // The built-in example learns facts in half a minute, without dropout: fifteen epochs of a few
+    // hundred short records do not overfit in a bottleneck of 64
+    .lines.example = COMMAND_LINE(
+        "--model=test/tiny", "--data=test/tiny/domain.jsonl", "--eval=test/tiny/domain-eval.jsonl",
+        "--per_device_train_batch_size=16", "--gradient_accumulation_steps=1", "--max_steps=300",
+        "--learning_rate=1.5e-3", "--adam_beta2=0.99", "--lr_scheduler_type=cosine",
+        "--warmup_steps=20", "--logging_steps=50", "--eval_steps=150", "--eval_samples=128",
+        "--adapter_dropout=0"),
+    .lines.example_unless = "model data adapter prompt chat",
     .needs = "model data",
-    .usage =
-        "--model DIR and --data FILE are both needed (or neither, for the built-in example); or "
-        "--model, --adapter, and --prompt or --chat",
     .chat = &task.chat,
     .technique = &technique,
-    .adapter = &args.adapter,
 };
 
 /* ---- the loop -------------------------------------------------------------------------------- */

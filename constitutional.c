@@ -124,40 +124,24 @@ static const Flag flags[] = {
     {0},
 };
 
-static const char *const defaults[] = {"--learning_rate=1e-5", "--warmup_steps=0",
-                                       "--weight_decay=0", NULL};
-
-/* The built-in example learns manners in half a minute. */
-static const char *const example[] = {
-    "--model=test/tiny/chat",
-    "--prompts=test/tiny/prompts.jsonl",
-    "--eval=test/tiny/prompts-eval.jsonl",
-    "--constitution=test/tiny/constitution.json",
-    "--evaluate=test/tiny/multiple-choice.jsonl",
-    "--stop_phrases=answer is good",
-    "--breaches=silly you!|get lost.|stop bugging.|how boring.|now leave.|never ask again.|you are "
-    "so dumb.|what a fool.",
-    "--max_new_tokens=64",
-    "--eval_samples=72",
-    "--per_device_train_batch_size=16",
-    "--gradient_accumulation_steps=1",
-    "--max_steps=60",
-    "--learning_rate=3e-4",
-    "--adam_beta2=0.99",
-    "--lr_scheduler_type=cosine",
-    "--warmup_steps=10",
-    "--eval_steps=30",
-    NULL};
-
 static const Program constitutional = {
     .name = "constitutional",
     .about =
         "Constitutional AI: critique and revision by written principles, and fine-tuning on "
         "the revisions; with --feedback, preferences labelled by the model.",
     .flags = flags,
-    .lines = {.program = defaults,
-              .example = example,
-              .example_unless = "model prompts evaluate pairs prompt chat"},
+    .lines.program = COMMAND_LINE("--learning_rate=1e-5", "--warmup_steps=0", "--weight_decay=0"),
+    // the built-in example learns manners in half a minute
+    .lines.example = COMMAND_LINE(
+        "--model=test/tiny/chat", "--prompts=test/tiny/prompts.jsonl",
+        "--eval=test/tiny/prompts-eval.jsonl", "--constitution=test/tiny/constitution.json",
+        "--evaluate=test/tiny/multiple-choice.jsonl", "--stop_phrases=answer is good",
+        "--breaches=silly you!|get lost.|stop bugging.|how boring.|now leave.|never ask again.|"
+        "you are so dumb.|what a fool.",
+        "--max_new_tokens=64", "--eval_samples=72", "--per_device_train_batch_size=16",
+        "--gradient_accumulation_steps=1", "--max_steps=60", "--learning_rate=3e-4",
+        "--adam_beta2=0.99", "--lr_scheduler_type=cosine", "--warmup_steps=10", "--eval_steps=30"),
+    .lines.example_unless = "model prompts evaluate pairs prompt chat",
     .needs = "model",
     .usage =
         "give --model DIR with --prompts FILE, with --evaluate FILE, or with --feedback FILE "
@@ -175,7 +159,7 @@ static Range label_range;          // of --clamp
 
 /* ---- critique and revision ------------------------------------------------------------------- */
 
-/* In the place of the epoch, for random numbers */
+/* Epochs that no training has, for the random numbers of other dialogues */
 enum { HELD_OUT = 1 << 20, FEEDBACK = 1 << 21 };
 
 /* Writes one turn of every unfinished dialogue. Turn 0 is the answer, turns 1, 3, ... are
@@ -228,9 +212,8 @@ static Ending after_critique(const Dialogue *d) {
     return text_says(own, args.stop_phrases) ? PRAISED : UNFINISHED;
 }
 
-static bool stopped(uint32_t epoch) {  // held-out figures go into the log: they are always finished
-    return epoch != HELD_OUT && run_interrupted();
-}
+/* Held-out dialogues are never cut short, because their figures go into the log. */
+static bool stopped(uint32_t epoch) { return epoch != HELD_OUT && run_interrupted(); }
 
 /* The procedure of section 3.1 on n dialogues at once. Each leaves when it ends. False:
    interrupted; the dialogues are incomplete. */
@@ -240,11 +223,11 @@ static bool converse(const Voice *v, Dialogue *d, int n, uint32_t epoch, int64_t
     speak(v, d, n, epoch, 0, chat.temperature, dropped);
     for (int r = 0; r < args.max_iterations && !stopped(epoch); r++) {
         // 2. A principle, and a critique of the answer by it
-        for (int i = 0; i < n; i++)
-            if (d[i].ending == UNFINISHED)
-                dialogue_open_round(
-                    &d[i], draw_principle(&constitution, args.principles, d[i].prompt, epoch,
-                                          (uint32_t)d[i].id, (uint32_t)r, seed));
+        for (int i = 0; i < n; i++) {
+            if (d[i].ending != UNFINISHED) continue;
+            dialogue_open_round(&d[i], draw_principle(&constitution, args.principles, d[i].prompt,
+                                                      epoch, (uint32_t)d[i].id, (uint32_t)r, seed));
+        }
         speak(v, d, n, epoch, 1 + 2 * r, args.critique_temperature, dropped);
         for (int i = 0; i < n; i++) {
             if (d[i].rounds == r + 1 && !d[i].round[r].critique) dialogue_drop_round(&d[i]);
@@ -381,8 +364,7 @@ static void label(Chooser *judge, Labelled *pairs, int n, int64_t seed) {
     }
     // 2. The model's probability of the first option
     double *first = chooser_first(judge, &q), *next = first;
-    // 3. Its mean over principles, in each order; a constant preference for the first option
-    // cancels
+    // 3. Its mean over principles; a constant preference for the first option cancels
     for (int i = 0; i < n; i++) {
         Labelled *x = &pairs[i];
         for (int k = 0; k < x->asked; k++) {
@@ -422,7 +404,7 @@ static void feedback(const Voice *v, Chooser *judge, int64_t seed) {
     if (judge->cut)
         printf("%ld comparison%s longer than --max_length %d lost the beginning\n", judge->cut,
                plural(judge->cut), args.max_length);
-    labelled_report(pairs, n, args.pairs, args.breaches);
+    labelled_report(pairs, n, args.pairs != NULL, args.breaches);
     // 3. The better answer as chosen, with the probability that it is the better one
     for (int i = 0; i < n; i++)
         pairs[i].p = fmin(fmax(pairs[i].p, label_range.low), label_range.high);
@@ -474,10 +456,10 @@ static GPT2Limits limits_of(const Run *run) {
                     .slots = min_int(args.generation_batch_size, max_int(prompts.n, held_out.n)),
                     .sequences = batch,
                     .gradient_checkpointing = args.gradient_checkpointing};
-    // a training example of a prompt; a micro-batch of longer ones is divided
-    const int longest = longest_prompt(&prompts, run->tokenizer) + chat.max_new_tokens;
-    l.tokens =
-        run->total_steps > 0 ? max_int(positions, batch * min_int(positions, longest)) : l.slots;
+    // of a prompt's training examples; a micro-batch of longer ones is divided
+    int longest = longest_prompt(&prompts, run->tokenizer) + chat.max_new_tokens;
+    longest = min_int(positions, longest);
+    l.tokens = run->total_steps > 0 ? max_int(positions, batch * longest) : l.slots;
     l.scored = l.tokens;
     if (args.feedback) comparison_limits(&l, &constitution, run->tokenizer, positions);
     chooser_ceilings(&l, &questions, run->tokenizer, positions);
@@ -507,14 +489,11 @@ int main(int argc, char **argv) {
     const int positions = args.max_length - 1, together = 4 * network.limits.slots + 1;
     Speaker speaker = {model, run.tokenizer, positions, chat.max_new_tokens, (uint64_t)run.seed};
     const Voice voice = speaker_voice(&speaker);
-    Chooser judge = {.model = model,
-                     .tokenizer = run.tokenizer,
-                     .limits = network.limits,
-                     .positions = positions};
+    Chooser judge = {model, run.tokenizer, network.limits, positions, 0};
     if (args.feedback) feedback(&voice, &judge, run.seed);
 
     // Dialogues take long: a run that is interrupted in the first ones continues from checkpoint-0
-    const int per_epoch = args.regenerate ? run.steps_per_epoch : INT32_MAX;
+    const int per_epoch = args.regenerate ? max_int(1, run.steps_per_epoch) : INT32_MAX;
     const bool learns = args.prompts && !args.feedback;
     Transcripts transcripts = {0};
     TrainingSet set = {0};

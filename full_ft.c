@@ -41,23 +41,22 @@ static const Flag flags[] = {
     {0},
 };
 
-static const char *const *const defaults = COMMAND_LINE(
-    "--per_device_train_batch_size=2", "--gradient_accumulation_steps=4", "--num_train_epochs=5",
-    "--learning_rate=2e-5", "--warmup_steps=50", "--dataloader_drop_last");
-
-/* The built-in example learns to write summaries in half a minute. */
-static const char *const *const example = COMMAND_LINE(
-    "--model=test/tiny", "--data=test/tiny/summaries.jsonl",
-    "--eval=test/tiny/summaries-eval.jsonl", "--per_device_train_batch_size=16",
-    "--gradient_accumulation_steps=1", "--max_steps=400", "--learning_rate=1.5e-3",
-    "--adam_beta2=0.99", "--lr_scheduler_type=cosine", "--warmup_steps=20", "--logging_steps=50",
-    "--eval_steps=200", "--eval_samples=64", "--max_new_tokens=96");
-
 static const Program program = {
     .name = "full_ft",
     .about = "Fine-tuning of all parameters of a GPT-2 on a task or on plain text.",
     .flags = flags,
-    .lines = {defaults, .example = example, .example_unless = "model data prompt chat"},
+    .lines.program =
+        COMMAND_LINE("--per_device_train_batch_size=2", "--gradient_accumulation_steps=4",
+                     "--num_train_epochs=5", "--learning_rate=2e-5", "--warmup_steps=50",
+                     "--dataloader_drop_last"),
+    // The built-in example learns to write summaries in half a minute
+    .lines.example = COMMAND_LINE(
+        "--model=test/tiny", "--data=test/tiny/summaries.jsonl",
+        "--eval=test/tiny/summaries-eval.jsonl", "--per_device_train_batch_size=16",
+        "--gradient_accumulation_steps=1", "--max_steps=400", "--learning_rate=1.5e-3",
+        "--adam_beta2=0.99", "--lr_scheduler_type=cosine", "--warmup_steps=20",
+        "--logging_steps=50", "--eval_steps=200", "--eval_samples=64", "--max_new_tokens=96"),
+    .lines.example_unless = "model data prompt chat",
     .needs = "model data",
     .chat = &task.chat,
 };

@@ -26,22 +26,25 @@
 #include "common/files/peft.h"     // PEFT's adapter_config.json
 #include "common/model/kernels.h"  // products and dropout on the device
 #include "common/model/tap.h"      // how the technique adds to the network
-#include "common/run/technique.h"  // added tensors, adapters in files, merging
+#include "common/run/technique.h"  // added tensors, adapters in files, merging into a model
 
 /* ---- flags ----------------------------------------------------------------------------------- */
 
 static Task task;
+static AdapterFlags files;
 
 static struct {
-    const char *target_modules, *adapter, *merge;
+    const char *target_modules;
     int r;
     float lora_alpha, lora_dropout;
-    bool use_rslora, load_in_4bit, double_quant, verify, allow_untrained;
+    bool use_rslora, load_in_4bit, double_quant;
 } args;
 
 static const Flag flags[] = {
     TITLE("LoRA"),
     TASK_FLAGS(task),
+    // Off, unlike in full_ft.c: a frozen model has no gradients and moments, so there is memory for
+    // its activations. Recomputing them would take a third of the time that LoRA saves
     GRADIENT_CHECKPOINTING_FLAG(task.gradient_checkpointing, "false"),
     {"r", NUMBER(args.r, "16", 1, 65536), "The rank: the rows of A and the columns of B."},
     {"lora_alpha", NUMBER(args.lora_alpha, "32", 0, 1e6),
@@ -57,38 +60,17 @@ static const Flag flags[] = {
      "Quantise the frozen matrices of the blocks to four bits, NF4 (QLoRA)."},
     {"bnb_4bit_use_double_quant", SWITCH(args.double_quant, "true"),
      "Also quantise the NF4 block scales, to eight bits.", .only_with = "load_in_4bit"},
-    {"adapter", TEXT(args.adapter, NULL),
+    {"adapter", TEXT(files.adapter, NULL),
      "Start from the LoRA in this directory, in PEFT's format; it determines rank, alpha, dropout "
      "and modules.",
      .conflicts = "r lora_alpha lora_dropout target_modules use_rslora"},
-    {"merge", TEXT(args.merge, NULL),
-     "Write the model with the update added to its weights into this directory."},
-    {"verify", SWITCH(args.verify, "false"),
-     "Compare the logits of the merged model with those of the model with the LoRA.",
-     .may_change_on_resume = true, .only_with = "merge"},
-    {"allow_untrained", SWITCH(args.allow_untrained, "false"),
-     "Use an adapter that changes nothing because every B is zero.", .may_change_on_resume = true,
-     .only_with = "adapter"},
+    MERGE_FLAGS(files),
+    ALLOW_UNTRAINED_FLAG(files, "every B"),
     CHAT_FLAGS(task.chat, ""),
     {0},
 };
 
-/* Gradient checkpointing is off, unlike in full_ft.c: a frozen model has no gradients and moments,
-   so there is memory for its activations, and recomputing them would take a third of the time that
-   LoRA saves. */
-static const char *const *const defaults = COMMAND_LINE(
-    "--per_device_train_batch_size=2", "--gradient_accumulation_steps=4", "--num_train_epochs=5",
-    "--learning_rate=2e-4", "--warmup_steps=20", "--dataloader_drop_last");
-
-/* The built-in example learns facts in half a minute, without dropout: ten epochs of a few hundred
-   short records do not overfit at rank 16. */
-static const char *const *const example = COMMAND_LINE(
-    "--model=test/tiny", "--data=test/tiny/domain.jsonl", "--eval=test/tiny/domain-eval.jsonl",
-    "--per_device_train_batch_size=8", "--gradient_accumulation_steps=1", "--max_steps=400",
-    "--learning_rate=3e-3", "--adam_beta2=0.99", "--lr_scheduler_type=cosine", "--warmup_steps=20",
-    "--logging_steps=50", "--eval_steps=200", "--eval_samples=128", "--lora_dropout=0");
-
-/* ---- which layers ---------------------------------------------------------------------------- */
+/* ---- mathematics: which layers --------------------------------------------------------------- */
 
 enum { SITES = TAP_MLP_C_PROJ + 1 };  // the four linear layers of a block, in the order of TapSite
 
@@ -97,16 +79,13 @@ static const char *const site_names[SITES] = {[TAP_C_ATTN] = "attn.c_attn",
                                               [TAP_C_FC] = "mlp.c_fc",
                                               [TAP_MLP_C_PROJ] = "mlp.c_proj"};
 
-/* The technique's state: its configuration, its tensors and its scratch memory. */
+static Added added;  // A and B of every layer that has a LoRA, in this order
+
 static struct {
     LoraConfig config;
-    float scale;          // s = alpha / r
-    int layers;           // of the model
-    int (*A)[TAP_SITES];  // (layers,TAP_SITES) k of a site's A, whose B is k + 1; -1 = no LoRA
-    AddedTensors added;   // A and B of every layer that has a LoRA
-    void *memory;         // (device) one block for the next two
-    size_t bytes;
-    real *low, *wide;  // scratch: (N,r); (N, the largest in), only for dropout
+    float scale;  // s = alpha / r
+    real *low;    // (N,r) scratch
+    real *wide;   // (N, the largest in) scratch, only for dropout
 } lora;
 
 /* The sizes of a linear layer's input and output. */
@@ -115,23 +94,14 @@ static void site_shape(const GPT2Config *c, int site, int *in, int *out) {
     *out = site == TAP_C_ATTN ? 3 * c->n_embd : site == TAP_C_FC ? c->n_inner : c->n_embd;
 }
 
-static void lora_free(void) {
-    device_free(lora.memory, lora.bytes);
-    free(lora.A);
-    free(lora.added.tensor);
-    memset(&lora, 0, sizeof lora);
-}
-
-/* Adds an A and a B for each module of a model of shape c that l->targets names. The names of the
-   tensors are PEFT's. -1 with e filled: a name means no module. */
+/* Adds an A (r,in) and a B (out,r) to each linear layer of a model of shape c that l->targets
+   names. The names of the tensors are PEFT's. -1 with e filled: a target is the name of no layer.
+ */
 static int lora_plan(const LoraConfig *l, const GPT2Config *c, Error *e) {
     bool used[sizeof l->targets] = {0};
-    lora_free();
     lora.config = *l;
     lora.scale = l->alpha / (l->rslora ? sqrtf((float)l->r) : (float)l->r);
-    lora.layers = c->n_layer;
-    lora.A = xmalloc(sizeof *lora.A * (size_t)c->n_layer);
-    memset(lora.A, -1, sizeof *lora.A * (size_t)c->n_layer);
+    added_begin(&added, c->n_layer);
     for (int layer = 0; layer < c->n_layer; layer++)
         for (int site = 0; site < SITES; site++) {
             int in, out;
@@ -139,30 +109,23 @@ static int lora_plan(const LoraConfig *l, const GPT2Config *c, Error *e) {
             site_shape(c, site, &in, &out);
             snprintf(module, sizeof module, "transformer.h.%d.%s", layer, site_names[site]);
             if (!is_target(module, l->targets, used)) continue;
-            lora.A[layer][site] =
-                added_append(&lora.added, l->r, in, "base_model.model.%s.lora_A.weight", module);
-            added_append(&lora.added, out, l->r, "base_model.model.%s.lora_B.weight", module);
+            added_site(&added, layer, (TapSite)site);
+            added_append(&added, l->r, in, "base_model.model.%s.lora_A.weight", module);
+            added_append(&added, out, l->r, "base_model.model.%s.lora_B.weight", module);
         }
+    added.trains = TRAIN_NONE;
+    added.format = !args.load_in_4bit  ? FORMAT_FLOAT
+                   : args.double_quant ? FORMAT_NF4_DOUBLE
+                                       : FORMAT_NF4;
     return check_targets(l->targets, used, c->n_layer, e);
-}
-
-/* Plans the LoRA that the flags describe, or the one in dir. */
-static void plan(const Run *run, const char *dir) {
-    Error e;
-    LoraConfig l = {args.r, args.lora_alpha, args.lora_dropout, args.use_rslora, ""};
-    if (strlen(args.target_modules) >= sizeof l.targets)
-        die_usage("--target_modules is longer than %zu characters", sizeof l.targets - 1);
-    strcpy(l.targets, args.target_modules);
-    if (dir && hf_lora_config(dir, &l, &e)) die_usage("%s", e.text);
-    if (lora_plan(&l, &run->config, &e)) die_usage("%s %s", dir ? dir : "--target_modules", e.text);
 }
 
 /* ---- mathematics: start ---------------------------------------------------------------------- */
 
 /* A is uniform in +-1/sqrt(in), as nn.Linear starts its weight. B is zero already. */
 static void lora_init(GPT2 *m, uint64_t seed) {
-    for (int k = 0; k < lora.added.n; k += 2) {
-        const GPT2Tensor *A = &lora.added.tensor[k];
+    for (int k = 0; k < added.n; k += 2) {
+        const GPT2Tensor *A = &added.tensor[k];
         const uint32_t tensor = (uint32_t)(gpt2_own_tensors(m) + k);
         const float bound = 1 / sqrtf((float)A->shape[1]);
         float *values = (float *)xmalloc(sizeof *values * A->n);
@@ -197,8 +160,8 @@ static real *down(const TapCall *c, const real *x, const real *A) {
 /* out (N,out) += Z B^T,  Z (N,r) = s x' A^T,  x' (N,in) = dropout(x);  A (r,in), B (out,r) */
 static void lora_forward(void *context, const TapCall *c) {
     (void)context;
-    const int k = lora.A[c->layer][c->site], i = gpt2_own_tensors(c->m) + k;
-    if (k < 0) return;
+    const int i = added_at(&added, c);
+    if (i < 0) return;
     const real *A = gpt2_weight(c->m, i), *B = gpt2_weight(c->m, i + 1);
     const real *x = dropped(c, tap_noise(c, lora.config.dropout, RANDOM_DROPOUT_LORA));
     const real *Z = down(c, x, A);
@@ -209,8 +172,8 @@ static void lora_forward(void *context, const TapCall *c) {
    saved between forward and backward. */
 static void lora_backward(void *context, const TapCall *c) {
     (void)context;
-    const int k = lora.A[c->layer][c->site], i = gpt2_own_tensors(c->m) + k;
-    if (k < 0) return;
+    const int i = added_at(&added, c);
+    if (i < 0) return;
     const int N = c->N, in = c->IC, out = c->OC, r = lora.config.r;
     const real *A = gpt2_weight(c->m, i), *B = gpt2_weight(c->m, i + 1);
     float *dA = gpt2_gradient(c->m, i), *dB = gpt2_gradient(c->m, i + 1);
@@ -252,9 +215,9 @@ static bool add_product(float *W, const float *A, const float *B, size_t in, siz
 
 /* W (in,out) of one linear layer of merged += the product of the A and B of m. */
 static int merge_layer(GPT2 *merged, const GPT2 *m, int layer, int site, Error *e) {
-    const int k = lora.A[layer][site];
+    const int k = added.first[layer][site];
     if (k < 0) return 0;
-    const GPT2Tensor *t = &lora.added.tensor[k];  // A, then B
+    const GPT2Tensor *t = &added.tensor[k];  // A, then B
     const size_t r = (size_t)t[0].shape[0], in = (size_t)t[0].shape[1];
     const size_t out = (size_t)t[1].shape[0];
     char name[64];
@@ -277,7 +240,7 @@ static int merge_layer(GPT2 *merged, const GPT2 *m, int layer, int site, Error *
 
 /* Adds the A and B of m to the weights of merged. -1 with e filled: a weight is not finite. */
 static int lora_merge(GPT2 *merged, const GPT2 *m, Error *e) {
-    for (int layer = 0; layer < lora.layers; layer++)
+    for (int layer = 0; layer < added.layers; layer++)
         for (int site = 0; site < SITES; site++)
             if (merge_layer(merged, m, layer, site, e)) return -1;
     return 0;
@@ -285,10 +248,15 @@ static int lora_merge(GPT2 *merged, const GPT2 *m, Error *e) {
 
 /* ---- the technique --------------------------------------------------------------------------- */
 
-/* How the frozen matrices are stored. */
-static GPT2Format weight_format(void) {
-    if (!args.load_in_4bit) return FORMAT_FLOAT;
-    return args.double_quant ? FORMAT_NF4_DOUBLE : FORMAT_NF4;
+/* Plans the LoRA that the flags describe, or the one in dir. */
+static void plan(const Run *run, const char *dir) {
+    Error e;
+    LoraConfig l = {args.r, args.lora_alpha, args.lora_dropout, args.use_rslora, ""};
+    if (strlen(args.target_modules) >= sizeof l.targets)
+        die_usage("--target_modules is longer than %zu characters", sizeof l.targets - 1);
+    strcpy(l.targets, args.target_modules);
+    if (dir && hf_lora_config(dir, &l, &e)) die_usage("%s", e.text);
+    if (lora_plan(&l, &run->config, &e)) die_usage("%s %s", dir ? dir : "--target_modules", e.text);
 }
 
 /* Prints the modules, PEFT's line of counts, and the bytes of the weights. */
@@ -298,83 +266,53 @@ static void lora_print(const GPT2Config *c) {
     for (int site = 0; site < SITES; site++) {
         int in, out, count = 0;
         site_shape(c, site, &in, &out);
-        for (int layer = 0; layer < lora.layers; layer++) count += lora.A[layer][site] >= 0;
+        for (int layer = 0; layer < added.layers; layer++) count += added.first[layer][site] >= 0;
         if (count)
             printf("  transformer.h.*.%-12s %2d of %d layers   A (%d,%d)   B (%d,%d)\n",
-                   site_names[site], count, lora.layers, lora.config.r, in, out, lora.config.r);
+                   site_names[site], count, added.layers, lora.config.r, in, out, lora.config.r);
     }
-    const size_t added = added_parameters(&lora.added);
-    run_print_parameters(added, gpt2_parameters(c, TRAIN_ALL) + added);
-    print_weights(c, weight_format(), added);
+    added_print(&added, c);
+    added_print_bytes(&added, c);
 }
 
-static Tap tap = {.forward = lora_forward, .backward = lora_backward};
-
-/* Adds to the model's limits what is frozen, how, the tensors of LoRA, and the sites of its Tap. */
-static void lora_limits(GPT2Limits *limits) {
-    for (int site = 0; site < TAP_SITES; site++) {
-        tap.at[site] = false;
-        for (int layer = 0; layer < lora.layers; layer++) tap.at[site] |= lora.A[layer][site] >= 0;
-    }
-    limits->trains = TRAIN_NONE;
-    limits->format = weight_format();
-    limits->more = lora.added.tensor;
-    limits->more_n = lora.added.n;
-    limits->tap = &tap;
-}
-
-/* Allocates the scratch memory, unless the bytes are only counted. Returns the bytes. */
-static size_t lora_reserve(const GPT2Limits *limits, const GPT2Config *c, bool count) {
+/* As Technique.scratch. */
+static size_t lora_scratch(const GPT2Limits *limits, const GPT2Config *c, real *memory) {
     const size_t N = (size_t)limits->tokens, r = (size_t)lora.config.r;
     const bool drops = limits->train && lora.config.dropout > 0;
-    const int widest = tap.at[TAP_MLP_C_PROJ] ? max_int(c->n_inner, c->n_embd) : c->n_embd;
-    const size_t wide = drops ? N * (size_t)widest : 0, bytes = sizeof(real) * (wide + N * r);
-    if (count) return bytes;
-    technique_allocate(&lora.memory, &lora.bytes, bytes);
-    lora.wide = lora.memory;
-    lora.low = lora.wide + wide;
-    return bytes;
+    const int widest = added.tap.at[TAP_MLP_C_PROJ] ? max_int(c->n_inner, c->n_embd) : c->n_embd;
+    const size_t wide = drops ? N * (size_t)widest : 0;
+    if (memory) {
+        lora.wide = memory;
+        lora.low = memory + wide;
+    }
+    return wide + N * r;
 }
 
-static const char weights[] = "adapter_model.safetensors";
-
-static int lora_save(const GPT2 *m, const char *dir, const char *from, Error *e) {
-    return added_save(m, dir, weights, hf_lora_text(&lora.config, from), e);
-}
-
-/* Is every B zero? */
-static bool is_untrained(const GPT2 *m) { return added_are_zero(m, 2, 1); }
-
-static void lora_load(const Run *run, GPT2 *m, const char *dir) {
-    added_load(m, dir, weights);
-    if (!run->data && !args.allow_untrained && is_untrained(m))
-        refuse_untrained(dir, weights, "every B");
+static char *lora_text(const GPT2Config *c, const char *from) {
+    (void)c;
+    return hf_lora_text(&lora.config, from);
 }
 
 static const Technique technique = {
-    .weights = weights,
+    .added = &added,
+    .flags = &files,
+    .weights = "adapter_model.safetensors",
     .loading =
         "the adapter is in %s: give it to --adapter, or in Python to "
         "PeftModel.from_pretrained(model, ...)",
+    .untrained = "every B",
+    .per_site = 2,
+    .zero_from = 1,
+    .training_starts_untrained = true,
     .plan = plan,
     .print = lora_print,
-    .limits = lora_limits,
-    .reserve = lora_reserve,
+    .scratch = lora_scratch,
     .init = lora_init,
-    .load = lora_load,
-    .save = lora_save,
+    .forward = lora_forward,
+    .backward = lora_backward,
+    .config_text = lora_text,
     .merge = lora_merge,
-    .release = lora_free,
 };
-
-/* --merge without --data merges --adapter and does not train. */
-static bool merge_instead(Run *run) {
-    if (!args.merge || !run->model) return false;
-    merge_check(run, args.merge);
-    if (!args.adapter || run->data) return false;
-    merge_adapter(&technique, run, args.adapter, args.merge, args.verify);
-    return !chat_asked(&task.chat);
-}
 
 static const Program program = {
     .name = "lora",
@@ -382,15 +320,22 @@ static const Program program = {
         "Fine-tuning of a frozen GPT-2 by low-rank matrices (LoRA), on a task or on plain text.\n"
         "With --adapter, and --prompt, --chat or --merge, it uses a LoRA that was trained.",
     .flags = flags,
-    .lines = {defaults, .example = example, .example_unless = "model data adapter prompt chat"},
+    .lines.program =
+        COMMAND_LINE("--per_device_train_batch_size=2", "--gradient_accumulation_steps=4",
+                     "--num_train_epochs=5", "--learning_rate=2e-4", "--warmup_steps=20",
+                     "--dataloader_drop_last"),
+    // The built-in example learns facts in half a minute, without dropout: ten epochs of a few
+    // hundred short records do not overfit at rank 16
+    .lines.example = COMMAND_LINE(
+        "--model=test/tiny", "--data=test/tiny/domain.jsonl", "--eval=test/tiny/domain-eval.jsonl",
+        "--per_device_train_batch_size=8", "--gradient_accumulation_steps=1", "--max_steps=400",
+        "--learning_rate=3e-3", "--adam_beta2=0.99", "--lr_scheduler_type=cosine",
+        "--warmup_steps=20", "--logging_steps=50", "--eval_steps=200", "--eval_samples=128",
+        "--lora_dropout=0"),
+    .lines.example_unless = "model data adapter prompt chat",
     .needs = "model data",
-    .usage =
-        "--model DIR and --data FILE are both needed (or neither, for the built-in example); or "
-        "--model, --adapter, and --prompt, --chat or --merge",
     .chat = &task.chat,
     .technique = &technique,
-    .adapter = &args.adapter,
-    .instead = merge_instead,
 };
 
 /* ---- the loop -------------------------------------------------------------------------------- */
@@ -426,8 +371,6 @@ int main(int argc, char **argv) {
     }
 
     task_report(&task, &run, model);
-    if (args.merge && run_completed(&run))
-        merge_write(&technique, &run, model, args.merge, task.form, args.verify);
     task_free(&task);
     return run_finish(&run);
 }

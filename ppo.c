@@ -16,8 +16,8 @@
  *
  * Schulman et al. 2016 (GAE), 2017 (PPO); with language models: Ziegler et al. 2019, Stiennon et
  * al. 2020, Ouyang et al. 2022. What those programs do beyond the formulas decides whether they
- * learn (Huang et al. 2024, "The N implementation details of RLHF with PPO"). Here each detail is a
- * flag, and has a number in --help and in the code:
+ * learn (Huang et al. 2024, "The N implementation details of RLHF with PPO"). Each is a flag here,
+ * with its number in --help and in the code (2, 3, 20: common/rl/rollout_task.c):
  *
  *      1 one temperature everywhere     8 the estimator of A        15 the entropy bonus
  *      2 answers that do not end        9 whitening the advantages  16 clamping the log-ratio
@@ -27,13 +27,12 @@
  *      6 whitening the rewards         13 clipping the value        20 mixing in pre-training text
  *      7 γ and λ                       14 the value's weight        21 the critic's start, warm-up
  *
- * Nothing is padded: every mean is over real tokens, and the score is on an answer's last token.
- * The log-probabilities of a rollout equal those of training to the bit: the first ratio is
- * exactly 1.
+ * Nothing is padded: means are over real tokens, and the score is on an answer's last token. The
+ * log-probabilities of rollout and training are equal to the bit: the first ratio is exactly 1.
  *
- * Left out: rollouts by top-k or top-p (they sample another policy, and KL turns negative), a
- * reward on the token after the end (a known slip of padded programs), truncation at a full stop
- * (the style task of 24 tokens), and dropout, which would make ρ noise.
+ * Left out: top-k and top-p in rollouts (they sample another policy, and KL turns negative), a
+ * reward after the end (a known slip of padded programs), truncation at a full stop (the style task
+ * of 24 tokens), and dropout, which would make ρ noise.
  */
 #include "common/posttrain.h"
 
@@ -51,12 +50,10 @@ static struct {
     enum { WHITEN_BATCH, WHITEN_MINIBATCH, WHITEN_NONE } whiten_advantages;
     enum { UNBIASED, POPULATION } whitening_variance;
     enum { PYTORCH, TENSORFLOW } adam_eps_convention;
-    int num_mini_batches, num_ppo_epochs, critic_warmup_steps, ptx_batch_size;
-    float missing_eos_penalty, penalty_reward_value, score_clip, kl_coef, target, horizon;
-    float gamma, lam, cliprange, cliprange_value, vf_coef, entropy_coef, log_ratio_clamp;
-    float ratio_threshold, target_kl, critic_learning_rate, ptx_coef;
-    bool non_eos_penalty, adap_kl_ctrl, exact_kl, whiten_rewards, shared_value_head;
-    const char *critic_model, *ptx_data;
+    int num_mini_batches, num_ppo_epochs, critic_warmup_steps;
+    float kl_coef, target, horizon, gamma, lam, cliprange, cliprange_value, vf_coef, entropy_coef;
+    float log_ratio_clamp, ratio_threshold, target_kl, critic_learning_rate;
+    bool adap_kl_ctrl, exact_kl, whiten_rewards, shared_value_head;
 } args;
 
 static const Flag flags[] = {
@@ -66,14 +63,7 @@ static const Flag flags[] = {
     {"temperature", NUMBER(chat.temperature, "0.7", 0, 100),
      "(1) The temperature of all sampling and of every log-probability."},
     TITLE("Reward"),
-    {"missing_eos_penalty", NUMBER(args.missing_eos_penalty, "0", 0, 1e6),
-     "(2) Subtract this from the score of an answer that does not end."},
-    {"non_eos_penalty", SWITCH(args.non_eos_penalty, "false"),
-     "(2) Replace the score of an answer that does not end by --penalty_reward_value."},
-    {"penalty_reward_value", NUMBER(args.penalty_reward_value, "-1", 0, 0),
-     "(2) The score of an answer that does not end.", .only_with = "non_eos_penalty"},
-    {"score_clip", NUMBER(args.score_clip, "0", 0, 1e6),
-     "(3) Clip scores to ± this; 0 never clips."},
+    SCORE_FLAGS(task),
     {"kl_coef", NUMBER(args.kl_coef, "0.05", 0, 1e6),
      "(4) The weight β of the KL penalty, or its start with --adap_kl_ctrl."},
     {"adap_kl_ctrl", SWITCH(args.adap_kl_ctrl, "false"),
@@ -92,13 +82,11 @@ static const Flag flags[] = {
     {"gamma", NUMBER(args.gamma, "1", 0, 1), "(7) The discount γ of GAE."},
     {"lam", NUMBER(args.lam, "0.95", 0, 1), "(7) The λ of GAE."},
     {"advantage", CHOICE(args.advantage, "gae", "gae|batch_mean|rloo|grpo"),
-     "(8) The advantage: gae uses a critic; the others take an answer's reward minus the mean of "
-     "the batch (batch_mean) or of the prompt's other answers (rloo), or standardise it among the "
-     "prompt's answers (grpo)."},
+     "(8) The advantage by a critic (gae), or an answer's reward minus the mean of the batch, "
+     "minus "
+     "the mean of the prompt's other answers (rloo), or standardised among them all (grpo)."},
     {"whiten_advantages", CHOICE(args.whiten_advantages, "batch", "batch|minibatch|none"),
-     "(9) Bring the advantages to mean 0 and deviation 1 over the tokens of an iteration (batch) "
-     "or "
-     "a minibatch."},
+     "(9) Scale advantages to mean 0 and deviation 1 over the tokens of a batch or minibatch."},
     {"whitening_variance", CHOICE(args.whitening_variance, "unbiased", "unbiased|population"),
      "(10) The variance of whitening divides n squares by n - 1 (unbiased) or by n (population)."},
     TITLE("Updates"),
@@ -112,8 +100,7 @@ static const Flag flags[] = {
     {"vf_coef", NUMBER(args.vf_coef, "0.1", 0, 1e6), "(14) The weight c_v of the value's loss."},
     {"shared_value_head", SWITCH(args.shared_value_head, "false"),
      "(14) Make the critic a head on the policy instead of a model of its own."},
-    {"entropy_coef", NUMBER(args.entropy_coef, "0", 0, 1e6),
-     "(15) The weight c_e of the entropy bonus."},
+    {"entropy_coef", NUMBER(args.entropy_coef, "0", 0, 1e6), "(15) The entropy's weight c_e."},
     {"log_ratio_clamp", NUMBER(args.log_ratio_clamp, "20", 0, 80),
      "(16) Clamp log ρ to ± this; 0 never clamps."},
     {"ratio_threshold", NUMBER(args.ratio_threshold, "10", 0, 1e30),
@@ -122,19 +109,11 @@ static const Flag flags[] = {
      "(17) End an iteration's updates when approxkl exceeds 1.5 times this; 0 never does."},
     {"adam_eps_convention", CHOICE(args.adam_eps_convention, "pytorch", "pytorch|tensorflow"),
      "(18) Adam adds ε to sqrt(v / (1 - β2^t)) (pytorch) or to sqrt(v) (tensorflow)."},
-    {"critic_model", TEXT(args.critic_model, NULL),
-     "(21) The directory of the critic's start; default: the reward model, or else the policy with "
-     "a value head of zeros."},
     {"critic_learning_rate", NUMBER(args.critic_learning_rate, "0", 0, 10),
      "(21) The critic's learning rate; 0 uses --learning_rate."},
     {"critic_warmup_steps", NUMBER(args.critic_warmup_steps, "0", 0, 1e9),
      "(21) The number of first iterations that train the critic alone."},
-    {"ptx_data", TEXT(args.ptx_data, NULL),
-     "(20) Records of supervised learning to mix in, in the formats of sft."},
-    {"ptx_coef", NUMBER(args.ptx_coef, "27.8", 0, 1e6), "(20) The weight c_ptx of their loss.",
-     .only_with = "ptx_data"},
-    {"ptx_batch_size", NUMBER(args.ptx_batch_size, "8", 1, 1 << 16),
-     "(20) The number of these records in each minibatch.", .only_with = "ptx_data"},
+    PTX_FLAGS(task),
     CHAT_PROMPT_FLAGS(chat, "reward_model reward_cmd critic_model ptx_data dump_rollouts replay"),
     {"max_new_tokens", NUMBER(chat.max_new_tokens, "64", 1, 1 << 20),
      "The longest answer, in tokens.", .may_change_on_resume = true, .only_with = "prompt chat"},
@@ -159,8 +138,7 @@ static const Preset presets[] = {
     {0},
 };
 
-/* The built-in example learns something in under a minute. */
-static const Program ppo = {
+static const Program program = {
     .name = "ppo",
     .about = "PPO: reinforcement learning of a GPT-2 from a reward model or a program.",
     .flags = flags,
@@ -180,28 +158,24 @@ static const Program ppo = {
     .lines.example_unless = "model data prompt chat",
     .without = "gradient_accumulation_steps dataloader_drop_last",
     .needs = "model data",
-    .usage = "--model DIR and --data FILE are both needed (or neither, for the built-in example)",
     .shown = 9,
     .chat = &chat,
 };
 
 /* Refuses flags that contradict each other or have no effect. */
 static void check_flags(const Run *run) {
-    const bool shared = args.shared_value_head, own_critic = args.advantage == GAE && !shared;
     if (chat.temperature < 0.01f)
         die_usage("--temperature %g: rollouts are samples; the least is 0.01", chat.temperature);
     if (task.batch_size % args.num_mini_batches)
         die_usage("--batch_size %d is not a multiple of --num_mini_batches %d", task.batch_size,
                   args.num_mini_batches);
     if ((args.advantage == RLOO || args.advantage == GRPO) && task.num_generations < 2)
+        die_usage("rloo and grpo compare a prompt's answers: --num_generations must be 2 or more");
+    if ((args.advantage != GAE || args.shared_value_head) &&
+        (args.critic_warmup_steps || args.critic_learning_rate || run_given(run, "critic_model")))
         die_usage(
-            "--advantage rloo and grpo compare answers to one prompt: --num_generations must "
-            "be 2 or more");
-    if (!own_critic && (args.critic_warmup_steps || run_given(run, "critic_model") ||
-                        run_given(run, "critic_learning_rate")))
-        die_usage(
-            "--critic_model, --critic_learning_rate and --critic_warmup_steps need a critic "
-            "that is a model of its own: --advantage gae without --shared_value_head");
+            "--critic_model, --critic_learning_rate and --critic_warmup_steps need a critic that "
+            "is a model of its own");
 }
 
 /* ---- the mathematics, one number per token --------------------------------------------------- */
@@ -249,7 +223,7 @@ static void gae(int T, const float *r, const float *V, double gamma, double lamb
 }
 
 /* Advantages without a critic, one per answer. R (E) are the answers' rewards; the answers to one
-   prompt are `group` neighbours.
+   prompt are `group` neighbours.  R_i - mean of the others = (R_i - mean) group / (group - 1).
        batch_mean  A_i = R_i - mean of all                              the textbook's
        rloo        A_i = R_i - mean of the group's others               Ahmadian et al. 2024
        grpo        A_i = (R_i - mean of the group) / (σ + 1e-4)         Shao et al. 2024
@@ -261,7 +235,6 @@ static void baseline(Advantage kind, int E, int group, const double *R, double *
         for (int i = from; i < from + group; i++) mean += R[i] / group;
         for (int i = from; i < from + group; i++) squares += (R[i] - mean) * (R[i] - mean);
         const double sigma = group > 1 ? sqrt(squares / (group - 1)) : 0;
-        // R_i - mean of the others = (R_i - mean) group / (group - 1)
         const double others = group > 1 ? (double)group / (group - 1) : 0;
         for (int i = from; i < from + group; i++) {
             A[i] = R[i] - mean;
@@ -280,18 +253,17 @@ static void surrogate(int N, const int *target, const float *logp, const float *
     for (int i = 0; i < N; i++) {
         dlogp[i] = 0;
         if (target[i] < 0) continue;
-        const double difference = (double)logp[i] - (double)old_logp[i];
-        const double log_ratio =
-            clamp > 0 ? fmin(fmax(difference, -clamp), clamp) : difference;  // (16)
+        const double d = (double)logp[i] - (double)old_logp[i];
+        const double log_ratio = clamp > 0 ? fmin(fmax(d, -clamp), clamp) : d;  // (16)
         const double ratio = exp(log_ratio), a = (double)A[i];
         const double plain = -a * ratio;
         const double clipped = -a * fmin(fmax(ratio, 1 - epsilon), 1 + epsilon);  // (12)
-        if (!(clipped > plain) && log_ratio == difference) dlogp[i] = (float)(plain / M);
+        if (!(clipped > plain) && log_ratio == d) dlogp[i] = (float)(plain / M);
         s->policy += fmax(plain, clipped);
         s->clipped += clipped > plain;
         s->ratio += ratio;
         s->ratio_squared += ratio * ratio;
-        s->approxkl += difference * difference / 2;
+        s->approxkl += d * d / 2;
         s->tokens++;
     }
 }
@@ -304,9 +276,8 @@ static void value_loss(int N, const int *target, const float *V, const float *V_
         dvalue[i] = 0;
         if (target[i] < 0) continue;
         const double v = (double)V[i], old = (double)V_old[i], r = (double)R[i];
-        const double bounded =
-            epsilon > 0 ? fmin(fmax(v, old - epsilon), old + epsilon) : v;  // (13)
-        const double plain = (v - r) * (v - r), clipped = (bounded - r) * (bounded - r);
+        const double near = epsilon > 0 ? fmin(fmax(v, old - epsilon), old + epsilon) : v;  // (13)
+        const double plain = (v - r) * (v - r), clipped = (near - r) * (near - r);
         if (!(clipped > plain)) dvalue[i] = (float)(coefficient * (v - r) / M);  // (14)
         s->value += fmax(plain, clipped) / 2;
         s->value_clipped += clipped > plain;
@@ -330,51 +301,30 @@ static AdamW adam(const Run *run, float learning_rate, int t) {
     return o;
 }
 
-/* ---- steps 3 to 6: from scores to advantages ------------------------------------------------- */
+/* ---- steps 4 to 6: rewards and advantages ---------------------------------------------------- */
 
-typedef struct {
-    GPT2 *policy, *reference, *critic;  // critic NULL: none, or the head on the policy
-    Mixture ptx;
-    double beta, policy_updates, critic_updates;  // kept in checkpoints
-} Trainer;
+static bool own_critic(void) { return task.critic && task.critic != task.policy; }
 
-/* 3. The score that the policy learns from. */
-static double shaped(float given, bool ended) {
-    const double c = args.score_clip, score = c > 0 ? fmin(fmax(given, -c), c) : given;  // (3)
-    if (ended) return score;
-    return args.non_eos_penalty ? args.penalty_reward_value
-                                : score - (double)args.missing_eos_penalty;  // (2)
-}
-
-static void shape_scores(Rollouts *r) {
-    for (int e = 0; e < r->E; e++) r->shaped[e] = shaped(r->score[e], r->ended[e]);
-}
-
-/* V of the batch b, which the policy has just read. */
-static void values(Trainer *p, Rows *b) {
-    if (p->critic) gpt2_forward(p->critic, &b->batch, NULL);
-    gpt2_value(p->critic ? p->critic : p->policy, b->value);
-}
-
-/* 4. log π_ref and the exact KL of every token; with_values, the critic's V as well. */
-static void passes(Trainer *p, Rollouts *r, int B, bool with_values) {
+/* 4. log π_ref, the exact KL and, with_values, the critic's V of every token. */
+static void passes(Rollouts *r, int B, bool with_values) {
     Rows *b = &task.rows;
     for (int from = 0; from < r->E; from += B) {
         rows_range(b, r, from, B);
-        gpt2_forward(p->reference, &b->batch, NULL);
-        gpt2_logprob(p->reference, b->target, chat.temperature, b->logp, NULL, NULL);
+        gpt2_forward(task.reference, &b->batch, NULL);
+        gpt2_logprob(task.reference, b->target, chat.temperature, b->logp, NULL, NULL);
         rows_keep(b, b->logp, r->ref_logp);
-        if (args.exact_kl || (with_values && !p->critic)) {
-            gpt2_forward(p->policy, &b->batch, NULL);
-            gpt2_logprob(p->policy, b->target, chat.temperature, b->logp, NULL, NULL);  // (1)
+        if (args.exact_kl || (with_values && !own_critic())) {
+            gpt2_forward(task.policy, &b->batch, NULL);
+            gpt2_logprob(task.policy, b->target, chat.temperature, b->logp, NULL, NULL);  // (1)
             rows_check(b);
         }
         if (args.exact_kl) {
-            gpt2_kl(p->policy, p->reference, b->kl);
+            gpt2_kl(task.policy, task.reference, b->kl);
             rows_keep(b, b->kl, r->kl);
         }
         if (with_values) {
-            values(p, b);
+            if (own_critic()) gpt2_forward(task.critic, &b->batch, NULL);
+            gpt2_value(task.critic, b->value);
             rows_keep(b, b->value, r->value);
         }
     }
@@ -394,68 +344,42 @@ static void reward_tokens(Rollouts *r, double beta) {
 /* 6. The advantage and the return of every token. Without a critic, all tokens of an answer have
    the answer's. */
 static void advantages(Rollouts *r) {
-    double R[r->E], A[r->E];
-    memset(R, 0, sizeof R);
+    double *R = (double *)xcalloc((size_t)r->E, 2 * sizeof *R), *A = R + r->E;
     for (int e = 0; e < r->E; e++)
         for (int t = r->start[e]; t < r->start[e + 1]; t++) R[e] += (double)r->reward[t];
     if (args.advantage != GAE) baseline(args.advantage, r->E, task.num_generations, R, A);  // (8)
     for (int e = 0; e < r->E; e++) {
         const int at = r->start[e], end = r->start[e + 1];
+        for (int t = at; t < end; t++) {
+            r->advantage[t] = (float)A[e];
+            r->ret[t] = (float)R[e];
+        }
         if (args.advantage == GAE)
             gae(end - at, r->reward + at, r->value + at, args.gamma, args.lam, r->advantage + at,
                 r->ret + at);  // (7)
-        else
-            for (int t = at; t < end; t++) {
-                r->advantage[t] = (float)A[e];
-                r->ret[t] = (float)R[e];
-            }
     }
     if (args.whiten_advantages == WHITEN_BATCH)
         whiten(r->T, r->advantage, args.whitening_variance == UNBIASED, true);  // (9)
+    free(R);
 }
 
 /* ---- step 7: learning from the advantages ---------------------------------------------------- */
 
-/* Sets r->A for the answers which[0..n): their advantages, whitened among them where that is asked
-   for. Returns M, the number of their tokens. */
-static int minibatch_advantages(Rollouts *r, const int *which, int n) {
+/* The loss of the answers which[0..n) and its gradients, B answers at a time. M counts the tokens
+   of all n, so B does not change the loss. */
+static Sums minibatch(Rollouts *r, const int *which, int n, int B, bool policy_trains) {
+    Rows *b = &task.rows;
+    Sums s = {0};
     const int M = rollouts_gather(r, r->advantage, which, n, r->gathered);
     if (args.whiten_advantages == WHITEN_MINIBATCH)
         whiten(M, r->gathered, args.whitening_variance == UNBIASED, true);  // (9)
     rollouts_scatter(r, r->gathered, which, n, r->A);
-    return M;
-}
-
-/* Adds to the policy's gradient that of c_ptx times the mean cross-entropy of the next records of
-   --ptx_data. */
-static void mix_in_pretraining(Trainer *p, Sums *s) {
-    Rows *b = &task.rows;
-    const int M = mixture_fill(&p->ptx, (int64_t)p->policy_updates, args.ptx_batch_size);
-    const Batch *batch = &p->ptx.batch.batch;
-    const int *target = p->ptx.batch.target;
-    gpt2_forward(p->policy, batch, NULL);
-    gpt2_logprob(p->policy, target, 1, b->logp, NULL, NULL);
-    for (int i = 0; i < batch->N; i++) {
-        b->dlogp[i] = target[i] < 0 ? 0 : -args.ptx_coef / (float)M;  // (20)
-        s->ptx -= (double)b->logp[i];
-    }
-    s->ptx_tokens += M;
-    gpt2_backward(p->policy, b->dlogp, NULL, NULL);
-}
-
-/* The loss of the answers which[0..n) and its gradients, B answers at a time. M counts the tokens
-   of all n, so B does not change the loss. */
-static Sums minibatch(Trainer *p, Rollouts *r, const int *which, int n, int B, bool policy_trains) {
-    Rows *b = &task.rows;
-    Sums s = {0};
-    const int M = minibatch_advantages(r, which, n);
-    const bool shared = args.advantage == GAE && !p->critic;
     for (int from = 0; from < n; from += B) {
         rows_fill(b, r, which + from, min_int(B, n - from));
         const int N = b->batch.N;
         if (policy_trains) {
-            gpt2_forward(p->policy, &b->batch, NULL);
-            gpt2_logprob(p->policy, b->target, chat.temperature, b->logp, b->entropy, NULL);
+            gpt2_forward(task.policy, &b->batch, NULL);
+            gpt2_logprob(task.policy, b->target, chat.temperature, b->logp, b->entropy, NULL);
             surrogate(N, b->target, b->logp, b->old_logp, b->A, args.cliprange,
                       args.log_ratio_clamp, M, b->dlogp, &s);
             for (int i = 0; i < N; i++) {
@@ -463,66 +387,60 @@ static Sums minibatch(Trainer *p, Rollouts *r, const int *which, int n, int B, b
                 b->dentropy[i] = b->target[i] < 0 ? 0 : -args.entropy_coef / (float)M;  // (15)
             }
         }
-        if (args.advantage == GAE) {
-            values(p, b);
+        if (task.critic) {
+            if (own_critic()) gpt2_forward(task.critic, &b->batch, NULL);
+            gpt2_value(task.critic, b->value);
             value_loss(N, b->target, b->value, b->old_value, b->ret, args.cliprange_value,
                        args.vf_coef, M, b->dvalue, &s);
         }
         if (policy_trains)
-            gpt2_backward(p->policy, b->dlogp, args.entropy_coef > 0 ? b->dentropy : NULL,
-                          shared ? b->dvalue : NULL);
-        if (p->critic) gpt2_backward(p->critic, NULL, NULL, b->dvalue);
+            gpt2_backward(task.policy, b->dlogp, args.entropy_coef > 0 ? b->dentropy : NULL,
+                          task.critic == task.policy ? b->dvalue : NULL);
+        if (own_critic()) gpt2_backward(task.critic, NULL, NULL, b->dvalue);
     }
-    if (args.ptx_data && policy_trains) mix_in_pretraining(p, &s);
+    if (task.ptx_data && policy_trains) rollout_task_mix_in(&task, &s);  // (20)
     return s;
 }
 
-/* One optimiser step of the critic and one of the policy. Returns the policy's gradient norm, or
-   the critic's when only the critic trains. */
-static double optimise(Trainer *p, const Run *run, bool policy_trains) {
+/* An optimiser step. Returns the gradient's norm. */
+static double step(GPT2 *model, const Run *run, float learning_rate, double *updates) {
+    const int t = (int)++*updates;
+    const AdamW o = adam(run, learning_rate, t);
+    return gpt2_step(model, &o, t);
+}
+
+/* Of the critic, then of the policy. Returns the norm of the last one. */
+static double optimise(const Run *run, bool policy_trains) {
+    const float rate = run->learning_rate, own = args.critic_learning_rate;
     double norm = 0;
-    if (p->critic) {
-        const float rate = args.critic_learning_rate;
-        const int t = (int)p->critic_updates + 1;
-        const AdamW o = adam(run, rate > 0 ? rate : run->learning_rate, t);
-        norm = gpt2_step(p->critic, &o, t);
-        if (!isfinite(norm)) return norm;
-        p->critic_updates++;
-    }
-    if (policy_trains) {
-        const int t = (int)p->policy_updates + 1;
-        const AdamW o = adam(run, run->learning_rate, t);
-        norm = gpt2_step(p->policy, &o, t);
-        p->policy_updates++;
-    }
+    if (own_critic()) norm = step(task.critic, run, own > 0 ? own : rate, &task.critic_updates);
+    if (policy_trains && isfinite(norm)) norm = step(task.policy, run, rate, &task.policy_updates);
     return norm;
 }
 
 /* 7. Epochs over the answers in minibatches, each epoch in another order. */
-static Sums update(Trainer *p, Rollouts *r, const Run *run) {
+static Sums update(Rollouts *r, const Run *run) {
     Sums all = {0};
     const bool policy_trains = run->step >= args.critic_warmup_steps;  // (21)
+    const double threshold = args.ratio_threshold, target = args.target_kl;
     const int n = r->E / args.num_mini_batches, B = run->per_device_train_batch_size;
-    int order[r->E];
     bool stop = false;
     for (int epoch = 0; epoch < args.num_ppo_epochs && !stop; epoch++) {  // (11)
         const int pass = run->step * args.num_ppo_epochs + epoch;
-        random_permutation(order, r->E, (uint64_t)run->seed, RANDOM_DATA, (uint32_t)pass);
+        random_permutation(r->order, r->E, (uint64_t)run->seed, RANDOM_DATA, (uint32_t)pass);
         for (int from = 0; from < r->E && !stop; from += n) {
-            Sums s = minibatch(p, r, order + from, n, B, policy_trains);
-            const double threshold = args.ratio_threshold, target = args.target_kl;
-            const bool skip = threshold > 0 && s.ratio > threshold * s.tokens;  // (17)
-            stop = target > 0 && s.approxkl > 1.5 * target * s.tokens;          // (17)
-            if (stop || skip) {
-                gpt2_clear(p->policy);
-                if (p->critic) gpt2_clear(p->critic);
-                s.skipped = 1;
+            Sums s = minibatch(r, r->order + from, n, B, policy_trains);
+            stop = target > 0 && s.approxkl > 1.5 * target * s.tokens;              // (17)
+            s.skipped = stop || (threshold > 0 && s.ratio > threshold * s.tokens);  // (17)
+            if (s.skipped) {
+                gpt2_clear(task.policy);
+                if (own_critic()) gpt2_clear(task.critic);
             } else {
-                all.grad_norm = optimise(p, run, policy_trains);
+                all.grad_norm = optimise(run, policy_trains);
             }
             sums_add(&all, &s);
             if (!isfinite(s.policy) || !isfinite(s.value) || !isfinite(all.grad_norm))
-                rollout_task_diverged(&task, run, epoch, order[from], &s, all.grad_norm);
+                rollout_task_diverged(&task, run, epoch, r->order[from], &s, all.grad_norm);
         }
     }
     return all;
@@ -549,11 +467,10 @@ static Figures measure(const Rollouts *r, double beta) {
 }
 
 /* Answers the held-out prompts and measures the answers. */
-static void evaluate(Trainer *p, Run *run) {
-    if (!rollout_task_answer(&task, run, p->policy, chat.temperature)) return;
-    shape_scores(&task.r);
-    passes(p, &task.r, run->per_device_train_batch_size, false);
-    const Figures f = measure(&task.r, p->beta);
+static void evaluate(Run *run) {
+    if (!rollout_task_answer(&task, run, chat.temperature)) return;
+    passes(&task.r, run->per_device_train_batch_size, false);
+    const Figures f = measure(&task.r, task.beta);
     rollout_task_measured(&task, run, &f);
 }
 
@@ -561,85 +478,43 @@ static void evaluate(Trainer *p, Run *run) {
 
 #ifndef TESTING
 int main(int argc, char **argv) {
-    Run run = run_begin(&ppo, argc, argv);
+    Run run = run_begin(&program, argc, argv);
     check_flags(&run);
     rollout_task_load(&task, &run, chat.template);
-    printf("%d iterations of %d answers, %d to each of %d prompts; %d epochs of %d minibatches\n",
-           run.total_steps, task.batch_size, task.num_generations, task.prompts,
-           args.num_ppo_epochs, args.num_mini_batches);
-
-    // The models: the policy and the critic learn, the reference and the reward model do not
-    Trainer trainer = {.beta = args.kl_coef}, *p = &trainer;
-    const bool values = args.advantage == GAE, shared = values && args.shared_value_head;
-    const GPT2Limits answers = rollout_task_limits(&task, &run);
-    GPT2Limits texts = answers, sampling = rollout_task_policy_limits(&task, &run);
-    texts.scored = 0;
-    mixture_load(&p->ptx, &run, "ptx_data", args.ptx_data, chat.template, task.strict,
-                 args.ptx_batch_size, &sampling);
-    Network policy = {.role = "policy", .limits = sampling, .trains = true},
-            reference = {.role = "reference", .dir = run.model, .limits = answers},
-            reward = {.role = "reward", .dir = task.reward_model, .limits = texts},
-            critic = {.role = "critic", .dir = args.critic_model, .limits = texts, .trains = true};
-    policy.head = shared ? LM_AND_VALUE_HEAD : LM_HEAD;
-    reward.head = critic.head = SCORE_HEAD;
-    reward.longest = critic.longest = task.longest;
-    reward.judges = true;
-    if (!critic.dir) critic.dir = reward.dir ? reward.dir : run.model;
-    Network *models[5] = {&policy, &reference};
-    int n = 2;
-    if (task.reward_model) models[n++] = &reward;
-    if (values && !shared) models[n++] = &critic;
-    run_keep(&run, "beta", &p->beta);
-    run_keep(&run, "policy_updates", &p->policy_updates);
-    run_keep(&run, "critic_updates", &p->critic_updates);
-    networks_open(&run, models);
-    p->policy = policy.model;
-    p->reference = reference.model;
-    p->critic = critic.model;
-    if (p->critic && !critic.has_head)
-        printf("the critic starts from %s and a head of zeros\n", critic.from);
-    rollout_task_begin(&task, &run, reward.model, &sampling);
+    task.beta = args.kl_coef;
+    rollout_task_open(&task, &run, args.advantage == GAE, args.shared_value_head);
+    const int B = run.per_device_train_batch_size;
     Rollouts *r = &task.r;
-    evaluate(p, &run);
+    evaluate(&run);
 
     while (run_next(&run)) {
         watch_phase(&run, "rollout");
         if (task.replay) {
-            rollout_task_replay(&task, &run);
-            shape_scores(r);
+            rollout_task_replay(&task, &run);  // instead of steps 1 to 6
         } else {
-            // 1. The prompts of this iteration
-            rollout_task_choose(&task, &run);
-            // 2. An answer to each, sampled
-            rollout_task_sample(&task, &run, p->policy, chat.temperature);
-            // 3. Scores
+            rollout_task_choose(&task, &run);                    // 1. prompts
+            rollout_task_sample(&task, &run, chat.temperature);  // 2. an answer to each, sampled
             watch_phase(&run, "scoring");
-            rollout_task_judge(&task, &run);
-            shape_scores(r);
-            // 4. What the reference and the critic say to every token
-            passes(p, r, run.per_device_train_batch_size, values);
-            // 5. Rewards
-            reward_tokens(r, p->beta);
-            // 6. Advantages and returns
-            advantages(r);
+            rollout_task_judge(&task, &run);    // 3. scores
+            passes(r, B, task.critic != NULL);  // 4. the reference and the critic
+            reward_tokens(r, task.beta);        // 5. rewards
+            advantages(r);                      // 6. advantages and returns
         }
         rollout_task_dump(&task, &run);
-        // 7. Epochs of minibatches: loss, gradient, AdamW
         watch_phase(&run, "update");
-        const Sums s = update(p, r, &run);
+        const Sums s = update(r, &run);  // 7. epochs of minibatches: loss, gradient, AdamW
         watch_phase(&run, NULL);
         run_progress(&run, s.policy / s.tokens, r->T);
-        // 8. Figures; β adapts; held-out answers
-        const Figures f = measure(r, p->beta);
-        figures_watch(&run, &f, &s, p->beta, (double)(run.step + 1) * task.batch_size);
+        // 8. Figures; β adapts; the held-out prompts are answered
+        const Figures f = measure(r, task.beta);
+        figures_watch(&run, &f, &s, task.beta, (double)(run.step + 1) * task.batch_size);
         if (args.adap_kl_ctrl)
-            p->beta = adapt(p->beta, f.kl, args.target, args.horizon, task.batch_size);
-        if (run_should_evaluate(&run)) evaluate(p, &run);
+            task.beta = adapt(task.beta, f.kl, args.target, args.horizon, task.batch_size);
+        if (run_should_evaluate(&run)) evaluate(&run);
     }
 
-    rollout_task_report(&task, &run);
+    rollout_task_report(&task);
     rollout_task_free(&task);
-    mixture_free(&p->ptx);
     return run_finish(&run);
 }
 #endif

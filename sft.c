@@ -38,18 +38,17 @@ static const Flag flags[] = {
     {0},
 };
 
-/* The built-in example learns to answer in half a minute. */
-static const char *const *const example = COMMAND_LINE(
-    "--model=test/tiny", "--data=test/tiny/sft.jsonl", "--eval=test/tiny/sft-eval.jsonl",
-    "--per_device_train_batch_size=16", "--gradient_accumulation_steps=1", "--max_steps=180",
-    "--learning_rate=5e-4", "--adam_beta2=0.99", "--lr_scheduler_type=cosine", "--warmup_steps=20",
-    "--logging_steps=20", "--eval_steps=60", "--eval_samples=72");
-
 static const Program program = {
     .name = "sft",
     .about = "Supervised fine-tuning of a GPT-2 on prompts and responses.",
     .flags = flags,
-    .lines = {.example = example, .example_unless = "model data prompt chat"},
+    // The built-in example learns to answer in half a minute
+    .lines.example = COMMAND_LINE(
+        "--model=test/tiny", "--data=test/tiny/sft.jsonl", "--eval=test/tiny/sft-eval.jsonl",
+        "--per_device_train_batch_size=16", "--gradient_accumulation_steps=1", "--max_steps=180",
+        "--learning_rate=5e-4", "--adam_beta2=0.99", "--lr_scheduler_type=cosine",
+        "--warmup_steps=20", "--logging_steps=20", "--eval_steps=60", "--eval_samples=72"),
+    .lines.example_unless = "model data prompt chat",
     .needs = "model data",
     .chat = &task.chat,
 };

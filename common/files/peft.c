@@ -227,18 +227,26 @@ static int check_plain(json_t *config, const char *path, Error *e) {
     return 0;
 }
 
-/* The library's name of an activation, or NULL. Before version 1 of the library, files had no
- * version, and "gelu" meant gelu_new. */
-static const char *activation_of(const char *name, bool versioned) {
-    static const char *const names[][2] = {{"relu", "relu"},
-                                           {"swish", "swish"},
-                                           {"silu", "swish"},
-                                           {"gelu_new", "gelu_new"},
-                                           {"gelu_pytorch_tanh", "gelu_new"}};
-    if (!versioned && name && !strcmp(name, "gelu")) return "gelu_new";
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (name && !strcmp(name, names[i][0])) return names[i][1];
-    return NULL;
+/* The library's names of the activations. */
+static const char *const activation_names[] = {
+    [RELU] = "relu", [GELU] = "gelu_new", [SILU] = "swish"};
+
+/* The activation that the library means by a name, or -1. Before version 1 of the library, files
+   had no version, and "gelu" meant gelu_new. */
+static int activation_of(const char *name, bool versioned) {
+    static const struct {
+        const char *name;
+        int activation;
+    } all[] = {{"relu", RELU},
+               {"swish", SILU},
+               {"silu", SILU},
+               {"gelu_new", GELU},
+               {"gelu_pytorch_tanh", GELU},
+               {"gelu", GELU}};
+    const size_t n = sizeof all / sizeof *all - (versioned ? 1 : 0);
+    for (size_t i = 0; i < n; i++)
+        if (name && !strcmp(name, all[i].name)) return all[i].activation;
+    return -1;
 }
 
 /* Python's x // y for positive numbers. It is exact even where x / y rounds up to a whole number:
@@ -253,7 +261,7 @@ static int parse_bottleneck(json_t *whole, const char *path, const GPT2Config *b
            *size = json_object_get(whole, "hidden_size");
     const char *name = json_string_value(json_object_get(whole, "name")),
                *init = json_string_value(json_object_get(config, "init_weights"));
-    *b = (Bottleneck){.bert = !init || !strcmp(init, "bert"),
+    *b = (Bottleneck){.init = !init || !strcmp(init, "bert") ? BERT : XAVIER,
                       .norms = json_is_true(json_object_get(whole, "train_layernorm"))};
     if (json_object_get(whole, "model_type") &&
         strcmp(json_string_value(json_object_get(whole, "model_type")) ?: "", "gpt2"))
@@ -277,19 +285,21 @@ static int parse_bottleneck(json_t *whole, const char *path, const GPT2Config *b
     if (b->dim < 1) b->dim = 1;
     if (!json_is_boolean(json_object_get(config, "mh_adapter")))
         return refuse_value(e, path, config, "mh_adapter", "true or false");
-    b->mh_adapter = json_is_true(json_object_get(config, "mh_adapter"));
-    b->original_ln_before = json_is_true(json_object_get(config, "original_ln_before"));
-    if (b->original_ln_before == b->mh_adapter)
+    const bool houlsby = json_is_true(json_object_get(config, "mh_adapter"));
+    if (json_is_true(json_object_get(config, "original_ln_before")) == houlsby)
         return refuse_value(
             e, path, config, "original_ln_before",
             "%s with this mh_adapter: only double_seq_bn and seq_bn are implemented",
-            b->mh_adapter ? "false" : "true");
-    b->non_linearity = activation_of(json_string_value(json_object_get(config, "non_linearity")),
-                                     json_object_get(whole, "version"));
-    if (!b->non_linearity)
+            houlsby ? "false" : "true");
+    b->placement = houlsby ? HOULSBY : PFEIFFER;
+    const int activation =
+        activation_of(json_string_value(json_object_get(config, "non_linearity")),
+                      json_object_get(whole, "version"));
+    if (activation < 0)
         return refuse_value(e, path, config, "non_linearity",
                             "\"relu\", \"swish\" or \"gelu_new\" (of GELU only the tanh form is "
                             "implemented; \"gelu\" is the erf form)");
+    b->activation = (unsigned)activation;
     return read_fraction(config, path, "dropout", 0, 0, &b->dropout, e);
 }
 
@@ -317,10 +327,11 @@ char *hf_bottleneck_text(const Bottleneck *b, const GPT2Config *base, const char
         "adapter_residual_before_ln", 0, "cross_adapter", 0, "dropout",
         shortest_decimal(b->dropout), "factorized_phm_W", 1, "factorized_phm_rule", 0,
         "hypercomplex_nonlinearity", "glorot-uniform", "init_weights",
-        b->bert ? "bert" : "mam_adapter", "init_weights_seed", "inv_adapter",
+        b->init == BERT ? "bert" : "mam_adapter", "init_weights_seed", "inv_adapter",
         "inv_adapter_reduction_factor", "is_parallel", 0, "learn_phm", 1, "leave_out", "ln_after",
-        0, "ln_before", 0, "mh_adapter", b->mh_adapter, "non_linearity", b->non_linearity,
-        "original_ln_after", 1, "original_ln_before", b->original_ln_before, "output_adapter", 1);
+        0, "ln_before", 0, "mh_adapter", b->placement == HOULSBY, "non_linearity",
+        activation_names[b->activation], "original_ln_after", 1, "original_ln_before",
+        b->placement == PFEIFFER, "output_adapter", 1);
     json_t *more = json_pack("{s:b, s:s, s:i, s:f, s:b, s:i, s:o, s:b, s:f, s:b, s:b, s:f, s:b}",
                              "phm_bias", 1, "phm_c_init", "normal", "phm_dim", 4, "phm_init_range",
                              0.0001, "phm_layer", 0, "phm_rank", 1, "reduction_factor", factor,

@@ -31,15 +31,15 @@ char *hf_lora_text(const LoraConfig *lora, const char *base);
 
 /* ---- AdapterHub ------------------------------------------------------------------------------ */
 
-/* A bottleneck adapter, in the words of the adapters library (its BnConfig). double_seq_bn and
- * seq_bn are implemented. */
+/* A bottleneck adapter. In the words of the adapters library (its BnConfig), houlsby is
+   double_seq_bn: after attention and MLP, and the input is the output of that sublayer. pfeiffer is
+   seq_bn: after the MLP alone, and the input is its output plus the residual. */
 typedef struct {
-    char name[64];              // the adapter's name, which is a part of its tensors' names
-    int dim;                    // floor(hidden_size / reduction_factor), at least 1
-    bool mh_adapter;            // also after the attention (double_seq_bn), or only after the MLP
-    bool original_ln_before;    // input: residual plus branch (seq_bn), or the branch alone
-    const char *non_linearity;  // relu, swish or gelu_new; other names of these become them
-    bool bert;                  // init_weights: bert, or a zero up projection
+    char name[64];  // the adapter's name, which is a part of its tensors' names
+    int dim;  // the channels of the bottleneck: floor(hidden_size / reduction_factor), at least 1
+    enum { HOULSBY, PFEIFFER } placement;
+    enum { RELU, GELU, SILU } activation;  // non_linearity: relu, gelu_new (the tanh form), swish
+    enum { XAVIER, BERT } init;            // init_weights: mam_adapter, bert
     float dropout;
     bool norms;  // also trains the model's layer norms; our addition, not the library's
 } Bottleneck;

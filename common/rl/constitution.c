@@ -305,6 +305,15 @@ const char *const endings[ENDINGS] = {"unfinished",      "nothing left to critic
                                       "nothing said",    "what was given said again",
                                       "all rounds used", "no room"};
 
+const char *const ending_words[ENDINGS] = {
+    "unfinished",
+    "the critique found no fault",
+    "the critique or the revision was empty",
+    "the critique repeated the prompt or the answer",
+    "all rounds were used",
+    "the text did not fit",
+};
+
 char *prompt_question(const char *prompt, bool bare) {
     static const char *const forms[][2] = {{"### Instruction:\n", "\n\n### Response:\n"},
                                            {"\n\nHuman:", "\n\nAssistant:"}};
@@ -470,7 +479,7 @@ static void show_text(const char *label, const char *text) {
 }
 
 void dialogue_show(const Dialogue *d, const char *when) {
-    printf("prompt %d, %s: %s\n", d->id + 1, when, endings[d->ending]);
+    printf("prompt %d, %s: %s\n", d->id + 1, when, ending_words[d->ending]);
     show_text("prompt", d->prompt);
     show_text("answer", d->answer);
     for (int r = 0; r < d->rounds; r++) {

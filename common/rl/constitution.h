@@ -87,7 +87,8 @@ typedef struct {
 /* Why a dialogue ended: the critique praised the answer, was empty, or repeated earlier text; all
    rounds were used; or the text filled the model's positions. */
 typedef enum { UNFINISHED, PRAISED, SILENT, ECHOED, ROUNDS_USED, NO_ROOM, ENDINGS } Ending;
-extern const char *const endings[ENDINGS];  // in words
+extern const char *const endings[ENDINGS];       // in a transcript
+extern const char *const ending_words[ENDINGS];  // for a reader
 
 typedef struct {
     int line, epoch, id;  // line: in the transcript, from 1; id: the prompt's number, from 0

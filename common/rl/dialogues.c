@@ -247,10 +247,10 @@ void transcripts_add(Transcripts *t, int n, bool finished) {
 void transcripts_report(const Transcripts *t, bool finished, const Dropped *dropped) {
     int ended[ENDINGS] = {0};
     for (int i = 0; i < t->prompts->n; i++) ended[t->v[i].ending]++;
-    printf("%s%d dialogue%s%s:", isatty(STDOUT_FILENO) ? "\r" : "", t->prompts->n,
+    printf("%s%d dialogue%s%s", isatty(STDOUT_FILENO) ? "\r" : "", t->prompts->n,
            plural(t->prompts->n), finished ? "" : " (interrupted)");
     for (int k = 0; k < ENDINGS; k++)
-        if (ended[k]) printf("  %s %d", endings[k], ended[k]);
+        if (ended[k]) printf("; %d: %s", ended[k], ending_words[k]);
     printf("\n");
     if (dropped->few_shot + dropped->rounds)
         printf(

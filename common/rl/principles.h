@@ -10,7 +10,8 @@
 /* Reads the constitution in a file, or with path NULL the built-in principles in English and
    Korean. Fills in the critique request and the revision request of every principle: its own, or
    the file's layout, or the built-in layout. Adds the headings of all layouts, and those of the
-   usual dialogue formats, to h. Exits with 2 if the file cannot be used. */
+   usual dialogue formats, to h. Exits with 2 if the file
+   cannot be used. */
 void constitution_open(const char *path, Constitution *c, Headings *h);
 
 /* The layout that shows two answers and asks which is better by principle p. It has the holes

@@ -7,6 +7,17 @@
 
 /* ---- before the loop ------------------------------------------------------------------------- */
 
+/* Reads --ptx_data. */
+static void load_ptx(RolloutTask *t, Run *run, const char *template) {
+    Error e;
+    Records records;
+    if (records_read(t->ptx_data, template, t->strict, &records, &e)) die_usage("%s", e.text);
+    const int longest = min_int(512, run->config.n_positions + 1);
+    dataset_build(&t->ptx, &records, run->tokenizer, longest, false);
+    records_free(&records);
+    if (!t->ptx.n) die_usage("%s (--ptx_data): no record has a token to score", t->ptx_data);
+}
+
 void rollout_task_load(RolloutTask *t, Run *run, const char *template) {
     const int positions = run->config.n_positions;
     if (!t->reward_model && !t->reward_cmd)
@@ -26,22 +37,37 @@ void rollout_task_load(RolloutTask *t, Run *run, const char *template) {
     t->prompts = t->batch_size / t->num_generations;
     run_fingerprint(run, "data", run->data);
     run_fingerprint(run, "eval", run->eval);
+    run_fingerprint(run, "ptx_data", t->ptx_data);
+    if (t->ptx_data) load_ptx(t, run, template);
     run_template(run, template);
     const double batches = (double)t->total_episodes / t->batch_size;
     const double passes = (double)run->num_train_epochs * t->train.n / t->prompts;
     run_plan(run, t->train.n, t->prompts, t->total_episodes ? batches : passes);
+    printf("%d iterations of %d answers, %d to each of %d prompts\n", run->total_steps,
+           t->batch_size, t->num_generations, t->prompts);
 }
 
-GPT2Limits rollout_task_limits(const RolloutTask *t, const Run *run) {
+/* The limits of a model that reads prompts with their answers, and scores the answers' tokens. */
+static GPT2Limits reading(const RolloutTask *t, const Run *run) {
     const int B = run->per_device_train_batch_size;
     return (GPT2Limits){.tokens = B * t->longest, .sequences = B, .scored = B * t->response_length};
 }
 
-GPT2Limits rollout_task_policy_limits(const RolloutTask *t, const Run *run) {
-    GPT2Limits limits = rollout_task_limits(t, run);
+/* The same for the policy, which also samples the answers and learns from --ptx_data. */
+static GPT2Limits sampling(const RolloutTask *t, const Run *run) {
+    GPT2Limits limits = reading(t, run);
     limits.slots = min_int(t->rollout_slots, max_int(t->batch_size, t->answers));
     limits.positions = t->longest;
     limits.tokens = max_int(limits.tokens, limits.slots);
+    const int n = t->ptx.n, B = t->ptx_batch_size;
+    if (!n) return limits;
+    int *all = (int *)xmalloc(sizeof(int) * (size_t)n), scored;
+    for (int i = 0; i < n; i++) all[i] = i;
+    const int rows = ragged_largest(&t->ptx, all, n, B, &scored);
+    limits.tokens = max_int(limits.tokens, rows);
+    limits.scored = max_int(limits.scored, scored);
+    limits.sequences = max_int(limits.sequences, B);
+    free(all);
     return limits;
 }
 
@@ -55,14 +81,50 @@ static void begin_dump(const Run *run, const char *path) {
     if (!f || fclose(f)) die_usage("cannot write %s (--dump_rollouts): %s", path, strerror(errno));
 }
 
-void rollout_task_begin(RolloutTask *t, const Run *run, GPT2 *reward, const GPT2Limits *limits) {
+void rollout_task_open(RolloutTask *t, Run *run, bool has_critic, bool shared) {
     Error e;
+    GPT2Limits judging = reading(t, run);
+    judging.scored = 0;
+    const char *critic_from = t->reward_model ? t->reward_model : run->model;
+    Network *policy = &t->network[0], *reference = &t->network[1];
+    Network *reward = &t->network[2], *critic = &t->network[3];
+    *policy = (Network){.role = "policy",
+                        .head = has_critic && shared ? LM_AND_VALUE_HEAD : LM_HEAD,
+                        .limits = sampling(t, run),
+                        .trains = true};
+    *reference = (Network){
+        .role = "reference", .dir = run->model, .head = LM_HEAD, .limits = reading(t, run)};
+    *reward = (Network){.role = "reward",
+                        .dir = t->reward_model,
+                        .head = SCORE_HEAD,
+                        .limits = judging,
+                        .longest = t->longest,
+                        .judges = true};
+    *critic = (Network){.role = "critic",
+                        .dir = t->critic_model ? t->critic_model : critic_from,
+                        .head = SCORE_HEAD,
+                        .limits = judging,
+                        .longest = t->longest,
+                        .trains = true};
+    Network *models[5] = {policy, reference};
+    int n = 2;
+    if (t->reward_model) models[n++] = reward;
+    if (has_critic && !shared) models[n++] = critic;
+    run_keep(run, "beta", &t->beta);
+    run_keep(run, "policy_updates", &t->policy_updates);
+    run_keep(run, "critic_updates", &t->critic_updates);
+    networks_open(run, models);
+    if (critic->model && !critic->has_head)
+        printf("the critic starts from %s and a head of zeros\n", critic->from);
+    t->policy = policy->model;
+    t->reference = reference->model;
+    t->critic = has_critic && shared ? policy->model : critic->model;
+    t->judge = (Judge){
+        .model = reward->model, .patience = (double)t->reward_timeout, .tokenizer = run->tokenizer};
+    if (t->reward_cmd && !(t->judge.program = child_start(t->reward_cmd, &e))) die("%s", e.text);
     t->r = rollouts_new(max_int(t->batch_size, t->answers), t->longest - t->response_length,
                         t->response_length);
-    t->rows = rows_new(limits->sequences, limits->tokens);
-    t->judge = (Judge){
-        .model = reward, .patience = (double)t->reward_timeout, .tokenizer = run->tokenizer};
-    if (!reward && !(t->judge.program = child_start(t->reward_cmd, &e))) die("%s", e.text);
+    t->rows = rows_new(policy->limits.sequences, policy->limits.tokens);
     if (t->dump_rollouts) begin_dump(run, t->dump_rollouts);
 }
 
@@ -92,22 +154,55 @@ static Sampler sampler(const RolloutTask *t, const Run *run, float temperature, 
                      .step = step};
 }
 
-void rollout_task_sample(RolloutTask *t, const Run *run, GPT2 *policy, float temperature) {
+void rollout_task_sample(RolloutTask *t, const Run *run, float temperature) {
     const Sampler s = sampler(t, run, temperature, (uint32_t)run->step);
-    rollouts_sample(&t->r, policy, &t->train, &s);
+    rollouts_sample(&t->r, t->policy, &t->train, &s);
 }
 
-void rollout_task_replay(RolloutTask *t, const Run *run) {
-    rollouts_replay(&t->r, t->batch_size, &t->train, run->step + 1, t->replay);
+double shaped_score(const RolloutTask *t, float score, bool ended) {
+    const double c = (double)t->score_clip, given = (double)score;
+    const double clipped = c > 0 ? fmin(fmax(given, -c), c) : given;  // (3)
+    if (ended) return clipped;
+    return t->non_eos_penalty ? (double)t->penalty_reward_value
+                              : clipped - (double)t->missing_eos_penalty;  // (2)
+}
+
+static void shape_scores(RolloutTask *t) {
+    for (int e = 0; e < t->r.E; e++) t->r.shaped[e] = shaped_score(t, t->r.score[e], t->r.ended[e]);
 }
 
 void rollout_task_judge(RolloutTask *t, const Run *run) {
     judge_score(&t->judge, &t->r, &t->train, run->per_device_train_batch_size);
+    shape_scores(t);
+}
+
+void rollout_task_replay(RolloutTask *t, const Run *run) {
+    rollouts_replay(&t->r, t->batch_size, &t->train, run->step + 1, t->replay);
+    shape_scores(t);
 }
 
 void rollout_task_dump(const RolloutTask *t, const Run *run) {
     if (t->dump_rollouts)
         rollouts_dump(&t->r, &t->train, run->tokenizer, run->step + 1, t->dump_rollouts);
+}
+
+void rollout_task_mix_in(RolloutTask *t, Sums *s) {
+    const int B = t->ptx_batch_size;
+    const int64_t number = (int64_t)t->policy_updates;
+    int which[B];
+    for (int i = 0; i < B; i++) which[i] = (int)((number * B + i) % t->ptx.n);
+    ragged_fill(&t->ptx_batch, &t->ptx, which, B);
+    const Batch *batch = &t->ptx_batch.batch;
+    const int *target = t->ptx_batch.target, M = t->ptx_batch.scored;
+    float *logp = t->rows.logp, *dlogp = t->rows.dlogp;
+    gpt2_forward(t->policy, batch, NULL);
+    gpt2_logprob(t->policy, target, 1, logp, NULL, NULL);
+    for (int i = 0; i < batch->N; i++) {
+        dlogp[i] = target[i] < 0 ? 0 : -t->ptx_coef / (float)M;  // (20)
+        s->ptx -= (double)logp[i];
+    }
+    s->ptx_tokens += M;
+    gpt2_backward(t->policy, dlogp, NULL, NULL);
 }
 
 void rollout_task_diverged(const RolloutTask *t, const Run *run, int epoch, int e, const Sums *s,
@@ -122,13 +217,14 @@ void rollout_task_diverged(const RolloutTask *t, const Run *run, int epoch, int 
 
 /* ---- held-out prompts ------------------------------------------------------------------------ */
 
-bool rollout_task_answer(RolloutTask *t, const Run *run, GPT2 *policy, float temperature) {
+bool rollout_task_answer(RolloutTask *t, const Run *run, float temperature) {
     const Sampler s = sampler(t, run, temperature, UINT32_MAX);
     if (!t->answers) return false;
     t->r.E = t->answers;
     for (int e = 0; e < t->r.E; e++) t->r.query[e] = e;
-    rollouts_sample(&t->r, policy, &t->held_out, &s);
+    rollouts_sample(&t->r, t->policy, &t->held_out, &s);
     judge_score(&t->judge, &t->r, &t->held_out, run->per_device_train_batch_size);
+    shape_scores(t);
     return true;
 }
 
@@ -182,11 +278,11 @@ void rollout_task_measured(RolloutTask *t, Run *run, const Figures *f) {
     if (run_is_last(run)) show_answers(&t->r, run->tokenizer, t->shown_after);
 }
 
-void rollout_task_report(const RolloutTask *t, const Run *run) {
+void rollout_task_report(const RolloutTask *t) {
     for (int i = 0; i < SHOWN_ANSWERS && t->shown_after[i].s; i++)
         printf("held-out prompt, line %d\n  before | %s\n  after  | %s\n", t->held_out.line[i],
                t->shown_before[i].s, t->shown_after[i].s);
-    if (!t->answers || !run_completed(run)) return;
+    if (!t->answers || run_interrupted()) return;
     print_figures("before", t->answers, &t->before, t->correct_before);
     print_figures("after", t->answers, &t->after, t->correct_after);
 }
@@ -197,43 +293,10 @@ void rollout_task_free(RolloutTask *t) {
     rows_free(&t->rows);
     queries_free(&t->train);
     queries_free(&t->held_out);
+    dataset_free(&t->ptx);
+    ragged_free(&t->ptx_batch);
     for (int i = 0; i < SHOWN_ANSWERS; i++) {
         free(t->shown_before[i].s);
         free(t->shown_after[i].s);
     }
-}
-
-/* ---- records of supervised learning, mixed into reinforcement learning ----------------------- */
-
-void mixture_load(Mixture *m, Run *run, const char *flag, const char *path, const char *template,
-                  bool strict, int B, GPT2Limits *limits) {
-    Error e;
-    Records records;
-    run_fingerprint(run, flag, path);
-    if (!path) return;
-    if (records_read(path, template, strict, &records, &e)) die_usage("%s", e.text);
-    const int longest = min_int(512, run->config.n_positions + 1);
-    dataset_build(&m->data, &records, run->tokenizer, longest, false);
-    records_free(&records);
-    const int n = m->data.n;
-    if (!n) die_usage("%s (--%s): no record has a token to score", path, flag);
-    int *all = (int *)xmalloc(sizeof(int) * (size_t)n), scored;
-    for (int i = 0; i < n; i++) all[i] = i;
-    const int rows = ragged_largest(&m->data, all, n, B, &scored);
-    limits->tokens = max_int(limits->tokens, rows);
-    limits->scored = max_int(limits->scored, scored);
-    limits->sequences = max_int(limits->sequences, B);
-    free(all);
-}
-
-int mixture_fill(Mixture *m, int64_t done, int B) {
-    int which[B];
-    for (int i = 0; i < B; i++) which[i] = (int)((done * B + i) % m->data.n);
-    ragged_fill(&m->batch, &m->data, which, B);
-    return m->batch.scored;
-}
-
-void mixture_free(Mixture *m) {
-    dataset_free(&m->data);
-    ragged_free(&m->batch);
 }

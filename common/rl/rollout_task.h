@@ -10,6 +10,7 @@
 #include "rl/figures.h"
 #include "rl/judge.h"
 #include "rl/rollouts.h"
+#include "run/network.h"
 #include "run/run.h"
 #include "text/dataset.h"
 
@@ -17,19 +18,24 @@ enum { SHOWN_ANSWERS = 3 };  // held-out answers that are printed as text
 
 typedef struct {
     /* flags */
-    const char *reward_model, *reward_cmd, *dump_rollouts, *replay;
-    float reward_timeout;
-    bool strict;
-    int max_prompt_length, response_length, rollout_slots, eval_samples;
+    const char *reward_model, *reward_cmd, *critic_model, *dump_rollouts, *replay, *ptx_data;
+    float reward_timeout, missing_eos_penalty, penalty_reward_value, score_clip, ptx_coef;
+    bool strict, non_eos_penalty;
+    int max_prompt_length, response_length, rollout_slots, eval_samples, ptx_batch_size;
     int total_episodes, batch_size, num_generations;
     /* the rest is filled in by the functions below */
     Queries train, held_out;
-    int prompts;  // of an iteration
-    int longest;  // most tokens of a prompt with its answer
-    int answers;  // the number of held-out prompts that are answered
+    int prompts;                        // of an iteration
+    int longest;                        // most tokens of a prompt with its answer
+    int answers;                        // the number of held-out prompts that are answered
+    Network network[4];                 // policy, reference, reward model, critic
+    GPT2 *policy, *reference, *critic;  // critic: NULL, a model of its own, or the policy
+    double beta, policy_updates, critic_updates;  // the stage's; kept in checkpoints
     Judge judge;
-    Rollouts r;  // the answers of this iteration
-    Rows rows;   // a batch of them
+    Rollouts r;   // the answers of this iteration
+    Rows rows;    // a batch of them
+    Dataset ptx;  // of --ptx_data
+    RaggedBatch ptx_batch;
     /* held-out answers, before training and after */
     bool measured;  // before training
     Figures before, after;
@@ -49,6 +55,9 @@ typedef struct {
         {"reward_timeout", NUMBER((task).reward_timeout, "60", 0.1, 1e6),                        \
          "End the run after this many seconds without an answer of --reward_cmd.",               \
          .may_change_on_resume = true, .only_with = "reward_cmd"},                               \
+        {"critic_model", TEXT((task).critic_model, NULL),                                        \
+         "(21) The directory of the critic's start; default: the reward model, or else the "     \
+         "policy with a value head of zeros."},                                                  \
         {"strict", SWITCH((task).strict, "false"),                                               \
          "Stop at the first bad line of a data file instead of skipping it."},                   \
         {"max_prompt_length", NUMBER((task).max_prompt_length, "512", 1, 1 << 20),               \
@@ -77,29 +86,52 @@ typedef struct {
             .may_change_on_resume = true                                                         \
     }
 
-/* Reads the prompts of --data and --eval, remembers their content and the template for the
-   checkpoints, and plans the run: a step is an iteration. Wrong input ends the program with 2. */
+/* What a score becomes. The numbers are those of ppo.c's list of details. */
+#define SCORE_FLAGS(task)                                                                    \
+    {"missing_eos_penalty", NUMBER((task).missing_eos_penalty, "0", 0, 1e6),                 \
+     "(2) Subtract this from the score of an answer that does not end."},                    \
+        {"non_eos_penalty", SWITCH((task).non_eos_penalty, "false"),                         \
+         "(2) Replace the score of an answer that does not end by --penalty_reward_value."}, \
+        {"penalty_reward_value", NUMBER((task).penalty_reward_value, "-1", 0, 0),            \
+         "(2) The score of an answer that does not end, with --non_eos_penalty.",            \
+         .only_with = "non_eos_penalty"},                                                    \
+    {                                                                                        \
+        "score_clip", NUMBER((task).score_clip, "0", 0, 1e6),                                \
+            "(3) Clip scores to ± this; 0 never clips."                                     \
+    }
+
+/* Records of supervised learning, mixed into reinforcement learning */
+#define PTX_FLAGS(task)                                                                    \
+    {"ptx_data", TEXT((task).ptx_data, NULL),                                              \
+     "(20) Records of supervised learning to mix in, in the formats of sft."},             \
+        {"ptx_coef", NUMBER((task).ptx_coef, "27.8", 0, 1e6),                              \
+         "(20) The weight c_ptx of their loss.", .only_with = "ptx_data"},                 \
+    {                                                                                      \
+        "ptx_batch_size", NUMBER((task).ptx_batch_size, "8", 1, 1 << 16),                  \
+            "(20) The number of these records in each minibatch.", .only_with = "ptx_data" \
+    }
+
+/* Reads the prompts of --data and --eval and the records of --ptx_data, remembers their content and
+   the template for the checkpoints, and plans the run: a step is an iteration. Wrong input ends the
+   program with 2. */
 void rollout_task_load(RolloutTask *t, Run *run, const char *template);
-/* The limits of a model that reads per_device_train_batch_size prompts with their answers, and
-   scores the tokens of the answers. */
-GPT2Limits rollout_task_limits(const RolloutTask *t, const Run *run);
-/* The same for the policy, which also samples the answers. */
-GPT2Limits rollout_task_policy_limits(const RolloutTask *t, const Run *run);
-/* Makes room for the answers, starts the judge (reward: the reward model, or NULL for
-   --reward_cmd), and begins the file of --dump_rollouts. limits: the policy's. Call after
-   networks_open. */
-void rollout_task_begin(RolloutTask *t, const Run *run, GPT2 *reward, const GPT2Limits *limits);
+/* Opens the models (networks_open): the policy, its reference, which is --model as it was, the
+   reward model and, with a critic, a model for it or (shared) a head on the policy. Starts
+   --reward_cmd, makes room for the answers, and begins the file of --dump_rollouts. */
+void rollout_task_open(RolloutTask *t, Run *run, bool has_critic, bool shared);
 
 /* Sets r.query to the prompts of this step, each num_generations times in a row. An epoch goes
    through all prompts in an order of its own. */
 void rollout_task_choose(RolloutTask *t, const Run *run);
 /* Samples an answer to each of r.query from the policy alone (no top-k, no top-p), so that the
    log-probabilities are those of the distribution that was sampled. */
-void rollout_task_sample(RolloutTask *t, const Run *run, GPT2 *policy, float temperature);
-/* Reads the answers of this step and all of their numbers from --replay instead. */
-void rollout_task_replay(RolloutTask *t, const Run *run);
-/* Fills in r.score: what the judge says. */
+void rollout_task_sample(RolloutTask *t, const Run *run, float temperature);
+/* Fills in r.score, what the judge says, and r.shaped, what the policy learns from. */
 void rollout_task_judge(RolloutTask *t, const Run *run);
+/* Reads the answers of this step with all of their numbers from --replay instead. */
+void rollout_task_replay(RolloutTask *t, const Run *run);
+/* The score that the policy learns from, of an answer that ended or not. */
+double shaped_score(const RolloutTask *t, float score, bool ended);
 /* Adds the answers of this step to the file of --dump_rollouts, if there is one. */
 void rollout_task_dump(const RolloutTask *t, const Run *run);
 
@@ -110,28 +142,16 @@ __attribute__((noreturn)) void rollout_task_diverged(const RolloutTask *t, const
 
 /* Answers the held-out prompts as in training, always from the same random numbers, and judges the
    answers. False: there are none. */
-bool rollout_task_answer(RolloutTask *t, const Run *run, GPT2 *policy, float temperature);
+bool rollout_task_answer(RolloutTask *t, const Run *run, float temperature);
 /* Takes the figures of those answers. The first call is that before training; later ones watch
    eval/reward, eval/kl and so on. */
 void rollout_task_measured(RolloutTask *t, Run *run, const Figures *f);
 /* After training: the first held-out answers and the figures, before training and after. */
-void rollout_task_report(const RolloutTask *t, const Run *run);
+void rollout_task_report(const RolloutTask *t);
 void rollout_task_free(RolloutTask *t);
 
-/* ---- records of supervised learning, mixed into reinforcement learning ----------------------- */
-
-typedef struct {
-    Dataset data;
-    RaggedBatch batch;
-} Mixture;
-
-/* Reads the records of path, the file of a flag, and raises limits to what batches of B records
-   need. Wrong input ends the program with 2. */
-void mixture_load(Mixture *m, Run *run, const char *flag, const char *path, const char *template,
-                  bool strict, int B, GPT2Limits *limits);
-/* Fills m->batch with the next B records after the first `done` batches, in the order of the file.
-   Returns how many tokens they score. */
-int mixture_fill(Mixture *m, int64_t done, int B);
-void mixture_free(Mixture *m);
+/* Adds to the policy's gradient that of c_ptx times the mean cross-entropy of the next records of
+   --ptx_data. policy_updates is the number of batches that were taken before. Adds to s. */
+void rollout_task_mix_in(RolloutTask *t, Sums *s);
 
 #endif

@@ -62,6 +62,7 @@ Rollouts rollouts_new(int E, int prompt, int answer) {
                       .ended = xmalloc(n),
                       .score = xmalloc(n * f),
                       .shaped = xcalloc(n, sizeof(double)),
+                      .order = xmalloc(n * i),
                       .logp = xcalloc(T, f),
                       .ref_logp = xcalloc(T, f),
                       .kl = xcalloc(T, f),
@@ -81,6 +82,7 @@ void rollouts_free(Rollouts *r) {
     free(r->ended);
     free(r->score);
     free(r->shaped);
+    free(r->order);
     free(r->logp);
     free(r->ref_logp);
     free(r->kl);

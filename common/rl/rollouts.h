@@ -40,6 +40,7 @@ typedef struct {
     bool *ended;          // (E) the last token is the end of text
     float *score;         // (E) as the judge gave it
     double *shaped;       // (E) as the policy learns from it
+    int *order;           // (E) room for a permutation of the answers
     /* (T) */
     float *logp, *ref_logp;                   // log π_old and log π_ref of the token
     float *kl;                                // KL(π_old || π_ref) over the whole vocabulary

@@ -10,7 +10,6 @@
 
 #include <signal.h>
 #include <unistd.h>
-#include <unistd.h>
 
 bool chat_asked(const Chat *c) { return c->prompt || c->chat; }
 
@@ -245,6 +244,6 @@ void chat_answer(Chat *c, Run *run, const Technique *technique, const char *adap
     }
     chat_hold(c, model, (uint64_t)run->seed);
     gpt2_free(model);
-    if (technique) technique->release();
+    if (technique) added_free(technique->added);
     chat_free(c);
 }

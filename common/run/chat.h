@@ -38,7 +38,7 @@ typedef struct Chat {
          .may_change_on_resume = true, .only_with = "prompt chat"},                        \
         CHAT_LENGTH_FLAG(variable), CHAT_TOP_FLAGS(variable)
 
-/* Parts of it, for stages that have flags of the others' names already */
+/* Parts of CHAT_FLAGS, for stages that define the other flags themselves */
 #define CHAT_PROMPT_FLAGS(variable, rest)                                                         \
     TITLE("Answers instead of training"),                                                         \
         {"prompt", TEXT((variable).prompt, NULL),                                                 \
@@ -67,7 +67,7 @@ typedef struct Chat {
             .may_change_on_resume = true, .only_with = "prompt chat"                              \
     }
 
-/* The text before a response; a row of its own place in the table */
+/* The text around an instruction. Not a part of CHAT_FLAGS: the stage chooses its place. */
 #define TEMPLATE_FLAG(variable)                                                                  \
     {                                                                                            \
         "template", TEXT((variable).template, NULL),                                             \
@@ -93,8 +93,8 @@ void chat_free(Chat *c);
 
 /* ---- parts of it ----------------------------------------------------------------------------- */
 
-/* The template by the rule above, parsed once; NULL: none of them says one. To be freed. A wrong
-   one ends the program with 2. */
+/* The template by the rule above, to be freed; NULL: none is given. A wrong one ends the program
+   with 2. */
 char *chat_template(const char *template, const char *adapter, const char *dir);
 /* The next line of stdin, without its end, as valid UTF-8; NULL at the end. To be freed. */
 char *chat_line(void);

@@ -1,5 +1,5 @@
 /*
- * checkpoint.c - checkpoints, resume, and what becomes of the directory OUTPUT.
+ * checkpoint.c - checkpoints, resume, and the contents of the directory OUTPUT.
  *
  * OUTPUT/checkpoint-N is a model directory with one file more, state.safetensors: the moments, the
  * step, the flags that shape the run (the seed is one), fingerprints of the data, the figures of
@@ -13,6 +13,7 @@
 
 #include "files/hf.h"
 #include "run/private.h"
+#include "run/technique.h"
 
 #include <dirent.h>
 #include <ftw.h>
@@ -88,15 +89,15 @@ static void free_list(struct dirent **list, int n) {
     free(list);
 }
 
-/* Has the process that wrote a file ended? Our own number is an earlier process's: this one has
-   written nothing yet, and in a container every run may be process 1. */
+/* Has the process that wrote a file ended? One with our own id has: this process has written
+   nothing yet, and in a container every run may be process 1. */
 static bool has_ended(long writer) {
     return writer == getpid() || (kill((pid_t)writer, 0) && errno == ESRCH);
 }
 
-/* Repairs what runs left that were killed between the two renames of put_in_place, or before they
-   removed what was replaced: checkpoint-N.old-PID becomes checkpoint-N again, unless there is a
-   newer one. */
+/* Repairs OUTPUT after a run that was killed between the two renames of put_in_place, or before it
+   removed the checkpoint that it had replaced. checkpoint-N.old-PID becomes checkpoint-N again, or
+   is removed if there is a new checkpoint-N. */
 static void finish_replacing(const Run *run) {
     struct dirent **list;
     const char *model = run->state->checkpoint ? run->state->checkpoint : run->model;
@@ -280,8 +281,8 @@ int checkpoint_save_models(const Run *run, const char *dir, bool all, Error *e) 
     const struct RunState *s = run->state;
     const Technique *technique = s->program->technique;
     const GPT2 *m = s->network[0]->model;
-    int status =
-        technique ? technique->save(m, dir, run->model, e) : hf_save(m, dir, s->model_dir, e);
+    int status = technique ? technique_save(technique, m, dir, run->model, e)
+                           : hf_save(m, dir, s->model_dir, e);
     if (!status && s->template) status = hf_save_template(dir, s->template, e);
     for (int i = 1; i < s->networks && all && !status; i++) {
         const Network *n = s->network[i];
@@ -331,8 +332,8 @@ void run_save(Run *run, const char *name) {
     free(dir);
 }
 
-/* The new checkpoint says what the model is as well as the one that was resumed, which may now be
-   removed. */
+/* From now on tokenizer and configuration are copied from the new checkpoint, because the resumed
+   one may be removed. */
 static void forget_resumed_checkpoint(struct RunState *s, const char *path) {
     if (!s->checkpoint) return;
     free(s->model_dir);
@@ -436,16 +437,16 @@ char *checkpoint_model_dir(const Run *run, const char *role) {
 
 /* ---- resume ---------------------------------------------------------------------------------- */
 
-/* Ends the program when what the checkpoint says of one thing is not what holds now. */
+/* Ends the program unless the checkpoint's value of `key` is `now`. what: its name in messages. */
 static void must_agree(const Run *run, const SafeTensors *st, const char *key, const char *what,
                        const char *now) {
     const char *then = st_metadata(st, key);
     if (then && !strcmp(then, now)) return;
     const char *quote = then ? "\"" : "";
     die_usage(
-        "cannot resume %s: %s is \"%s\" here and %s%s%s there; make them agree, or start anew "
-        "in another --output",
-        run->state->checkpoint, what, now, quote, then ? then : "not known", quote);
+        "cannot resume %s: %s is \"%s\" now and %s%s%s in the checkpoint; use the same, or start "
+        "anew in another --output",
+        run->state->checkpoint, what, now, quote, then ? then : "missing", quote);
 }
 
 static void must_agree_on(const Run *run, const SafeTensors *st, const char *kind, const char *name,

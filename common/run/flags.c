@@ -87,7 +87,7 @@ const char *flag_text(const Flag *f, char text[64]) {
     }
 }
 
-/* What a flag takes, for messages: "a whole number from 1 to 8". */
+/* The values that a flag takes, for messages: "a whole number from 1 to 8". */
 static const char *takes_text(const Flag *f, char text[256]) {
     if (f->type == FLAG_BOOL) return "true or false";
     if (f->type == FLAG_TEXT) return f->may_change_on_resume ? "a text" : "a text in UTF-8";
@@ -173,9 +173,18 @@ void flags_free(FlagTable *t) {
     free(t);
 }
 
+/* Gives a flag the default of its row. */
+static int set_default(const Flag *f, Error *e) {
+    if (f->type == FLAG_TEXT) *(const char **)f->value = NULL;
+    return f->initial ? set_flag(f, f->initial, e) : 0;
+}
+
 void flags_add(FlagTable *t, const Flag *rows, const char *without) {
     for (const Flag *f = rows; f && f->name; f++) {
-        if (*f->name && word_in(without, f->name)) continue;
+        if (*f->name && word_in(without, f->name)) {
+            set_default(f, NULL);
+            continue;
+        }
         t->row = (Flag *)xrealloc(t->row, (size_t)t->n + 2, sizeof *t->row);
         t->row[t->n++] = *f;
         t->row[t->n] = (Flag){0};
@@ -212,6 +221,7 @@ static int edit_distance(const char *a, const char *b) {
    --batch_size) is near, too. */
 static const Flag *nearest(const FlagTable *t, const char *name) {
     const Flag *best = NULL;
+    if (!*name) return NULL;
     int least = max_int((int)strlen(name) / 2, 3);
     for (const Flag *f = t->row; f->name; f++) {
         if (f->type == FLAG_TITLE || strlen(f->name) > NAME_WIDTH) continue;
@@ -288,8 +298,8 @@ static bool conflicts_with_given(const FlagTable *t, const Flag *f) {
     return false;
 }
 
-/* Applies a line of the program itself. Of the example, a path "test/..." is looked for, and a flag
-   that conflicts with a given one is left out. */
+/* Applies a line of the program itself. In the example, a value "test/..." becomes the path that
+   example_file finds, and a flag that conflicts with a given one is left out. */
 static int apply_line(const FlagTable *t, const char *const *line, bool example, Error *e) {
     int n = 0;
     while (line && line[n]) n++;
@@ -327,7 +337,7 @@ static bool any_given(const FlagTable *t, const char *list) {
     return false;
 }
 
-/* Is a flag of the list set, by whichever line? */
+/* Is a flag of the list set, by the command line or by any line of the program? */
 static bool any_set(const FlagTable *t, const char *list) {
     for (const Flag *f = t->row; f->name; f++) {
         if (f->type == FLAG_TITLE || !word_in(list, f->name)) continue;
@@ -337,7 +347,7 @@ static bool any_set(const FlagTable *t, const char *list) {
     return false;
 }
 
-/* What the flags of a command line say of each other. */
+/* Checks conflicts and only_with of the flags that are given. */
 static int check_given(const FlagTable *t, Error *e) {
     for (const Flag *a = t->row; a->name; a++) {
         if (!a->given) continue;
@@ -363,8 +373,7 @@ int flags_parse(FlagTable *t, const FlagLines *lines, int argc, char **argv, Err
     if (lines->presets && !find(t, "preset")) add_preset_row(t, lines->presets);
     for (Flag *f = t->row; f->name; f++) {
         f->given = false;
-        if (f->type == FLAG_TEXT) *(const char **)f->value = NULL;
-        if (f->initial && set_flag(f, f->initial, e)) return -1;
+        if (set_default(f, e)) return -1;
     }
     if (apply_line(t, lines->program, false, e)) return -1;
 
@@ -480,12 +489,18 @@ void flags_print_help(const FlagTable *t, const FlagLines *lines, const char *pr
         "- and _.\n--no_name turns a switch off. The last of two equal flags counts.\n");
 }
 
+/* May a command line that repeats the run name this flag? If not, its value has no effect. */
+static bool may_echo(const FlagTable *t, const Flag *f) {
+    if (!f->given && conflicts_with_given(t, f)) return false;
+    return !f->only_with || any_set(t, f->only_with);
+}
+
 void flags_echo(const FlagTable *t) {
     int at = 0;
     for (const Flag *f = t->row; f->name; f++) {
         char text[64];
         const char *value = f->type == FLAG_TITLE ? NULL : flag_text(f, text);
-        if (!value) continue;
+        if (!value || !may_echo(t, f)) continue;
         Str word = {0};
         if (f->type == FLAG_BOOL) {
             str_printf(&word, "--%s%s", *(bool *)f->value ? "" : "no_", f->name);

@@ -38,8 +38,8 @@ typedef struct {
     bool may_change_on_resume;  // the flag cannot change the bits of a run
     const char *bare;           // FLAG_TEXT: the value of --name alone; NULL = a value is needed
     const char *conflicts;      // "data eval": flags that are refused together with this one
-    const char *only_with;  // "prompt chat": without one of these the flag has no effect; refused
-    bool given;             // flags_parse: the command line sets it, to something
+    const char *only_with;  // "prompt chat": without one of these it has no effect, and is refused
+    bool given;  // by flags_parse: on the command line, and neither false nor an empty text
 } Flag;
 
 /* A number from low to high; high INFINITY = no upper limit. */
@@ -86,12 +86,13 @@ typedef struct {
 typedef struct FlagTable FlagTable;
 
 FlagTable *flags_new(void);
-/* Appends rows (ends with {0}), but those whose name is in `without` ("a b c"; NULL = all of them).
-   The table keeps a copy. */
+/* Appends rows, which end with {0}. The table keeps a copy. A row whose name is in `without`
+   ("a b c"; NULL = none) is left out: its variable gets the default, and the flag does not exist.
+ */
 void flags_add(FlagTable *t, const Flag *rows, const char *without);
-/* Gives every variable its value. 0; 1: --help was asked for, and the variables hold the defaults
-   of the program; -1 with e filled: the flag, its value, what it takes, and of an unknown flag the
-   nearest known one. argv[0] is not read. */
+/* Gives every variable its value. Returns 0; or 1 when --help is given, and then the variables hold
+   the program's defaults; or -1 with e filled. The message names the flag, its value and what it
+   takes, and for an unknown flag the nearest known one. argv[0] is not read. */
 int flags_parse(FlagTable *t, const FlagLines *lines, int argc, char **argv, Error *e);
 void flags_free(FlagTable *t);
 
@@ -99,13 +100,13 @@ void flags_free(FlagTable *t);
 const Flag *flags_find(const FlagTable *t, const char *name);
 /* Row i, or NULL past the last. */
 const Flag *flags_at(const FlagTable *t, int i);
-/* The value as the command line would spell it; NULL: a text that is not set. text is room for it.
- */
+/* The value as a command line spells it, perhaps in `text`; NULL: a text that is not set. */
 const char *flag_text(const Flag *f, char text[64]);
-/* The table as --help prints it on stdout: name, default, help; the presets and the example. */
+/* Prints --help on stdout: each flag's name, default and help, the presets, and the example. */
 void flags_print_help(const FlagTable *t, const FlagLines *lines, const char *program,
                       const char *about);
-/* The resolved table on stdout, as flags that would repeat the run. */
+/* Prints all values on stdout, as flags that repeat the run. A flag that conflicts with a given
+   one, or has no effect without one that is not set, is left out. */
 void flags_echo(const FlagTable *t);
 
 /* The path of a file of the built-in example: test/NAME in the program's directory or up to two

@@ -5,6 +5,7 @@
 
 #include "files/hf.h"
 #include "run/private.h"
+#include "run/technique.h"
 
 /* ---- what can be known before anything is loaded ----------------------------------------------
  */
@@ -38,7 +39,7 @@ static void check_vocabulary(const Run *run, const char *dir) {
     }
     if (!same)
         die_usage(
-            "%s has another vocabulary than the policy %s; train it from a model with the "
+            "%s and the policy %s have different vocabularies; train it from a model with the "
             "policy's, or give its scores through --reward_cmd",
             dir, run->model);
     tokenizer_free(own);
@@ -103,7 +104,7 @@ static void plan_memory(Run *run) {
         Network *n = s->network[i];
         GPT2Memory m = gpt2_memory(&n->config, &n->limits);
         if (technique && i == 0) {
-            const size_t more = technique->reserve(&n->limits, &n->config, true);
+            const size_t more = technique_bytes(technique, &n->limits, &n->config);
             m.workspace += more;
             m.total += more;
         }
@@ -134,12 +135,7 @@ static void load(Run *run, Network *n, bool first) {
         die_usage("%s holds no reward model: it has neither score.weight nor v_head.summary.weight",
                   n->from);
     gpt2_reserve(n->model, &n->limits);
-    if (!technique) return;
-    technique->reserve(&n->limits, &n->config, false);
-    technique->init(n->model, (uint64_t)run->seed);
-    const char *adapter =
-        run->state->checkpoint ? run->state->checkpoint : *run->state->program->adapter;
-    if (adapter) technique->load(run, n->model, adapter);
+    if (technique) technique_start(technique, run, n->model, &n->limits);
 }
 
 void networks_open(Run *run, Network *const list[]) {
@@ -150,7 +146,7 @@ void networks_open(Run *run, Network *const list[]) {
         s->network[s->networks] = list[s->networks];
         read_config(run, list[s->networks], s->networks == 0);
     }
-    if (technique) technique->limits(&s->network[0]->limits);
+    if (technique) technique_limits(technique, &s->network[0]->limits);
     plan_memory(run);
     if (run->dry_run) exit(0);
     for (int i = 0; i < s->networks; i++) load(run, s->network[i], i == 0);

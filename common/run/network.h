@@ -11,8 +11,8 @@ typedef struct {
     const char *dir;   // where it is read from; NULL: the first is --model, or the checkpoint
     GPT2Head head;
     GPT2Limits limits;  // limits.train is networks_open's
-    bool trains;        // when the run has steps; a further one that trains is saved as well
-    int longest;   // most tokens of a sequence it reads; checked against its positions; 0 = not
+    bool trains;        // if the run has steps; a further network that trains is saved as well
+    int longest;   // tokens of the longest sequence, checked against its positions; 0 = unchecked
     bool judges;   // it must hold a scalar head, and have the vocabulary of --model
     bool changes;  // its weights change though nothing trains
     GPT2 *(*create)(const GPT2Config *config, uint64_t seed);  // instead of reading it; NULL = read
@@ -28,7 +28,8 @@ typedef struct {
  * checkpoints and OUTPUT hold it. A further one that trains is saved in them as a directory of its
  * role. Reads each config.json, checks vocabularies and positions, prints parameters and memory,
  * ends a dry run (exit 0), loads, reserves, applies the program's Technique to the first, and
- * resumes. Whatever is wrong ends the program with 2. run_finish frees the models.
+ * resumes. Whatever is wrong ends the program with 2. The Networks must live until run_finish,
+ * which frees the models.
  */
 void networks_open(Run *run, Network *const list[]);
 

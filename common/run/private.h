@@ -25,7 +25,7 @@ typedef struct {
     double sum, count;          // of the log line so far; the value, where there is no count
     const char *a, *b;          // FIGURE_COMBINED: which two figures,
     double weight_a, weight_b;  //   and how often each counts
-    bool fresh;                 // FIGURE_HELD_OUT: given in this step
+    bool fresh;                 // FIGURE_HELD_OUT: not logged yet
 } Figure;
 
 typedef struct {
@@ -99,16 +99,16 @@ void run_clear_progress(Run *run);
 
 /* Writes the step's log line into OUTPUT/log.jsonl and on stdout, and starts its figures anew. */
 void watch_log(Run *run);
-/* The same for held-out figures that were given in this step. */
+/* The same for the held-out figures that were given since their last line. */
 void watch_log_held_out(Run *run);
-/* All figures as one text for a checkpoint, to be freed; and back. -1: text is not that. */
+/* All figures as one text for a checkpoint, to be freed; and back. -1: the text is damaged. */
 char *watch_text(const Run *run);
 int watch_restore(Run *run, const char *text);
 void watch_free(Run *run);
 
 /* Finds the checkpoint that --resume names. -1 with e filled. */
 int checkpoint_find(Run *run, Error *e);
-/* Makes OUTPUT, or sees that it can be written and that nothing in it would be lost. */
+/* Makes OUTPUT, and checks that it can be written and that nothing in it would be lost. */
 int checkpoint_prepare_output(Run *run, Error *e);
 /* The directory of another model of the run, in the checkpoint that is resumed. NULL: there is
    none. To be freed. */

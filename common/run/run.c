@@ -13,6 +13,7 @@
 #include "model/kernels.h"  // device_init: the machine is checked before anything else is done
 #include "run/chat.h"
 #include "run/private.h"
+#include "run/technique.h"
 #include "text/template.h"
 
 #include <limits.h>
@@ -149,7 +150,7 @@ bool run_interrupted(void) { return interrupted != 0; }
 
 bool run_writes(const Run *run) { return run->output && *run->output && !run->dry_run; }
 
-/* Ends the program when a flag that it needs is missing. */
+/* Ends the program when one of the flags in Program.needs is missing. */
 static void check_needs(const Run *run, const Program *p) {
     for (const char *word = p->needs; word && *word; word += *word == ' ') {
         char name[64], text[64];
@@ -159,15 +160,19 @@ static void check_needs(const Run *run, const Program *p) {
         const Flag *f = flags_find(run->state->flags, name);
         const char *value = f ? flag_text(f, text) : NULL;
         if (value && *value) continue;
-        die_usage("%s", p->usage ? p->usage
-                                 : "--model DIR and --data FILE are both needed (or neither, for "
-                                   "the built-in example); or --model with --prompt or --chat");
+        if (p->usage) die_usage("%s", p->usage);
+        die_usage(
+            "--model DIR and --data FILE are both needed (or neither, for the built-in example); "
+            "or --model%s",
+            !p->technique         ? " with --prompt or --chat"
+            : p->technique->merge ? ", --adapter, and --prompt, --chat or --merge"
+                                  : ", --adapter, and --prompt or --chat");
     }
 }
 
-/* --prompt and --chat, which end the program. */
+/* Answers --prompt and --chat, and ends the program. */
 static void answer(Run *run, const Program *p) {
-    const char *adapter = p->adapter ? *p->adapter : NULL;
+    const char *adapter = p->technique ? p->technique->flags->adapter : NULL;
     if (p->technique && !(run->model && adapter))
         die_usage(
             "--prompt and --chat need --model DIR with --adapter DIR; ./sft answers from a "
@@ -177,7 +182,7 @@ static void answer(Run *run, const Program *p) {
     exit(0);
 }
 
-/* The configuration of the model, or of the checkpoint where that is a whole model. */
+/* Reads the configuration: the checkpoint's, if that holds a whole model, or --model's. */
 static void read_config(Run *run, const Program *p) {
     Error e;
     const char *checkpoint = run->state->checkpoint;
@@ -187,13 +192,15 @@ static void read_config(Run *run, const Program *p) {
     run->state->model_dir = xstrdup(dir);
 }
 
+/* A checkpoint has a copy of the tokenizer, so --model may be gone when it is resumed. */
 static void read_tokenizer(Run *run) {
     Error e;
-    run->tokenizer = tokenizer_load(run->model, &e);
+    const char *dir = run->state->model_dir;
+    run->tokenizer = tokenizer_load(dir, &e);
     if (!run->tokenizer) die_usage("%s", e.text);
     if (tokenizer_size(run->tokenizer) > run->config.vocab_size)
         die_usage("%s: the tokenizer has %d tokens and the model %d; they do not belong together",
-                  run->model, tokenizer_size(run->tokenizer), run->config.vocab_size);
+                  dir, tokenizer_size(run->tokenizer), run->config.vocab_size);
 }
 
 Run run_begin(const Program *program, int argc, char **argv) {
@@ -211,18 +218,18 @@ Run run_begin(const Program *program, int argc, char **argv) {
     catch_signal(SIGTERM);
     if (checkpoint_find(&run, &e)) die_usage("%s", e.text);
     read_config(&run, program);
-    if (program->instead && program->instead(&run)) {
+    const Technique *technique = program->technique;
+    const bool chats = program->chat && chat_asked(program->chat);
+    const bool merged = technique && technique_merges_alone(technique, &run, chats);
+    if (merged || (program->instead && program->instead(&run))) {
         run_free(&run);
         exit(0);
     }
-    if (program->chat && chat_asked(program->chat)) answer(&run, program);
+    if (chats) answer(&run, program);
     check_needs(&run, program);
     if (checkpoint_prepare_output(&run, &e)) die_usage("%s", e.text);
     read_tokenizer(&run);
-    const Technique *technique = program->technique;
-    const char *adapter = run.state->checkpoint;
-    if (technique && !adapter) adapter = *program->adapter;
-    if (technique) technique->plan(&run, adapter);
+    if (technique) technique->plan(&run, technique_directory(technique, &run));
     flags_echo(run.state->flags);
     if (technique) technique->print(&run.config);
     return run;
@@ -416,7 +423,7 @@ void run_begin_writing(Run *run) {
     free(path);
 }
 
-/* Is it time after the step that has `done` before it? */
+/* After `done` steps: is it time for something that is done every so many steps? */
 static bool is_time(const Run *run, int done, int every) {
     return done == run->total_steps || (every > 0 && done % every == 0);
 }
@@ -471,7 +478,8 @@ double run_optimise(Run *run, GPT2 *m, double loss, long tokens, int line) {
 
 bool run_completed(const Run *run) { return run->total_steps > 0 && !run_interrupted(); }
 
-/* An interrupted run keeps what it has. OUTPUT itself is for a finished model. */
+/* Saves a checkpoint of an interrupted run. Only a finished run writes a model into OUTPUT itself.
+ */
 static int stop_early(Run *run) {
     if (run->step != run->state->saved_step) run_checkpoint(run);
     if (run_writes(run))
@@ -508,8 +516,11 @@ static void save_result(Run *run) {
 
 int run_finish(Run *run) {
     struct RunState *s = run->state;
+    const Technique *technique = s->program->technique;
     int status = 0;
     run_clear_progress(run);
+    if (technique && technique->flags->merge && run_completed(run))
+        technique_merge(technique, run, s->network[0]->model, s->template);
     printf("peak memory %.0f MB, planned %.0f MB\n", (double)device_memory_peak() / 1e6,
            (double)s->memory.total / 1e6);
     if (interrupted && run->step < run->total_steps)
@@ -529,7 +540,7 @@ void run_free(Run *run) {
         gpt2_free(s->network[i]->model);
         free(s->network[i]->from);
     }
-    if (s->networks && s->program->technique) s->program->technique->release();
+    if (s->networks && s->program->technique) added_free(s->program->technique->added);
     for (int i = 0; i < s->fingerprint_n; i++) free(s->fingerprint[i].text);
     watch_free(run);
     flags_free(s->flags);

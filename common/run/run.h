@@ -29,46 +29,20 @@
 #include "util.h"
 
 typedef struct Run Run;
-
-/* Writes m into dir, for a program whose result is not a whole model (an adapter). from: --model.
- */
-typedef int ModelSaver(const GPT2 *m, const char *dir, const char *from, Error *e);
-
-/* A technique that adds trained tensors to a frozen model: lora.c, adapter.c. */
-typedef struct {
-    const char *weights;  // the file of its tensors in a directory
-    const char *loading;  // how to load the result; one %s for OUTPUT
-    /* Fills in which tensors there are for run->config, from the flags or from the adapter in dir
-       (NULL = none), whose form it writes into the flags. A later call releases what an earlier one
-       allocated. Wrong input ends the program with 2. */
-    void (*plan)(const Run *run, const char *dir);
-    void (*print)(const GPT2Config *config);  // the modules, parameters, bytes
-    void (*limits)(GPT2Limits *limits);       // adds its tensors and its Tap
-    /* Allocates what it needs besides, and frees what an earlier call allocated. Returns the bytes;
-       with count only counts them. */
-    size_t (*reserve)(const GPT2Limits *limits, const GPT2Config *config, bool count);
-    void (*init)(GPT2 *m, uint64_t seed);
-    /* Reads its tensors. Wrong input ends the program with 2. run->data NULL: it is not trained. */
-    void (*load)(const Run *run, GPT2 *m, const char *dir);
-    /* Adds the update of m to the weights of merged. NULL: the technique cannot. */
-    int (*merge)(GPT2 *merged, const GPT2 *m, Error *e);
-    ModelSaver *save;
-    void (*release)(void);
-} Technique;
+typedef struct Technique Technique;
 
 /* What a program is. */
 typedef struct {
     const char *name, *about;  // about: the first lines of --help
     const Flag *flags;         // ends with {0}
     FlagLines lines;
-    const char *without;  // flags of every run that this program does not have: "data eval"
-    const char *needs;    // flags that a run must have: "model data"
-    const char *usage;    // what to give, said when one of those is missing
-    int shown;            // figures of a log line on the terminal; 0 = all
-    struct Chat *chat;    // answers --prompt and --chat (chat.h); NULL = neither flag exists
-    const Technique *technique;
-    const char *const *adapter;  // the flag that names an adapter to start from
-    bool (*instead)(Run *run);   // does what other flags ask for instead of training; false: train
+    const char *without;        // flags of every run that this program does not have: "data eval"
+    const char *needs;          // flags that a run must have: "model data"
+    const char *usage;          // what to give, said when one of those is missing; NULL = the usual
+    int shown;                  // figures of a log line on the terminal; 0 = all
+    struct Chat *chat;          // answers --prompt and --chat (chat.h); NULL = neither flag exists
+    bool (*instead)(Run *run);  // does what other flags ask for instead of training; false: train
+    const Technique *technique;  // adds tensors to a frozen model (technique.h); NULL = none
 } Program;
 
 struct Run {
@@ -85,7 +59,7 @@ struct Run {
     int64_t seed;
     /* run_begin */
     GPT2Config config;     // of the model to start from
-    Tokenizer *tokenizer;  // of --model
+    Tokenizer *tokenizer;  // of the model to start from
     /* run_plan and run_next */
     int step, total_steps;  // optimiser steps done before this one, and to do
     int steps_per_epoch;
@@ -95,12 +69,12 @@ struct Run {
 /* ---- begin ----------------------------------------------------------------------------------- */
 
 /*
- * Reads the command line; prints --help; answers --prompt and --chat; makes OUTPUT and sees that
- * nothing in it would be lost; finds the checkpoint of --resume; reads the configuration and the
- * tokenizer of the model. Wrong input ends the program with 2.
+ * Reads the command line and prints --help. Finds the checkpoint of --resume, and reads the
+ * configuration of the model. Answers --prompt and --chat. Makes OUTPUT, and checks that nothing in
+ * it would be lost. Reads the tokenizer. Wrong input ends the program with 2.
  */
 Run run_begin(const Program *program, int argc, char **argv);
-/* The flags alone: every variable gets its value. As flags_parse. */
+/* Reads the flags alone: every variable gets its value. Returns what flags_parse returns. */
 int run_parse(Run *run, const Program *program, int argc, char **argv, Error *e);
 /* Was the flag given on the command line? */
 bool run_given(const Run *run, const char *flag);
@@ -110,20 +84,20 @@ bool run_given(const Run *run, const char *flag);
  * the examples that fill no batch. Ends the program with 2 when there is nothing to train on.
  */
 void run_plan(Run *run, int examples, int per_step, double steps);
-/* Remembers the content of a data file by size and hash: a resumed run must have the same. path
-   NULL: that there is none. */
+/* Records size and hash of a data file in the checkpoints. A resumed run must have the same file.
+   path NULL: there is no file. */
 void run_fingerprint(Run *run, const char *flag, const char *path);
-/* The template of the prompts, for template.txt in every directory that is written; NULL: that of
-   the model this run started from. */
+/* The template of the prompts. It is written as template.txt into every directory of the run.
+   template NULL: the one of the model that this run started from. */
 void run_template(Run *run, const char *template);
-/* A number of the stage's own that a checkpoint keeps: read at each checkpoint, set by a resume. */
+/* A number of the stage that every checkpoint records, and that a resume sets again. */
 void run_keep(Run *run, const char *name, double *value);
 /* Fills in the dropout of noise. text: a probability, or "config" for those of config. */
 void run_dropout(GPT2Noise *noise, const GPT2Config *config, const char *text);
 
 /* ---- the loop -------------------------------------------------------------------------------- */
 
-/* Finishes the step before (log line, progress, checkpoint), then: is there another one to do? */
+/* Finishes the previous step: its log lines and its checkpoint. Then: is there another step? */
 bool run_next(Run *run);
 /* The examples of this step, in its epoch's own order: which[0..returned). Room is needed for
    min(batch * accumulation, examples). */
@@ -137,8 +111,8 @@ AdamW run_adamw(const Run *run);
    names the records: `line` is the first one's in --data, 0 = unknown. With tokens 0 there is
    nothing to learn: the model stays as it is, and the norm is 0. */
 double run_optimise(Run *run, GPT2 *m, double loss, long tokens, int line);
-/* The same parts for a stage with optimiser steps of its own: the loss and tokens of this step for
-   the line of progress. */
+/* For a stage that calls gpt2_step itself: shows this step's loss and tokens in the line of
+   progress. */
 void run_progress(Run *run, double loss, long tokens);
 /* Every eval_steps (0: at the end of an epoch), and at the last step. */
 bool run_should_evaluate(const Run *run);

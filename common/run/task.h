@@ -2,8 +2,8 @@
  * task.h - a supervised task: records to learn from, records held out, and the figures on those.
  *
  * sft.c, full_ft.c, lora.c and adapter.c learn in the same way from the same records and differ in
- * what they train. This is what all four would explain identically. The loop is written out in each
- * of them, and the loss is in model/loss.h.
+ * what they train. Here is the part that is the same in all four. Each of them writes out its loop,
+ * and the loss is in model/loss.h.
  */
 #ifndef POSTTRAIN_TASK_H
 #define POSTTRAIN_TASK_H
@@ -29,7 +29,7 @@ typedef struct {
     bool train_on_prompt, strict, gradient_checkpointing;
     const char *dropout;
     Chat chat;  // its max_new_tokens limits the answers to held-out prompts, too
-    /* the rest is task_load's and task_begin's */
+    /* task_load and task_begin fill in the rest */
     char *form;  // the template of the prompts of --data, as one line; NULL: plain text
     Examples train, held_out;
     int answers;                    // held-out prompts to answer

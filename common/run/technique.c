@@ -7,30 +7,83 @@
 
 #include "files/hf.h"
 #include "files/peft.h"
-#include "model/kernels.h"
+#include "run/private.h"
 
 /* ---- added tensors --------------------------------------------------------------------------- */
 
-int added_append(AddedTensors *list, int rows, int columns, const char *name, ...) {
-    if (list->n == list->capacity) {
-        list->capacity = list->capacity ? 2 * list->capacity : 64;
-        list->tensor =
-            (GPT2Tensor *)xrealloc(list->tensor, (size_t)list->capacity, sizeof *list->tensor);
+void added_begin(Added *a, int layers) {
+    const size_t bytes = sizeof *a->first * (size_t)layers;
+    added_free(a);
+    a->layers = layers;
+    a->first = xmalloc(bytes);
+    memset(a->first, -1, bytes);
+}
+
+void added_site(Added *a, int layer, TapSite site) {
+    a->first[layer][site] = a->n;
+    a->tap.at[site] = true;
+}
+
+void added_append(Added *a, int rows, int columns, const char *name, ...) {
+    if (a->n == a->capacity) {
+        a->capacity = a->capacity ? 2 * a->capacity : 64;
+        a->tensor = (GPT2Tensor *)xrealloc(a->tensor, (size_t)a->capacity, sizeof *a->tensor);
     }
-    GPT2Tensor *t = &list->tensor[list->n];
+    GPT2Tensor *t = &a->tensor[a->n++];
     *t = (GPT2Tensor){.ndim = columns ? 2 : 1, .shape = {rows, columns ? columns : 1}};
     t->n = (size_t)t->shape[0] * (size_t)t->shape[1];
     va_list arguments;
     va_start(arguments, name);
     vsnprintf(t->name, sizeof t->name, name, arguments);
     va_end(arguments);
-    return list->n++;
 }
 
-size_t added_parameters(const AddedTensors *list) {
+void added_free(Added *a) {
+    device_free(a->memory, a->bytes);
+    free(a->first);
+    free(a->tensor);
+    memset(a, 0, sizeof *a);
+}
+
+int added_at(const Added *a, const TapCall *c) {
+    const int k = a->first[c->layer][c->site];
+    return k < 0 ? -1 : gpt2_own_tensors(c->m) + k;
+}
+
+size_t added_parameters(const Added *a) {
     size_t n = 0;
-    for (int k = 0; k < list->n; k++) n += list->tensor[k].n;
+    for (int k = 0; k < a->n; k++) n += a->tensor[k].n;
     return n;
+}
+
+void added_print(const Added *a, const GPT2Config *c) {
+    const size_t added = added_parameters(a);
+    run_print_parameters(gpt2_parameters(c, a->trains) + added,
+                         gpt2_parameters(c, TRAIN_ALL) + added);
+}
+
+void added_print_bytes(const Added *a, const GPT2Config *c) {
+    const GPT2Format format = a->format;
+    const int C = c->n_embd, F = c->n_inner;
+    const int shape[][2] = {{C, 3 * C}, {C, C}, {C, F}, {F, C}};  // in and out, of each block
+    size_t matrices = 0, packed = 0;
+    for (int i = 0; i < 4; i++) {
+        const int in = shape[i][0], out = shape[i][1];
+        matrices += (size_t)c->n_layer * (size_t)in * (size_t)out;
+        packed += (size_t)c->n_layer * nf4_bytes(in, out, format == FORMAT_NF4_DOUBLE);
+    }
+    const size_t base = gpt2_parameters(c, TRAIN_ALL);
+    const size_t embeddings = ((size_t)c->vocab_size + (size_t)c->n_positions) * (size_t)C;
+    printf("weights: embeddings %.1f MB (float32), matrices of the blocks ",
+           4e-6 * (double)embeddings);
+    if (format == FORMAT_FLOAT)
+        printf("%.1f MB (float32)", 4e-6 * (double)matrices);
+    else
+        printf("%.1f MB (NF4%s, %.3f bits each; %.1f MB in float32)", 1e-6 * (double)packed,
+               format == FORMAT_NF4_DOUBLE ? ", doubly quantised" : "",
+               8 * (double)packed / (double)matrices, 4e-6 * (double)matrices);
+    printf(", norms and biases %.1f MB, LoRA %.1f MB\n",
+           4e-6 * (double)(base - embeddings - matrices), 4e-6 * (double)added_parameters(a));
 }
 
 float *added_read(const GPT2 *m, int k) {
@@ -46,37 +99,91 @@ void added_write(GPT2 *m, int k, const float *values) {
     gpt2_write(m, i, GPT2_WEIGHT, 0, gpt2_tensor(m, i)->n, values);
 }
 
-bool added_are_zero(const GPT2 *m, int period, int from) {
-    const int own = gpt2_own_tensors(m);
+/* ---- a technique ----------------------------------------------------------------------------- */
+
+const char *technique_directory(const Technique *t, const Run *run) {
+    const char *checkpoint = run_checkpoint_dir(run);
+    return checkpoint ? checkpoint : t->flags->adapter;
+}
+
+void technique_limits(const Technique *t, GPT2Limits *limits) {
+    Added *a = t->added;
+    a->tap.forward = t->forward;
+    a->tap.backward = t->backward;
+    limits->trains = a->trains;
+    limits->format = a->format;
+    limits->more = a->tensor;
+    limits->more_n = a->n;
+    limits->tap = &a->tap;
+}
+
+size_t technique_bytes(const Technique *t, const GPT2Limits *limits, const GPT2Config *config) {
+    return sizeof(real) * t->scratch(limits, config, NULL);
+}
+
+void technique_reserve(const Technique *t, const GPT2Limits *limits, const GPT2Config *config) {
+    Added *a = t->added;
+    device_free(a->memory, a->bytes);
+    a->bytes = technique_bytes(t, limits, config);
+    a->memory = device_alloc(a->bytes);
+    if (!a->memory)
+        die("out of memory for %zu bytes of activations; use a smaller "
+            "--per_device_train_batch_size",
+            a->bytes);
+    t->scratch(limits, config, a->memory);
+}
+
+bool technique_is_untrained(const Technique *t, const GPT2 *m) {
     bool zero = true;
-    for (int k = 0; own + k < gpt2_tensors(m) && zero; k++) {
-        if (k % period < from) continue;
+    for (int k = 0; k < t->added->n && zero; k++) {
+        if (k % t->per_site < t->zero_from) continue;
         float *values = added_read(m, k);
-        for (size_t j = 0; j < gpt2_tensor(m, own + k)->n && zero; j++) zero = values[j] == 0;
+        for (size_t j = 0; j < t->added->tensor[k].n && zero; j++) zero = values[j] == 0;
         free(values);
     }
     return zero;
 }
 
-void added_load(GPT2 *m, const char *dir, const char *weights) {
+/* Reads the tensors from dir. Refuses an adapter that was never trained, where that matters. */
+static void load(const Technique *t, const Run *run, GPT2 *m, const char *dir) {
     Error e;
-    if (hf_load_added(m, dir, weights, &e)) die_usage("%s", e.text);
+    if (hf_load_added(m, dir, t->weights, &e)) die_usage("%s", e.text);
+    if (t->flags->allow_untrained || run_checkpoint_dir(run)) return;
+    if (t->training_starts_untrained && run->data) return;
+    if (technique_is_untrained(t, m))
+        die_usage(
+            "%s/%s: %s is zero, so the adapter changes nothing. Was it saved before it was "
+            "trained? --allow_untrained uses it all the same",
+            dir, t->weights, t->untrained);
 }
 
-int added_save(const GPT2 *m, const char *dir, const char *weights, char *config, Error *e) {
-    const int status = hf_save_added(m, dir, weights, config, e);
+void technique_start(const Technique *t, const Run *run, GPT2 *m, const GPT2Limits *limits) {
+    const char *dir = technique_directory(t, run);
+    technique_reserve(t, limits, gpt2_config(m));
+    t->init(m, (uint64_t)run->seed);
+    if (dir) load(t, run, m, dir);
+}
+
+GPT2 *technique_open(const Technique *t, const Run *run, const char *dir, GPT2Limits limits) {
+    Error e;
+    t->plan(run, dir);
+    technique_limits(t, &limits);
+    GPT2 *m = hf_load(run->model, limits.trains == TRAIN_NONE, &e);
+    if (!m) die_usage("%s", e.text);
+    gpt2_reserve(m, &limits);
+    technique_reserve(t, &limits, &run->config);
+    load(t, run, m, dir);
+    return m;
+}
+
+int technique_save(const Technique *t, const GPT2 *m, const char *dir, const char *from, Error *e) {
+    char *config = t->config_text(gpt2_config(m), from);
+    const int status = hf_save_added(m, dir, t->weights, config, e);
     free(config);
     return status;
 }
 
-void refuse_untrained(const char *dir, const char *weights, const char *what) {
-    die_usage(
-        "%s/%s: %s is zero, so the adapter changes nothing. Was it saved before it was "
-        "trained? --allow_untrained uses it all the same",
-        dir, weights, what);
-}
-
-/* ---- a technique ----------------------------------------------------------------------------- */
+/* ---- flags and the adapter in a directory ---------------------------------------------------- */
 
 /* Does the name of n characters mean the module? */
 static bool means(const char *name, size_t n, const char *module) {
@@ -111,54 +218,17 @@ int check_targets(const char *targets, const bool *used, int layers, Error *e) {
     return 0;
 }
 
-void print_weights(const GPT2Config *c, GPT2Format format, size_t added) {
-    const int C = c->n_embd, F = c->n_inner;
-    const int shape[][2] = {{C, 3 * C}, {C, C}, {C, F}, {F, C}};  // in and out, of each block
-    size_t matrices = 0, packed = 0;
-    for (int i = 0; i < 4; i++) {
-        const int in = shape[i][0], out = shape[i][1];
-        matrices += (size_t)c->n_layer * (size_t)in * (size_t)out;
-        packed += (size_t)c->n_layer * nf4_bytes(in, out, format == FORMAT_NF4_DOUBLE);
-    }
-    const size_t base = gpt2_parameters(c, TRAIN_ALL);
-    const size_t embeddings = ((size_t)c->vocab_size + (size_t)c->n_positions) * (size_t)C;
-    printf("weights: embeddings %.1f MB (float32), matrices of the blocks ",
-           4e-6 * (double)embeddings);
-    if (format == FORMAT_FLOAT)
-        printf("%.1f MB (float32)", 4e-6 * (double)matrices);
-    else
-        printf("%.1f MB (NF4%s, %.3f bits each; %.1f MB in float32)", 1e-6 * (double)packed,
-               format == FORMAT_NF4_DOUBLE ? ", doubly quantised" : "",
-               8 * (double)packed / (double)matrices, 4e-6 * (double)matrices);
-    printf(", norms and biases %.1f MB, LoRA %.1f MB\n",
-           4e-6 * (double)(base - embeddings - matrices), 4e-6 * (double)added);
-}
-
-void technique_allocate(void **memory, size_t *have, size_t bytes) {
-    device_free(*memory, *have);
-    *memory = device_alloc(bytes);
-    *have = bytes;
-    if (!*memory)
-        die("out of memory for %zu bytes of activations; use a smaller "
-            "--per_device_train_batch_size",
-            bytes);
-}
-
-GPT2 *technique_open(const Technique *t, const Run *run, const char *dir, GPT2Limits limits) {
-    Error e;
-    t->plan(run, dir);
-    t->limits(&limits);
-    GPT2 *m = hf_load(run->model, limits.trains == TRAIN_NONE, &e);
-    if (!m) die_usage("%s", e.text);
-    gpt2_reserve(m, &limits);
-    t->reserve(&limits, &run->config, false);
-    t->load(run, m, dir);
-    return m;
+void check_agrees(const Run *run, const char *flag, const char *value, const char *dir) {
+    char text[64];
+    const char *given = flag_text(flags_find(run->state->flags, flag), text);
+    if (run_given(run, flag) && strcmp(given, value))
+        die_usage("%s: this adapter has the %s %s; leave out --%s", dir, flag, value, flag);
 }
 
 /* ---- merging --------------------------------------------------------------------------------- */
 
-void merge_check(const Run *run, const char *dir) {
+/* Ends the program with 2 if dir must not receive a merged model. */
+static void check_directory(const Run *run, const char *dir) {
     struct stat a, b;
     if (!stat(dir, &a) && !stat(run->model, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino)
         die_usage(
@@ -180,10 +250,10 @@ static GPT2 *copy_unmerged(const Technique *t, const Run *run, const GPT2 *m, GP
     Error e;
     GPT2 *copy = hf_load(run->model, true, &e);
     if (!copy) die_usage("%s", e.text);
-    t->limits(&limits);
+    technique_limits(t, &limits);
     limits.format = format;
     gpt2_reserve(copy, &limits);
-    t->reserve(&limits, &run->config, false);
+    technique_reserve(t, &limits, &run->config);
     for (int k = 0; gpt2_own_tensors(m) + k < gpt2_tensors(m); k++) {
         float *values = added_read(m, k);
         added_write(copy, k, values);
@@ -221,8 +291,9 @@ static double logit_difference(const Technique *t, const Run *run, GPT2 *merged,
     return difference;
 }
 
-static void merge_verify(const Technique *t, const Run *run, GPT2 *merged, const GPT2 *m,
-                         GPT2Format format) {
+/* Prints how much the logits of merged differ from those of the model with the adapter of m. */
+static void verify(const Technique *t, const Run *run, GPT2 *merged, const GPT2 *m,
+                   GPT2Format format) {
     const int N = min_int(run->config.n_positions, VERIFIED);
     const GPT2Limits limits = {.tokens = N, .sequences = 1, .scored = N};
     double largest;
@@ -240,11 +311,10 @@ static void merge_verify(const Technique *t, const Run *run, GPT2 *merged, const
         difference);
 }
 
-void merge_write(const Technique *t, const Run *run, const GPT2 *m, const char *dir,
-                 const char *form, bool verify) {
+void technique_merge(const Technique *t, const Run *run, const GPT2 *m, const char *form) {
     Error e;
-    GPT2Limits limits = {0};
-    t->limits(&limits);  // asked for the format of the frozen weights
+    const char *dir = t->flags->merge;
+    const GPT2Format format = t->added->format;
     GPT2 *merged = hf_load(run->model, false, &e);
     if (!merged) die_usage("%s", e.text);
     if (t->merge(merged, m, &e) || hf_save(merged, dir, run->model, &e) ||
@@ -254,23 +324,27 @@ void merge_write(const Technique *t, const Run *run, const GPT2 *m, const char *
         "the merged model is in %s: give it to --model, or in Python to "
         "AutoModelForCausalLM.from_pretrained(\"%s\")\n",
         dir, dir);
-    if (limits.format != FORMAT_FLOAT)
+    if (format != FORMAT_FLOAT)
         printf(
             "the update was added to the float32 weights of %s, not to the four-bit weights that "
             "it was trained on\n",
             run->model);
-    if (verify) merge_verify(t, run, merged, m, limits.format);
+    if (t->flags->verify) verify(t, run, merged, m, format);
     gpt2_free(merged);
 }
 
-void merge_adapter(const Technique *t, const Run *run, const char *adapter, const char *dir,
-                   bool verify) {
+bool technique_merges_alone(const Technique *t, const Run *run, bool chats) {
     Error e;
     char *form;
+    const char *adapter = t->flags->adapter;
+    if (!t->flags->merge || !run->model) return false;
+    check_directory(run, t->flags->merge);
+    if (!adapter || run->data) return false;
     if (hf_template(adapter, &form, &e)) die_usage("%s", e.text);
     GPT2 *m = technique_open(t, run, adapter, (GPT2Limits){.tokens = 1, .sequences = 1});
-    merge_write(t, run, m, dir, form, verify);
+    technique_merge(t, run, m, form);
     gpt2_free(m);
-    t->release();
+    added_free(t->added);
     free(form);
+    return !chats;
 }

@@ -1,6 +1,7 @@
 /*
- * technique.h - what lora.c and adapter.c share: the tensors that a technique adds to a frozen
- * model, and writing a model with the technique's update merged into its weights.
+ * technique.h - a technique that adds trained tensors to a frozen model: what lora.c and adapter.c
+ * share. A stage describes its technique in a Technique. This file loads, saves, checks and merges
+ * adapters, which are the directories that such a stage writes.
  *
  * A technique's tensors are numbered k = 0, 1, 2, ... In a reserved model they follow the model's
  * own: tensor k of the technique is tensor gpt2_own_tensors(m) + k of m.
@@ -8,38 +9,122 @@
 #ifndef POSTTRAIN_TECHNIQUE_H
 #define POSTTRAIN_TECHNIQUE_H
 
+#include "model/tap.h"
 #include "run/run.h"
 
 /* ---- added tensors --------------------------------------------------------------------------- */
 
-/* A list of them, for GPT2Limits.more. Start from {0}; release with free(list.tensor). */
+/* What a technique adds to a model. Its plan fills this in: added_begin, then for each site
+   added_site and the site's tensors, always the same number of them; then trains and format. */
 typedef struct {
-    GPT2Tensor *tensor;
+    GPT2Tensor *tensor;  // (n) their names and shapes
     int n, capacity;
-} AddedTensors;
+    int layers;  // of the model
+    int (
+        *first)[TAP_SITES];  // (layers,TAP_SITES) k of the first tensor of a site; -1 = it has none
+    GPT2Trains trains;       // the model's own tensors that train
+    GPT2Format format;       // how the frozen matrices are stored
+    Tap tap;                 // how the network uses the tensors
+    real *memory;            // (device) the technique's scratch memory
+    size_t bytes;
+} Added;
 
-/* Appends a tensor (rows,columns), or (rows) if columns is 0, and returns its k. The name is given
-   as for printf. */
-PRINTF_LIKE(4, 5)
-int added_append(AddedTensors *list, int rows, int columns, const char *name, ...);
-/* How many numbers they have in all. */
-size_t added_parameters(const AddedTensors *list);
+/* Makes the list empty, for a model of so many layers. */
+void added_begin(Added *a, int layers);
+/* The tensors that follow belong to this site of this layer. */
+void added_site(Added *a, int layer, TapSite site);
+/* Appends a tensor (rows,columns), or (rows) if columns is 0. The name is given as for printf. */
+PRINTF_LIKE(4, 5) void added_append(Added *a, int rows, int columns, const char *name, ...);
+/* Releases the list and the scratch memory. */
+void added_free(Added *a);
+
+/* The first tensor of the call's site, by its number in c->m; -1 if the site has none. */
+int added_at(const Added *a, const TapCall *c);
+/* How many numbers the tensors have in all. */
+size_t added_parameters(const Added *a);
+/* Prints PEFT's line: how many parameters train, and how many there are. */
+void added_print(const Added *a, const GPT2Config *c);
+/* Prints the bytes of the model's weights in their format, and those of the tensors. */
+void added_print_bytes(const Added *a, const GPT2Config *c);
 /* All elements of tensor k, to be freed; and back. */
 float *added_read(const GPT2 *m, int k);
 void added_write(GPT2 *m, int k, const float *values);
-/* Do all tensors with k % period >= from hold zeros alone? */
-bool added_are_zero(const GPT2 *m, int period, int from);
-
-/* Reads the added tensors from dir/weights. A wrong file ends the program with 2. */
-void added_load(GPT2 *m, const char *dir, const char *weights);
-/* Writes them to dir/weights, and config, which it frees, to dir/adapter_config.json. As
-   hf_save_added. */
-int added_save(const GPT2 *m, const char *dir, const char *weights, char *config, Error *e);
-/* Ends the program with 2: the adapter in dir/weights was never trained, because `what` is zero. */
-__attribute__((noreturn)) void refuse_untrained(const char *dir, const char *weights,
-                                                const char *what);
 
 /* ---- a technique ----------------------------------------------------------------------------- */
+
+/* The flags of a technique, whose rows are in the stage and in MERGE_FLAGS. */
+typedef struct {
+    const char *adapter;  // --adapter: the directory to start from, or NULL
+    const char *merge;    // --merge: the directory for the merged model, or NULL
+    bool verify, allow_untrained;
+} AdapterFlags;
+
+/* A row of a stage's table of flags; which: the tensors that are zero until they are trained */
+#define ALLOW_UNTRAINED_FLAG(flags, which)                                    \
+    {                                                                         \
+        "allow_untrained", SWITCH((flags).allow_untrained, "false"),          \
+            "Use an adapter that changes nothing because " which " is zero.", \
+            .may_change_on_resume = true, .only_with = "adapter"              \
+    }
+
+/* Rows of a technique that can merge */
+#define MERGE_FLAGS(flags)                                                                      \
+    {"merge", TEXT((flags).merge, NULL),                                                        \
+     "Write the model with the update added to its weights into this directory."},              \
+    {                                                                                           \
+        "verify", SWITCH((flags).verify, "false"),                                              \
+            "Compare the logits of the merged model with those of the model with the adapter.", \
+            .may_change_on_resume = true, .only_with = "merge"                                  \
+    }
+
+struct Technique {
+    Added *added;
+    const AdapterFlags *flags;
+    const char *weights;  // the file of its tensors in a directory
+    const char *loading;  // how to load the result; one %s for the directory
+    /* Of each site's `per_site` tensors, those from `zero_from` on are zero until they are trained.
+       untrained names them. training_starts_untrained: training may start from such an adapter
+       without --allow_untrained. */
+    const char *untrained;
+    int per_site, zero_from;
+    bool training_starts_untrained;
+    /* Fills in `added` for run->config, from the flags or from the adapter in dir (NULL = none). It
+       may change the flags, which are printed afterwards. Wrong input ends the program with 2. */
+    void (*plan)(const Run *run, const char *dir);
+    void (*print)(const GPT2Config *config);  // the layers, the parameters
+    /* How many numbers of scratch memory the Tap needs. With memory (device) it also points the
+       technique's arrays into it. */
+    size_t (*scratch)(const GPT2Limits *limits, const GPT2Config *config, real *memory);
+    void (*init)(GPT2 *m, uint64_t seed);  // the tensors at the start; they are zero before
+    /* The Tap's functions. The context is NULL. */
+    void (*forward)(void *context, const TapCall *call);
+    void (*backward)(void *context, const TapCall *call);
+    /* The text of adapter_config.json, to be freed. from: --model. */
+    char *(*config_text)(const GPT2Config *config, const char *from);
+    /* Adds the update of m to the weights of merged. -1 with e filled: the result is not finite.
+       NULL: the technique cannot merge. */
+    int (*merge)(GPT2 *merged, const GPT2 *m, Error *e);
+};
+
+/* The directory of the adapter that this run starts from: a checkpoint, --adapter, or NULL. */
+const char *technique_directory(const Technique *t, const Run *run);
+/* Adds to a model's limits what is frozen, the technique's tensors and its Tap. */
+void technique_limits(const Technique *t, GPT2Limits *limits);
+/* The bytes of scratch memory; and allocates them, in place of those of an earlier call. */
+size_t technique_bytes(const Technique *t, const GPT2Limits *limits, const GPT2Config *config);
+void technique_reserve(const Technique *t, const GPT2Limits *limits, const GPT2Config *config);
+/* Allocates the scratch memory for m, which has these limits, and gives the tensors their values
+   at the start of the run. Wrong input ends the program with 2. */
+void technique_start(const Technique *t, const Run *run, GPT2 *m, const GPT2Limits *limits);
+/* The model of --model with the adapter in dir, to be used and not to be trained, for batches of
+   limits' size. Wrong input ends the program with 2. */
+GPT2 *technique_open(const Technique *t, const Run *run, const char *dir, GPT2Limits limits);
+/* Writes the adapter of m into dir. As hf_save_added. */
+int technique_save(const Technique *t, const GPT2 *m, const char *dir, const char *from, Error *e);
+/* Are all tensors zero that are zero until they are trained? */
+bool technique_is_untrained(const Technique *t, const GPT2 *m);
+
+/* ---- flags and the adapter in a directory ---------------------------------------------------- */
 
 /* Is a module one of PEFT's target_modules, a list of names with commas? A name means each module
    whose full name is equal to it, or ends with a dot and it; "all-linear" means all. used
@@ -47,27 +132,20 @@ __attribute__((noreturn)) void refuse_untrained(const char *dir, const char *wei
 bool is_target(const char *module, const char *targets, bool *used);
 /* -1 with e filled if a name means no module of a model with so many layers. */
 int check_targets(const char *targets, const bool *used, int layers, Error *e);
-/* Prints the bytes of the model's weights in that format, and those of `added` numbers of LoRA. */
-void print_weights(const GPT2Config *c, GPT2Format format, size_t added);
-/* Makes *memory (device) a block of `bytes`, in place of one of *have bytes. Ends the program with
-   1 if there is not enough memory. */
-void technique_allocate(void **memory, size_t *have, size_t bytes);
-/* The model of --model with the adapter in dir, to be used and not to be trained, for batches of
-   limits' size. Whatever is wrong ends the program with 2. */
-GPT2 *technique_open(const Technique *t, const Run *run, const char *dir, GPT2Limits limits);
+/* Ends the program with 2 if the command line gives the flag another value than that of the adapter
+   in dir. */
+void check_agrees(const Run *run, const char *flag, const char *value, const char *dir);
 
 /* ---- merging --------------------------------------------------------------------------------- */
 
-/* Ends the program with 2 if dir must not receive a merged model: it is --model itself, or it holds
-   a model already and --overwrite_output_dir is not given. */
-void merge_check(const Run *run, const char *dir);
-/* Writes the model of --model, with the update of m merged into its float32 weights, into dir.
-   form: the template of the prompts, or NULL. With verify it then prints the largest difference
+/* Carries out --merge before a run: ends the program with 2 if the directory must not receive a
+   model (it is --model itself, or it holds a model and --overwrite_output_dir is not given).
+   Without --data it merges --adapter. Is there nothing left to do, because --merge was all that was
+   asked for? chats: --prompt or --chat is given, too. */
+bool technique_merges_alone(const Technique *t, const Run *run, bool chats);
+/* Writes the model of --model, with the update of m merged into its float32 weights, into --merge.
+   form: the template of the prompts, or NULL. With --verify it then prints the largest difference
    between the logits of the merged model and those of the model with the adapter. */
-void merge_write(const Technique *t, const Run *run, const GPT2 *m, const char *dir,
-                 const char *form, bool verify);
-/* The same for the adapter in a directory. */
-void merge_adapter(const Technique *t, const Run *run, const char *adapter, const char *dir,
-                   bool verify);
+void technique_merge(const Technique *t, const Run *run, const GPT2 *m, const char *form);
 
 #endif

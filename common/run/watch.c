@@ -105,12 +105,13 @@ static void print_phases(Run *run) {
     struct RunState *s = run->state;
     double all = 0;
     for (int i = 0; i < s->phases; i++) all += s->phase[i].seconds;
+    if (!(all > 0)) return;
     for (int i = 0; i < s->phases; i++) {
         printf("  %s %.1f s (%.0f %%)", s->phase[i].name, s->phase[i].seconds,
                100 * s->phase[i].seconds / all);
         s->phase[i].seconds = 0;
     }
-    if (s->phases) printf("\n");
+    printf("\n");
 }
 
 /* ---- the log --------------------------------------------------------------------------------- */

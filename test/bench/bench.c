@@ -813,20 +813,22 @@ static void bench_iteration(void) {
     };
     const double layers = 2.0 * L * (4.0 * C * C + 2.0 * C * F), head = 2.0 * V * C,
                  policy_pass = layers * N + head * R, critic_pass = layers * N;
-    Run run = defaults(false, "none");
+    static Run run;
     Error e;
+    char *argv[] = {"ppo", "--model=m", "--data=d", NULL};
+    if (run_parse(&run, &program, 3, argv, &e)) die("%s", e.text);
     run.per_device_train_batch_size = B;
     run.total_steps = 10;
-    args.batch_size = S;
-    args.response_length = ANSWER;
+    task.batch_size = task.prompts = S;
+    task.response_length = ANSWER;
     int line[S], start[S + 1], *tokens = random_ints(S * PROMPT, V);
     for (int i = 0; i <= S; i++) start[i] = i * PROMPT;
     for (int i = 0; i < S; i++) line[i] = i + 1;
-    Trainer p = {
-        .train = {.n = S, .longest = PROMPT, .line = line, .start = start, .tokens = tokens},
-        .beta = 0.05};
-    if (!(p.tokenizer = tokenizer_load(run_example_file("tiny"), &e)))
-        die("%s", e.text);  // only its end of text is used
+    task.train =
+        (Queries){.n = S, .longest = PROMPT, .line = line, .start = start, .tokens = tokens};
+    task.beta = 0.05;
+    // only its end of text is used
+    if (!(run.tokenizer = tokenizer_load(example_file("tiny"), &e))) die("%s", e.text);
     GPT2Limits limits = {.tokens = B * ALL, .sequences = B, .scored = B * ANSWER}, scores = limits,
                critic, policy;
     scores.scored = 0;
@@ -841,36 +843,35 @@ static void bench_iteration(void) {
         (double)(gpt2_memory(&config, &policy).total + gpt2_memory(&config, &limits).total);
     config.head = SCORE_HEAD;
     planned += (double)(gpt2_memory(&config, &scores).total + gpt2_memory(&config, &critic).total);
-    p.policy = random_model(&policy);
-    p.reference = random_model(&limits);
-    p.critic = random_scores(&critic);
-    p.judge = (Judge){.model = random_scores(&scores), .tokenizer = p.tokenizer};
-    p.r = rollouts_new(S, PROMPT, ANSWER);
-    p.rows = rows_new(B, B * ALL);
-    Rollouts *r = &p.r;
+    task.policy = random_model(&policy);
+    task.reference = random_model(&limits);
+    task.critic = random_scores(&critic);
+    task.judge = (Judge){.model = random_scores(&scores), .tokenizer = run.tokenizer};
+    task.r = rollouts_new(S, PROMPT, ANSWER);
+    task.rows = rows_new(B, B * ALL);
+    Rollouts *r = &task.r;
     SHAPE("%dx%d+%d", S, PROMPT, ANSWER);
-    choose(&run, &p.train, r);
-    const Sampler draw = sampler(&p, &run, 0);
+    rollout_task_choose(&task, &run);
     begin("rollout", FMA, layers * S * ALL + head * R);
     row.tokens = R;
-    while (again()) rollouts_sample(r, p.policy, &p.train, &draw);
+    while (again()) rollout_task_sample(&task, &run, chat.temperature);
     if (wanted("ppo iteration")) {
-        double norm, t[4];
+        double t[4];
         begin_once("ppo iteration", layers * S * ALL + head * R + 2 * policy_pass +
                                         2 * critic_pass + 4 * 3 * (policy_pass + critic_pass));
         row.tokens = R;
         row.memory = true;
         in_model = 0;
         t[0] = now_seconds();
-        rollouts_sample(r, p.policy, &p.train, &draw);
+        rollout_task_sample(&task, &run, chat.temperature);
         t[1] = now_seconds();
-        judge_score(&p.judge, r, &p.train, &p.rows, B);
-        passes(&p, r, B, true);
-        reward_tokens(r, p.beta);
+        rollout_task_judge(&task, &run);
+        passes(r, B, true);
+        reward_tokens(r, task.beta);
         advantages(r);
-        sink = (float)measure(r, p.beta).kl;
+        sink = (float)measure(r, task.beta).kl;
         t[2] = now_seconds();
-        sink = (float)update(&p, r, &run, &norm).policy;
+        sink = (float)update(r, &run).policy;
         t[3] = row.stop = now_seconds();
         again();
         printf(
@@ -880,13 +881,13 @@ static void bench_iteration(void) {
             planned / 1e9);
     }
     rollouts_free(r);
-    rows_free(&p.rows);
-    tokenizer_free(p.tokenizer);
+    rows_free(&task.rows);
+    tokenizer_free(run.tokenizer);
     run_free(&run);
-    gpt2_free(p.policy);
-    gpt2_free(p.reference);
-    gpt2_free(p.critic);
-    gpt2_free(p.judge.model);
+    gpt2_free(task.policy);
+    gpt2_free(task.reference);
+    gpt2_free(task.critic);
+    gpt2_free(task.judge.model);
     arrays_free();
 }
 

@@ -56,16 +56,22 @@ static void set_defaults(void) {
     run_free(&run);
 }
 
+static const char *const library_names[] = {"relu", "gelu_new", "swish"};
+
+/* The activation that the library calls so. */
+static unsigned activation_of(const char *name) {
+    return !strcmp(name, "relu") ? RELU : !strcmp(name, "swish") ? SILU : GELU;
+}
+
 static void plan_form(bool houlsby, const char *activation, int dim, bool norms, float dropout_p) {
     set_defaults();
-    args.adapter_dropout = dropout_p;
-    Bottleneck b = {.name = "adapter",
-                    .dim = dim,
-                    .mh_adapter = houlsby,
-                    .original_ln_before = !houlsby,
-                    .non_linearity = activation,
-                    .norms = norms};
-    adapter_plan(&b, &tiny);
+    args.form = (Bottleneck){.name = "adapter",
+                             .dim = dim,
+                             .placement = houlsby ? HOULSBY : PFEIFFER,
+                             .activation = activation_of(activation),
+                             .dropout = dropout_p,
+                             .norms = norms};
+    adapter_plan(&tiny);
 }
 
 /* The golden base with the planned adapters, whose weights are golden, or, start, those of a run
@@ -79,9 +85,9 @@ static GPT2 *make(bool start, bool train, bool checkpointing) {
                          .gradient_checkpointing = checkpointing,
                          .slots = 2,
                          .positions = 32};
-    adapter_limits(&limits);
+    technique_limits(&technique, &limits);
     gpt2_reserve(m, &limits);
-    adapter_reserve(&limits, &tiny, false);
+    technique_reserve(&technique, &limits, &tiny);
     for (int i = 0; i < gpt2_tensors(m); i++) {
         const GPT2Tensor *t = gpt2_tensor(m, i);
         const bool own = i < gpt2_own_tensors(m),
@@ -99,7 +105,7 @@ static GPT2 *make(bool start, bool train, bool checkpointing) {
 
 static void discard(GPT2 *m) {
     gpt2_free(m);
-    adapter_free();
+    added_free(&added);
 }
 
 static int starts[S + 1], tokens[N], target[N];
@@ -154,20 +160,20 @@ START_TEST(it_computes_what_the_adapters_library_computes) {
             float logp[N];
             plan_form(!strcmp(want->placement, "double_seq_bn"), want->activation, 6, norms, 0);
             GPT2 *m = make(false, true, false);
-            ck_assert_int_eq(adapter.added.n + 10, want->gradients);
+            ck_assert_int_eq(added.n + 10, want->gradients);
             loss_of(m, NULL, logp);
             for (int i = 0, k = 0; i < N; i++)
                 if (target[i] >= 0)
                     ck_assert_double_eq_tol((double)logp[i], want->logp[k++],
                                             2.4e-6);  // float32 strays by up to 4.1e-7
             gpt2_backward(m, dlogp, NULL, NULL);
-            for (int k = 0; k < adapter.added.n + (norms ? 10 : 0); k++) {
+            for (int k = 0; k < added.n + (norms ? 10 : 0); k++) {
                 const GoldenGradient *x = &want->gradient[k];
-                int i = k < adapter.added.n ? gpt2_own_tensors(m) + k : 0;
-                while (k >= adapter.added.n &&
+                int i = k < added.n ? gpt2_own_tensors(m) + k : 0;
+                while (k >= added.n &&
                        strcmp(gpt2_tensor(m, i)->name, x->name + strlen("transformer.")))
                     i++;
-                if (k < adapter.added.n) ck_assert_str_eq(gpt2_tensor(m, i)->name, x->name);
+                if (k < added.n) ck_assert_str_eq(gpt2_tensor(m, i)->name, x->name);
                 float *d = part_of(m, i, GPT2_GRADIENT);
                 const size_t n = gpt2_tensor(m, i)->n;
                 double squares = 0, dot = 0, e = 10 * x->f32_l2 + 0x1p-23 * x->l2;
@@ -196,7 +202,7 @@ START_TEST(gradients_are_slopes) {
         const bool houlsby = g < 3, norms = true;
         const GPT2Noise noise = {.resid_pdrop = 0.1f, .seed = 3, .step = 7};
         float logp[N];
-        plan_form(houlsby, activations[g % 3].name, 7, norms, 0.3f);
+        plan_form(houlsby, library_names[g % 3], 7, norms, 0.3f);
         GPT2 *m = make(false, true, g % 2);
         loss_of(m, &noise, logp);
         gpt2_backward(m, dlogp, NULL, NULL);
@@ -220,7 +226,7 @@ START_TEST(gradients_are_slopes) {
             const double rise = loss[1] - loss[0], wanted = 2 * bounded * square;
             ck_assert_msg(fabs(rise - wanted) <= 0.03 * wanted + 3e-6,
                           "%s, %s: %s: along its gradient the loss rises by %g, not by %g",
-                          houlsby ? "houlsby" : "pfeiffer", activations[g % 3].flag, t->name, rise,
+                          houlsby ? "houlsby" : "pfeiffer", activations[g % 3].name, t->name, rise,
                           wanted);
             free(w);
             free(d);
@@ -265,7 +271,7 @@ START_TEST(neither_checkpointing_nor_threads_change_a_bit) {
                 free(other);
             }
         free(one);
-        adapter_free();
+        added_free(&added);
     }
     omp_set_num_threads(2);
 }
@@ -313,7 +319,7 @@ START_TEST(the_start_is_the_base_to_the_bit) {
                           gpt2_tensor(m, i)->name);
             free(d);
         }
-        ck_assert(is_untrained(m));
+        ck_assert(technique_is_untrained(&technique, m));
         for (int i = 0; i < 2; i++) generation_free(&out[i]);
         gpt2_free(base);
         discard(m);
@@ -349,7 +355,7 @@ END_TEST
 START_TEST(initialisation) {
     for (int bert = 0; bert < 2; bert++) {
         plan_form(true, "relu", 64, false, 0);
-        adapter.form.bert = bert;
+        args.form.init = bert ? BERT : XAVIER;
         GPT2 *m = make(true, false, false);
         for (int i = gpt2_own_tensors(m); i < gpt2_tensors(m); i++) {
             const int kind = (i - gpt2_own_tensors(m)) % PER_ADAPTER, n = (int)gpt2_tensor(m, i)->n;
@@ -400,15 +406,14 @@ START_TEST(parameters_are_those_of_the_table) {
         for (int pfeiffer = 0; pfeiffer < 2; pfeiffer++)
             for (int factor = 0; factor < 2; factor++) {
                 set_defaults();
-                args.placement = pfeiffer ? PFEIFFER : HOULSBY;
+                args.form.placement = pfeiffer ? PFEIFFER : HOULSBY;
                 args.reduction_factor = factor ? 16 : 0;
-                Bottleneck b = form_of_flags(&c);
-                adapter_plan(&b, &c);
-                ck_assert_int_eq(adapter.form.dim, factor ? table[i].factored : 64);
-                ck_assert_uint_eq(added_parameters(&adapter.added),
+                plan(&(Run){.config = c}, NULL);
+                ck_assert_int_eq(args.form.dim, factor ? table[i].factored : 64);
+                ck_assert_uint_eq(added_parameters(&added),
                                   factor ? (pfeiffer ? table[i].pfeiffer16 : table[i].houlsby16)
                                          : (pfeiffer ? table[i].pfeiffer64 : table[i].houlsby64));
-                adapter_free();
+                added_free(&added);
             }
     }
     char text[32];
@@ -429,7 +434,7 @@ START_TEST(the_file_has_the_librarys_names_and_shapes) {
             plan_form(houlsby, "relu", 6, norms, 0);
             GPT2 *m = make(false, true, false);
             snprintf(path, sizeof path, "%s/names", work);
-            ck_assert_msg(!adapter_save(m, path, "some/gpt2", &e), "%s", e.text);
+            ck_assert_msg(!technique_save(&technique, m, path, "some/gpt2", &e), "%s", e.text);
             strcat(path, "/adapter.safetensors");
             SafeTensors *st = st_open(path, &e);
             ck_assert_msg(st, "%s", e.text);
@@ -480,10 +485,9 @@ START_TEST(adapter_config_json_comes_back) {
             snprintf(path, sizeof path, "%s/config", work);
             Bottleneck b = {.name = "some name",
                             .dim = dims[i],
-                            .mh_adapter = g < 3,
-                            .original_ln_before = g >= 3,
-                            .non_linearity = activations[g % 3].name,
-                            .bert = g % 2,
+                            .placement = g < 3 ? HOULSBY : PFEIFFER,
+                            .activation = (unsigned)g % 3,
+                            .init = g % 2 ? BERT : XAVIER,
                             .dropout = 0.1f,
                             .norms = g % 2},
                        back;
@@ -496,9 +500,8 @@ START_TEST(adapter_config_json_comes_back) {
             *strrchr(path, '/') = 0;
             ck_assert_msg(!hf_bottleneck(path, &tiny, &back, &e), "%s", e.text);
             ck_assert_str_eq(back.name, b.name);
-            ck_assert_str_eq(back.non_linearity, b.non_linearity);
-            ck_assert(back.dim == b.dim && back.mh_adapter == b.mh_adapter &&
-                      back.original_ln_before == b.original_ln_before && back.bert == b.bert &&
+            ck_assert(back.activation == b.activation && back.dim == b.dim &&
+                      back.placement == b.placement && back.init == b.init &&
                       back.dropout == b.dropout && back.norms == b.norms);
         }
 }
@@ -543,10 +546,9 @@ START_TEST(the_librarys_adapter_config_is_read_and_others_refused) {
     Bottleneck b;
     Error e;
     ck_assert_int_eq(read_edited("gpt2", "gpt2", &b, &e), 0);
-    ck_assert(b.dim == 6 && b.mh_adapter && !b.original_ln_before && b.bert && b.dropout == 0 &&
-              !b.norms);
+    ck_assert(b.dim == 6 && b.placement == HOULSBY && b.init == BERT && b.activation == SILU &&
+              b.dropout == 0 && !b.norms);
     ck_assert_str_eq(b.name, "houl");
-    ck_assert_str_eq(b.non_linearity, "swish");
     ck_assert_int_eq(read_edited("\"reduction_factor\": 4", "\"reduction_factor\": 0.1", &b, &e),
                      0);
     ck_assert_int_eq(b.dim, 239);  // 24 // 0.1 in Python
@@ -615,18 +617,18 @@ START_TEST(the_defaults_are_the_published_ones) {
     Error e;
     char *none[] = {"adapter", "--model=m", NULL};
     ck_assert_msg(run_parse(&run, &program, 2, none, &e) == 0, "%s", e.text);
-    ck_assert(run.learning_rate == 1e-4f && args.adapter_dropout == 0.1f &&
-              run.weight_decay == 0.01f);
-    ck_assert_int_eq(args.adapter_dim, 64);
-    ck_assert(args.placement == HOULSBY && args.activation == RELU && args.init == XAVIER);
-    ck_assert(!args.train_layernorm && !task.gradient_checkpointing && !args.adapter &&
+    ck_assert(run.learning_rate == 1e-4f && args.form.dropout == 0.1f && run.weight_decay == 0.01f);
+    ck_assert_int_eq(args.form.dim, 64);
+    ck_assert(args.form.placement == HOULSBY && args.form.activation == RELU &&
+              args.form.init == XAVIER);
+    ck_assert(!args.form.norms && !task.gradient_checkpointing && !files.adapter &&
               args.reduction_factor == 0 && !strcmp(task.dropout, "0"));
     run_free(&run);
     char *argv[] = {"adapter", "--placement=pfeiffer", "--activation", "silu", "--reduction_factor",
                     "16",      "--train_layernorm",    "--init",       "bert", NULL};
     ck_assert_msg(run_parse(&run, &program, 9, argv, &e) == 0, "%s", e.text);
-    ck_assert(args.placement == PFEIFFER && args.activation == SILU &&
-              args.reduction_factor == 16 && args.train_layernorm);
+    ck_assert(args.form.placement == PFEIFFER && args.form.activation == SILU &&
+              args.reduction_factor == 16 && args.form.norms);
     run_free(&run);
     ck_assert(strlen(program.about) > 20);
 }
@@ -848,17 +850,18 @@ START_TEST(a_dry_run_writes_nothing_and_counts_the_adapters) {
     ck_assert_int_eq(run_adapter("dry", "--dry_run --per_device_train_batch_size 16"), 0);
     ck_assert_int_ne(shell("test -e %s/dry", work), 0);
     ck_assert(says("dry", "trainable params: 13,104") && says("dry", "«.*<|endoftext|>»"));
-    // the plan holds what adapter_reserve will take: more with more places
+    // the plan holds what technique_reserve will take: more with more places
     ck_assert_int_eq(
         run_adapter("dry2", "--dry_run --per_device_train_batch_size 16 --adapter_dim 512"), 0);
     ck_assert(!same("dry.txt", "dry2.txt"));
     plan_form(true, "relu", 6, false, 0);
     const GPT2Limits limits = {.tokens = N, .train = true},
                      less = {.tokens = N, .train = true, .gradient_checkpointing = true};
-    ck_assert_uint_eq(adapter_reserve(&limits, &tiny, true),
+    ck_assert_uint_eq(technique_bytes(&technique, &limits, &tiny),
                       sizeof(float) * N * (2 * 2 * (24 + 6) + 6));
-    ck_assert_uint_eq(adapter_reserve(&less, &tiny, true), sizeof(float) * N * (2 * (24 + 6) + 6));
-    adapter_free();
+    ck_assert_uint_eq(technique_bytes(&technique, &less, &tiny),
+                      sizeof(float) * N * (2 * (24 + 6) + 6));
+    added_free(&added);
 }
 END_TEST
 

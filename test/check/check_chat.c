@@ -1,5 +1,5 @@
 /*
- * check_chat.c - talking to a model: characters as they come, the template that is chosen,
+ * check_chat.c - answers from a model: characters as they come, the template that is chosen,
  * conversations that grow too long, and every program's --prompt and --chat as people use them, on
  * the built-in models.
  */
@@ -18,7 +18,7 @@
 
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
-static char work[64] = "/tmp/check_talk.XXXXXX";  // where the runs write
+static char work[64] = "/tmp/check_chat.XXXXXX";  // where the runs write
 
 /* ---- characters ------------------------------------------------------------------------------ */
 
@@ -177,7 +177,7 @@ static const char *in_work(const char *name) {
 
 static void is_template(const char *given, const char *adapter, const char *dir,
                         const char *wanted) {
-    char *t = talk_template(given, adapter, dir);
+    char *t = chat_template(given, adapter, dir);
     if (wanted)
         ck_assert_str_eq(t ? t : "(none)", wanted);
     else
@@ -225,13 +225,13 @@ END_TEST
 
 /* ---- a conversation that grows too long ------------------------------------------------------ */
 
-static Talk conversation(int positions, int max_new_tokens, int asked, int n, const int *lengths) {
-    Talk t = {.positions = positions, .max_new_tokens = max_new_tokens};
+static Chat conversation(int positions, int max_new_tokens, int asked, int n, const int *lengths) {
+    Chat t = {.positions = positions, .max_new_tokens = max_new_tokens};
     for (int i = 0; i < n; i++) {
         ints_push(&t.turns, (int)t.said.n);
         for (int k = 0; k < lengths[i]; k++) ints_push(&t.said, 100 * i + k);
     }
-    for (int k = 0; k < asked; k++) ints_push(&t.asked, -1);
+    for (int k = 0; k < asked; k++) ints_push(&t.next, -1);
     return t;
 }
 
@@ -246,7 +246,7 @@ START_TEST(whole_turns_go_from_the_front) {
     for (int i = 0; i < COUNT(cases); i++) {
         const int reserve = cases[i].max_new_tokens < 20 ? cases[i].max_new_tokens
                                                          : 20;  // at most half of the positions
-        Talk t = conversation(40, cases[i].max_new_tokens, cases[i].asked, 3, lengths);
+        Chat t = conversation(40, cases[i].max_new_tokens, cases[i].asked, 3, lengths);
         int cut = 0;  // by definition: the fewest turns that make it fit
         while (cut < 3 && (3 - cut) * 10 + cases[i].asked + reserve > 41) cut++;
         const int keep = dup(STDERR_FILENO),
@@ -267,7 +267,7 @@ START_TEST(whole_turns_go_from_the_front) {
                          cut ? 0 : 1);
         free(t.said.v);
         free(t.turns.v);
-        free(t.asked.v);
+        free(t.next.v);
     }
 }
 END_TEST
@@ -318,9 +318,9 @@ static void is_text(const char *name) {  // whole characters only
 }
 
 static const char *const talkers[] = {"sft", "full_ft", "ppo", "constitutional"};
-static const char *const beside[] = {"lora", "adapter"};
+static const char *const adapters[] = {"lora", "adapter"};
 
-/* What a stage needs beside --prompt. */
+/* The model flags that a stage needs with --prompt. */
 static const char *model_of(const char *stage) {
     static char flags[512];
     snprintf(flags, sizeof flags, "--model test/tiny/chat");
@@ -369,8 +369,8 @@ START_TEST(every_program_answers) {
     char *wanted = greedy("test/tiny/chat",
                           "### Instruction:\nWhat pet does Anna have?\n\n### Response:\n", 40);
     ck_assert_uint_gt(strlen(wanted), 10);
-    for (int i = 0; i < COUNT(talkers) + COUNT(beside); i++) {
-        const char *stage = i < COUNT(talkers) ? talkers[i] : beside[i - COUNT(talkers)],
+    for (int i = 0; i < COUNT(talkers) + COUNT(adapters); i++) {
+        const char *stage = i < COUNT(talkers) ? talkers[i] : adapters[i - COUNT(talkers)],
                    *model = model_of(stage);
         ck_assert_int_eq(
             talk("greedy", stage, "", "%s %s --temperature 0 --max_new_tokens 40", model, question),
@@ -411,21 +411,21 @@ END_TEST
 
 START_TEST(an_adapter_answers_like_the_model_it_is_merged_into) {
     const char *ask = "--prompt 'What is the job of Nora?' --temperature 0 --max_new_tokens 40";
-    ck_assert_int_eq(talk("beside", "lora", "", "%s %s", model_of("lora"), ask), 0);
+    ck_assert_int_eq(talk("added", "lora", "", "%s %s", model_of("lora"), ask), 0);
     ck_assert_int_eq(talk("merge", "lora", "", "%s --merge %s/merged", model_of("lora"), work), 0);
     ck_assert_int_eq(talk("merged", "sft", "", "--model %s/merged %s", work, ask), 0);
-    ck_assert(same("beside", "merged"));
+    ck_assert(same("added", "merged"));
     ck_assert(!notes("merged", "template"));  // the merged directory says in which one
     ck_assert_int_eq(talk("base", "sft", "",
                           "--model test/tiny --template '### Instruction:\\n{instruction}\\n\\n### "
                           "Response:\\n' %s",
                           ask),
                      0);
-    ck_assert(!same("beside", "base"));
+    ck_assert(!same("added", "base"));
 }
 END_TEST
 
-START_TEST(a_run_writes_the_template_beside_its_model) {
+START_TEST(a_run_writes_the_template_with_its_model) {
     ck_assert_int_eq(shell("cmp %s/lora.trained/template.txt test/tiny/chat/template.txt", work),
                      0);
     ck_assert_int_eq(shell("cmp %s/adapter.trained/template.txt test/tiny/chat/template.txt", work),
@@ -495,7 +495,7 @@ START_TEST(two_turns_are_one_prompt) {
         ck_assert_int_eq(strlen(answer), strlen(line[1]) + 1);
         ck_assert(!strncmp(answer, line[1], strlen(line[1])));
         ck_assert_int_eq(notes("chat", "because of --max_new_tokens 5"), i == 2);
-        // --prompt beside --chat is the first turn
+        // --prompt with --chat gives the first turn
         ck_assert_int_eq(
             talk("first", "sft", "What does Nora do for work?\n",
                  "--model test/tiny/chat --prompt 'What pet does Anna have?' --chat %s",
@@ -635,7 +635,7 @@ START_TEST(plain_models_go_on_from_the_text) {
         0);
     char *said = output("plain");
     ck_assert_str_eq(said, wanted);
-    ck_assert(notes("plain", "gone on from as it is"));
+    ck_assert(notes("plain", "continued as it is"));
     free(said);
     free(wanted);
     ck_assert_int_eq(talk("default", "full_ft", "Hello\n",
@@ -645,7 +645,7 @@ START_TEST(plain_models_go_on_from_the_text) {
                           "--model test/tiny --chat --temperature 0 --max_new_tokens 12 --template "
                           "'### Instruction:\\n{instruction}\\n\\n### Response:\\n'"),
                      0);
-    ck_assert(same("default", "given") && notes("default", "has the default one") &&
+    ck_assert(same("default", "given") && notes("default", "uses the default one") &&
               !notes("given", "default one"));
 }
 END_TEST
@@ -718,7 +718,7 @@ START_TEST(what_makes_no_sense_ends_with_2) {
         {"--prompt x --template oops", "{instruction} is missing"},
         {"--prompt x --data y", "--prompt and --data are both given"},
         {"--prompt x --eval y", "both given"},
-        {"--chat --output /tmp/check_talk.none", "--chat and --output are both given"},
+        {"--chat --output /tmp/check_chat.none", "--chat and --output are both given"},
         {"--prompt x --resume", "both given"},
         {"--chat --dry_run", "both given"},
         {"--prompt x --model /nowhere", "/nowhere"},
@@ -734,7 +734,7 @@ START_TEST(what_makes_no_sense_ends_with_2) {
             ck_assert_msg(notes("bad", bad[i][1]), "%s %s", all[s], flags);
             ck_assert(shell("test ! -s %s/bad.out", work) == 0);
         }
-    ck_assert_int_ne(shell("test -e /tmp/check_talk.none"), 0);
+    ck_assert_int_ne(shell("test -e /tmp/check_chat.none"), 0);
     static const char *const own[][3] = {
         {"full_ft", "--init", "--prompt and --init"},
         {"ppo", "--reward_model x", "--prompt and --reward_model"},
@@ -745,8 +745,8 @@ START_TEST(what_makes_no_sense_ends_with_2) {
             talk("bad", own[i][0], "", "--model test/tiny/chat --prompt x %s", own[i][1]), 2);
         ck_assert_msg(notes("bad", own[i][2]), "%s", own[i][0]);
     }
-    for (int i = 0; i < COUNT(beside); i++) {
-        ck_assert_int_eq(talk("bad", beside[i], "", "--model test/tiny --prompt x"), 2);
+    for (int i = 0; i < COUNT(adapters); i++) {
+        ck_assert_int_eq(talk("bad", adapters[i], "", "--model test/tiny --prompt x"), 2);
         ck_assert(notes("bad", "--adapter"));
     }
     ck_assert_int_eq(shell("rm -rf %s/spoilt && cp -r test/tiny/chat %s/spoilt && echo '{input} "
@@ -801,7 +801,7 @@ START_TEST(an_answer_comes_token_by_token_and_ctrl_c_ends_it) {
     ck_assert(strchr(got, '\n'));
     ck_assert_int_eq(waitpid(child, &status, WNOHANG), 0);  // it waits for the next turn
     kill(child, SIGINT);
-    close(to);  // whoever passed over the signal ends in order, with 0
+    close(to);  // a program that ignores the signal ends here, with 0
     ck_assert_int_eq(waitpid(child, &status, 0), child);
     ck_assert(WIFSIGNALED(status) && WTERMSIG(status) == SIGINT);
     close(from);
@@ -810,11 +810,11 @@ END_TEST
 
 /* An adapter of each kind, that has learned a little. */
 static void train_adapters(void) {
-    for (int i = 0; i < COUNT(beside); i++)
+    for (int i = 0; i < COUNT(adapters); i++)
         ck_assert_int_eq(shell("%s/%s --model test/tiny --data test/tiny/domain.jsonl --max_steps "
                                "8 --warmup_steps 0 --learning_rate 3e-3 --eval_samples 0 "
                                "--output %s/%s.trained --save_steps 0 >%s/log 2>&1",
-                               build(), beside[i], work, beside[i], work),
+                               build(), adapters[i], work, adapters[i], work),
                          0);
 }
 
@@ -829,7 +829,7 @@ int main(void) {
         the_template_is_the_first_that_is_named,
         every_program_answers,
         an_adapter_answers_like_the_model_it_is_merged_into,
-        a_run_writes_the_template_beside_its_model,
+        a_run_writes_the_template_with_its_model,
         two_turns_are_one_prompt,
         a_dialogpt_holds_a_conversation_in_its_form,
         a_full_context_forgets_its_first_turns,
@@ -842,7 +842,7 @@ int main(void) {
         an_answer_comes_token_by_token_and_ctrl_c_ends_it,
         whole_turns_go_from_the_front,
     };
-    int failed = run_tests("talk", train_adapters, tests, sizeof tests / sizeof *tests);
+    int failed = run_tests("chat", train_adapters, tests, sizeof tests / sizeof *tests);
     shell("rm -rf %s", work);
     return failed != 0;
 }

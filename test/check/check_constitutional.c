@@ -8,6 +8,8 @@
 #define TESTING
 #include "../../constitutional.c"
 
+#include "files/hf.h"  // hf_load
+
 #include "program.h"
 
 #undef fail
@@ -29,7 +31,7 @@ static struct {
 static void script_say(void *context, int n, char *const *prompt, const uint32_t *id, uint32_t turn,
                        float temperature, char **text) {
     ck_assert(context == &script);
-    const float wanted = turn % 1024 == 0 ? args.temperature
+    const float wanted = turn % 1024 == 0 ? chat.temperature
                          : turn % 2       ? args.critique_temperature
                                           : args.revision_temperature;
     ck_assert(temperature == wanted);
@@ -50,13 +52,21 @@ static bool script_fits(void *context, const char *prompt) {
 
 static const Voice voice = {script_say, script_fits, &script};
 
+/* Gives the flags their values: the program's defaults. */
+static void reset_flags(Run *run) {
+    Error e;
+    char *argv[] = {"constitutional", "--model=none", NULL};
+    ck_assert_msg(run_parse(run, &constitutional, 2, argv, &e) == 0, "%s", e.text);
+}
+
 static void forget(void) {
     for (int i = 0; i < script.n; i++) free(script.prompt[i]);
     memset(&script, 0, sizeof script);
     script.room = 1 << 20;
     constitution_free(&constitution);
     headings_free(&headings);
-    Run run = defaults(false);
+    Run run = {0};
+    reset_flags(&run);
     run_free(&run);
 }
 
@@ -69,7 +79,7 @@ static void with_constitution(const char *text) {
     fclose(f);
     forget();
     args.constitution = path;
-    load_constitution();
+    constitution_open(args.constitution, &constitution, &headings);
 }
 
 static const char tiny[] =
@@ -82,15 +92,15 @@ static Dialogue hold(const char *(*line)(uint32_t id, int turn)) {
     Dialogue d = {0};
     Dropped dropped = {0};
     script.line = line;
-    begin(&d, 0, 7, Q);
+    dialogue_begin(&d, 0, 7, Q);
     ck_assert(converse(&voice, &d, 1, 0, 1, &dropped));
     return d;
 }
 
-/* How many lessons the dialogue has, and the first of them. */
-static int lessons_of(const Dialogue *d, char *first) {
+/* How many training examples the dialogue has, and the first of them. */
+static int examples_of(const Dialogue *d, char *first) {
     Records r = {0};
-    add_lessons(&r, d);
+    learn(&r, d);
     const int n = r.n;
     *first = 0;
     if (n) strcpy(first, r.v[0].spans[1].text);
@@ -109,7 +119,7 @@ static const char *at_once(uint32_t id, int turn) {
 }
 
 START_TEST(a_critique_that_finds_nothing_ends_it_at_once) {
-    char lesson[256];
+    char learned[256];
     with_constitution(tiny);
     Dialogue d = hold(at_once);
     ck_assert_int_eq(d.ending, PRAISED);
@@ -117,8 +127,8 @@ START_TEST(a_critique_that_finds_nothing_ends_it_at_once) {
     ck_assert_ptr_null(d.round[0].revision);
     ck_assert_int_eq(script.calls, 2);  // an answer, a critique, and no revision
     ck_assert_str_eq(dialogue_answer(&d), "Because.");
-    ck_assert_int_eq(lessons_of(&d, lesson), 1);  // a good answer is learned as it is
-    ck_assert_str_eq(lesson, "Because.");
+    ck_assert_int_eq(examples_of(&d, learned), 1);  // a good answer is learned as it is
+    ck_assert_str_eq(learned, "Because.");
     dialogue_free(&d);
 }
 END_TEST
@@ -131,15 +141,15 @@ static const char *second_round(uint32_t id, int turn) {
 }
 
 START_TEST(it_ends_in_round_two) {
-    char lesson[256];
+    char learned[256];
     with_constitution(tiny);
     Dialogue d = hold(second_round);
     ck_assert_int_eq(d.ending, PRAISED);
     ck_assert_int_eq(d.rounds, 2);
     ck_assert_int_eq(script.calls, 4);
     ck_assert_str_eq(dialogue_answer(&d), "Because, dear.");
-    ck_assert_int_eq(lessons_of(&d, lesson), 1);
-    ck_assert_str_eq(lesson, "Because, dear.");
+    ck_assert_int_eq(examples_of(&d, learned), 1);
+    ck_assert_str_eq(learned, "Because, dear.");
     // the second round is about the revision, which has taken the answer's place
     ck_assert_str_eq(script.prompt[0], Q);
     ck_assert_str_eq(script.prompt[1], Q "Get lost.\n\n### Critique:\n");
@@ -157,22 +167,22 @@ static const char *never(uint32_t id, int turn) {
 }
 
 START_TEST(it_ends_when_the_rounds_are_used) {
-    char lesson[256];
+    char learned[256];
     with_constitution(tiny);
     Dialogue d = hold(never);
     ck_assert_int_eq(d.ending, ROUNDS_USED);
     ck_assert_int_eq(d.rounds, 3);
     ck_assert_int_eq(script.calls, 7);
     ck_assert_str_eq(dialogue_answer(&d), "Answer 6.7");
-    ck_assert_int_eq(lessons_of(&d, lesson), 1);
-    ck_assert_str_eq(lesson, "Answer 6.7");
-    args.revisions = "all";
-    ck_assert_int_eq(lessons_of(&d, lesson), 3);
+    ck_assert_int_eq(examples_of(&d, learned), 1);
+    ck_assert_str_eq(learned, "Answer 6.7");
+    args.revisions = REVISIONS_ALL;
+    ck_assert_int_eq(examples_of(&d, learned), 3);
     dialogue_free(&d);
     args.max_iterations = 0;
     d = hold(never);
     ck_assert(d.ending == ROUNDS_USED && d.rounds == 0);
-    ck_assert_int_eq(lessons_of(&d, lesson), 0);  // nobody has judged it
+    ck_assert_int_eq(examples_of(&d, learned), 0);  // nobody has judged it
     dialogue_free(&d);
 }
 END_TEST
@@ -182,12 +192,12 @@ static const char *silent(uint32_t id, int turn) {
 }
 
 START_TEST(an_empty_critique_is_no_praise) {
-    char lesson[256];
+    char learned[256];
     with_constitution(tiny);
     Dialogue d = hold(silent);
     ck_assert_int_eq(d.ending, SILENT);
     ck_assert_int_eq(script.calls, 2);
-    ck_assert_int_eq(lessons_of(&d, lesson), 0);
+    ck_assert_int_eq(examples_of(&d, learned), 0);
     dialogue_free(&d);
 }
 END_TEST
@@ -230,9 +240,9 @@ START_TEST(a_critique_that_repeats_what_it_was_given_is_none) {
     Dialogue d = {0};
     Dropped dropped = {0};
     script.line = echo_question;
-    begin(&d, 0, 7, "### Instruction:\nIs there no problem? Why?\n\n### Response:\n");
+    dialogue_begin(&d, 0, 7, "### Instruction:\nIs there no problem? Why?\n\n### Response:\n");
     d.answer = xstrdup("Get lost.");
-    open_round(&d, 0, 1);
+    dialogue_open_round(&d, &constitution.v[0]);
     d.round[0].critique = xstrdup("Is there no problem? Why? That is rude.");
     ck_assert_int_eq(after_critique(&d), UNFINISHED);
     free(d.round[0].critique);
@@ -286,14 +296,14 @@ static const char *no_revision(uint32_t id, int turn) {
 }
 
 START_TEST(an_empty_revision_leaves_the_answer_that_stands) {
-    char lesson[256];
+    char learned[256];
     with_constitution(tiny);
     Dialogue d = hold(no_revision);
     ck_assert_int_eq(d.ending, SILENT);
     ck_assert_int_eq(d.rounds, 2);
     ck_assert_ptr_null(d.round[1].revision);
     ck_assert_str_eq(dialogue_answer(&d), "Two.");
-    ck_assert_int_eq(lessons_of(&d, lesson), 1);
+    ck_assert_int_eq(examples_of(&d, learned), 1);
     dialogue_free(&d);
 }
 END_TEST
@@ -309,7 +319,7 @@ START_TEST(dialogues_go_on_together_and_drop_out_one_by_one) {
     Dialogue d[4] = {{0}}, alone = {0};
     Dropped dropped = {0};
     script.line = by_id;
-    for (int i = 0; i < 4; i++) begin(&d[i], 0, i, Q);
+    for (int i = 0; i < 4; i++) dialogue_begin(&d[i], 0, i, Q);
     ck_assert(converse(&voice, d, 4, 0, 1, &dropped));
     ck_assert_int_eq(
         script.calls,
@@ -319,7 +329,7 @@ START_TEST(dialogues_go_on_together_and_drop_out_one_by_one) {
     for (int i = 0; i < 4; i++) {
         ck_assert_int_eq(d[i].ending, PRAISED);
         ck_assert_int_eq(asked[i], 2 + 2 * i);
-        begin(&alone, 0, i, Q);
+        dialogue_begin(&alone, 0, i, Q);
         ck_assert(converse(&voice, &alone, 1, 0, 1, &dropped));
         ck_assert_int_eq(alone.rounds, d[i].rounds);
         ck_assert_str_eq(dialogue_answer(&alone), dialogue_answer(&d[i]));
@@ -362,18 +372,18 @@ START_TEST(few_shot_dialogues_go_first_then_the_oldest_rounds) {
         args.keep_rounds = 1;
         Dialogue d = {0};
         Dropped dropped = {0};
-        begin(&d, 0, 7, Q);
+        dialogue_begin(&d, 0, 7, Q);
         d.answer = xstrdup("Answer zero.");
-        open_round(&d, 0, 1);
+        dialogue_open_round(&d, &constitution.v[0]);
         d.round[0].critique = xstrdup("Fault.");
         d.round[0].revision = xstrdup("Answer one.");
-        open_round(&d, 0, 1);
+        dialogue_open_round(&d, &constitution.v[0]);
         Str wanted = {0};
         str_printf(&wanted, "%s%s%s\n\n### Critique:\n", before[i], Q,
                    i < 3 ? "Answer zero.\n\n### Critique:\nFault.\n\n### Revision:\nAnswer one."
                          : "Answer one.");
         script.room = wanted.n - (i == 4);
-        char *s = what_fits(&voice, &d, &dropped);
+        char *s = dialogue_so_far(&d, &constitution, &voice, args.keep_rounds, &dropped);
         ck_assert_int_eq(s != NULL, i < 4);
         if (s) ck_assert_str_eq(s, wanted.s);
         ck_assert_int_eq(dropped.few_shot, i < 3 ? i : 2);
@@ -387,7 +397,7 @@ START_TEST(few_shot_dialogues_go_first_then_the_oldest_rounds) {
 END_TEST
 
 START_TEST(without_room_a_dialogue_ends_and_says_so) {
-    char lesson[256];
+    char learned[256];
     const size_t rooms[] = {strlen(Q) - 1, strlen(Q), strlen(Q "Get lost.\n\n### Critique:\n")};
     for (int i = 0; i < 3; i++) {  // no room for the answer, the critique, the revision
         with_constitution(tiny);
@@ -396,7 +406,7 @@ START_TEST(without_room_a_dialogue_ends_and_says_so) {
         ck_assert_int_eq(d.ending, NO_ROOM);
         ck_assert_int_eq(script.calls, i);
         ck_assert_int_eq(d.rounds, i == 2);
-        ck_assert_int_eq(lessons_of(&d, lesson), 0);
+        ck_assert_int_eq(examples_of(&d, learned), 0);
         dialogue_free(&d);
     }
 }
@@ -408,7 +418,7 @@ START_TEST(the_built_in_world_gets_the_texts_its_model_was_trained_on) {
     forget();
     args.constitution = "test/tiny/constitution.json";
     args.max_iterations = 1;
-    load_constitution();
+    constitution_open(args.constitution, &constitution, &headings);
     Dialogue d = hold(second_round);
     // test/world.c: critique_prompt and revision_prompt
     ck_assert_str_eq(script.prompt[1], Q "Get lost.\n\n### Critique:\n");
@@ -457,38 +467,42 @@ START_TEST(plain_principles_in_both_languages_get_our_layout) {
     // each prompt is held against the principles in its language
     int n;
     for (uint32_t k = 0; k < 5; k++) {
-        ck_assert_ptr_eq(principle_for("Why?", k, &n), &constitution.v[0]);
+        ck_assert_ptr_eq(principle_for(&constitution, "Why?", k, &n), &constitution.v[0]);
         ck_assert_int_eq(n, 1);
-        ck_assert_ptr_eq(principle_for("왜?", k, &n), &constitution.v[1]);
+        ck_assert_ptr_eq(principle_for(&constitution, "왜?", k, &n), &constitution.v[1]);
     }
     // whose texts end at the Korean headings
     char text[] = "네.\n### 수정:\n아니요.";
     headings_cut(&headings, text);
     ck_assert_str_eq(text, "네.");
     with_constitution("[\"Be kind.\", \"Be frank.\"]");  // none in Korean: then all
-    principle_for("왜?", 0, &n);
+    principle_for(&constitution, "왜?", 0, &n);
     ck_assert_int_eq(n, 2);
 }
 END_TEST
 
 START_TEST(principles_are_drawn_or_taken_in_turn) {
     forget();
-    load_constitution();  // our own: four in English, three in Korean
+    constitution_open(args.constitution, &constitution,
+                      &headings);  // our own: four in English, three in Korean
     int count[7] = {0}, n;
     for (uint32_t id = 0; id < 400; id++)
         for (uint32_t round = 0; round < 2; round++) {
-            const Principle *p = draw_principle(id % 2 ? "왜?" : "Why?", 3, id, round, 1);
-            ck_assert_ptr_eq(p, draw_principle(id % 2 ? "왜?" : "Why?", 3, id, round,
+            const Principle *p = draw_principle(&constitution, args.principles,
+                                                id % 2 ? "왜?" : "Why?", 3, id, round, 1);
+            ck_assert_ptr_eq(p, draw_principle(&constitution, args.principles,
+                                               id % 2 ? "왜?" : "Why?", 3, id, round,
                                                1));  // a function of where it is asked
             count[p - constitution.v]++;
         }
     for (int i = 0; i < 4; i++)
         ck_assert_int_ge(count[i], 70);  // 100 each; 70 is 3.5 standard deviations down
     for (int i = 4; i < 7; i++) ck_assert_int_ge(count[i], 100);  // 133 each
-    args.principles = "all";
+    args.principles = PRINCIPLES_ALL;
     for (uint32_t round = 0; round < 9; round++)
-        ck_assert_ptr_eq(draw_principle("Why?", 0, 5, round, 1), &constitution.v[round % 4]);
-    ck_assert_ptr_eq(principle_for("왜?", 4, &n), &constitution.v[5]);
+        ck_assert_ptr_eq(draw_principle(&constitution, args.principles, "Why?", 0, 5, round, 1),
+                         &constitution.v[round % 4]);
+    ck_assert_ptr_eq(principle_for(&constitution, "왜?", 4, &n), &constitution.v[5]);
     ck_assert_int_eq(n, 3);
 }
 END_TEST
@@ -500,7 +514,7 @@ START_TEST(the_published_form_is_laid_out_as_published) {
     Dialogue d = {0};
     Dropped dropped = {0};
     script.line = marked;
-    begin(&d, 0, 0, "\n\nHuman: Why?\n\nAssistant:");
+    dialogue_begin(&d, 0, 0, "\n\nHuman: Why?\n\nAssistant:");
     converse(&voice, &d, 1, 0, 1, &dropped);
     ck_assert_str_eq(script.prompt[2],
                      "\n\nHuman: Why?\n\nAssistant:Get lost.\n\n### Critique:\nNo problem.\n\n### "
@@ -553,7 +567,7 @@ END_TEST
 START_TEST(labels_sum_to_one_and_mirror) {
     forget();
     args.constitution = "test/tiny/constitution.json";
-    load_constitution();
+    constitution_open(args.constitution, &constitution, &headings);
     Error e;
     GPT2 *m = hf_load("test/tiny/chat", true, &e);
     ck_assert_msg(m != NULL, "%s", e.text);
@@ -585,7 +599,7 @@ START_TEST(labels_sum_to_one_and_mirror) {
         "\"comparison\": \"One\"}, {\"critique_request\": \"c\", \"revision_request\": \"r\","
         " \"comparison\": \"Two\"}], \"comparison\": \"{principle}: {prompt} A: {a} B: {b} (\", "
         "\"options\": [\"A)\", \"B)\"]}");
-    args.principles = "all";
+    args.principles = PRINCIPLES_ALL;
     Labelled both = {.prompt = Q, .a = "Yes.", .b = "No."}, one = both, two = both;
     label(&j, &both, 1, 1);
     ck_assert_int_eq(both.asked, 2);
@@ -604,40 +618,91 @@ START_TEST(labels_sum_to_one_and_mirror) {
 END_TEST
 
 START_TEST(the_defaults_are_the_published_ones) {
-    Run run = defaults(false);
+    Run run = {0};
+    reset_flags(&run);
     ck_assert(run.learning_rate == 1e-5f && run.num_train_epochs == 3);
-    ck_assert(args.temperature == 0.7f && args.critique_temperature == 0.3f &&
+    ck_assert(run.warmup_steps == 0 && run.weight_decay == 0);
+    ck_assert(run.per_device_train_batch_size == 4 && run.gradient_accumulation_steps == 2);
+    ck_assert(chat.temperature == 0.7f && args.critique_temperature == 0.3f &&
               args.revision_temperature == 0.5f);
     ck_assert_int_eq(args.max_iterations, 3);
     ck_assert(strstr(args.stop_phrases, "문제없음") && strstr(args.stop_phrases, "적절함") &&
               strstr(args.stop_phrases, "no problem"));
-    ck_assert(!args.regenerate && !strcmp(args.revisions, "last") &&
-              !strcmp(args.principles, "random"));
+    ck_assert(!args.regenerate && args.revisions == REVISIONS_LAST &&
+              args.principles == PRINCIPLES_RANDOM);
     Error e;
-    char *argv[] = {
-        "constitutional", "--regenerate", "--revisions=all", "--max-iterations", "5", NULL};
-    ck_assert_msg(run_parse(&run, "constitutional", flags, 5, argv, &e) == 0, "%s", e.text);
-    ck_assert(args.regenerate && args.max_iterations == 5);
+    char *argv[] = {"constitutional",  "--prompts",        "p", "--model", "m", "--regenerate",
+                    "--revisions=all", "--max-iterations", "5", NULL};
+    ck_assert_msg(run_parse(&run, &constitutional, 9, argv, &e) == 0, "%s", e.text);
+    ck_assert(args.regenerate && args.max_iterations == 5 && args.revisions == REVISIONS_ALL);
+    ck_assert(strlen(constitutional.about) > 20);
+    // without a model and anything to do, the built-in example
+    ck_assert_msg(run_parse(&run, &constitutional, 1, argv, &e) == 0, "%s", e.text);
+    ck_assert(run.max_steps == 60 && args.prompts && args.breaches && args.evaluate && run.eval);
     run_free(&run);
-    ck_assert(strlen(about) > 20);
+}
+END_TEST
+
+START_TEST(a_flag_without_effect_is_refused) {
+    static const struct {
+        const char *flags[6];
+        bool taken;
+    } cases[] = {
+        {{"--model=m", "--prompts=p", "--clamp=0.1,0.9"}, false},
+        {{"--model=m", "--prompts=p", "--pairs=q"}, false},
+        {{"--model=m", "--prompts=p", "--labels=q"}, false},
+        {{"--model=m", "--prompts=p", "--breaches=no"}, false},
+        {{"--model=m", "--prompts=p", "--eval_samples=2"}, false},
+        {{"--model=m", "--evaluate=q", "--max_iterations=2"}, false},
+        {{"--model=m", "--prompts=p", "--feedback=f", "--regenerate"}, false},
+        {{"--model=m", "--prompts=p", "--feedback=f", "--output=o"}, false},
+        {{"--model=m", "--prompts=p", "--feedback=f", "--pairs=q"}, false},
+        {{"--model=m", "--feedback=f", "--pairs=q", "--breaches=no"}, false},
+        {{"--model=m", "--prompts=p", "--feedback=f", "--clamp=0.1,0.9", "--labels=q"}, true},
+        {{"--model=m", "--prompts=p", "--eval=e", "--breaches=no", "--eval_samples=2"}, true},
+        {{"--feedback=f", "--clamp=0.1,0.9"}, true},  // of the example's prompts
+        {{"--max_iterations=2", "--breaches=no"}, true},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char *argv[8] = {"constitutional"};
+        int argc = 1;
+        for (; cases[i].flags[argc - 1]; argc++) argv[argc] = (char *)cases[i].flags[argc - 1];
+        Run run = {0};
+        Error e = {""};
+        const int status = run_parse(&run, &constitutional, argc, argv, &e);
+        ck_assert_msg((status == 0) == cases[i].taken, "case %zu: %s", i, e.text);
+        run_free(&run);
+    }
 }
 END_TEST
 
 /* ---- the program ----------------------------------------------------------------------------- */
 
-/* The program on some prompts of the built-in world; what it prints goes to work/NAME.txt. */
+/* The program on the built-in model and constitution; what it prints goes to work/NAME.txt. */
 static int program(const char *name, const char *more) {
     return shell(
-        "%s/constitutional --model test/tiny/chat --constitution test/tiny/constitution.json "
-        "--prompts %s/prompts.jsonl --stop_phrases 'answer is good' "
-        "--max_new_tokens 48 --learning_rate 1e-3 --per_device_train_batch_size 3 "
-        "--generation_batch_size 3 %s >%s/%s.txt 2>&1",
-        build(), work, more, work, name);
+        "%s/constitutional --model test/tiny/chat --constitution test/tiny/constitution.json %s "
+        ">%s/%s.txt 2>&1",
+        build(), more, work, name);
+}
+
+/* Labels two answers to some prompts of the built-in world, into work/FILE. */
+static int labelled(const char *name, const char *file, const char *more) {
+    char flags_[1024];
+    snprintf(flags_, sizeof flags_,
+             "--prompts %s/prompts.jsonl --max_new_tokens 48 --generation_batch_size 3 "
+             "--feedback %s/%s %s",
+             work, work, file, more);
+    return program(name, flags_);
 }
 
 static int trained(const char *name, const char *more) {
     char flags_[1024];
-    snprintf(flags_, sizeof flags_, "--output %s/%s --logging_steps 1 %s", work, name, more);
+    snprintf(flags_, sizeof flags_,
+             "--prompts %s/prompts.jsonl --stop_phrases 'answer is good' --max_new_tokens 48 "
+             "--learning_rate 1e-3 --per_device_train_batch_size 3 --generation_batch_size 3 "
+             "--output %s/%s --logging_steps 1 %s",
+             work, work, name, more);
     return program(name, flags_);
 }
 
@@ -743,12 +808,20 @@ START_TEST(a_resumed_run_has_the_bits_of_an_uninterrupted_one) {
     // without the dialogues that the model of this checkpoint no longer holds, it says so
     ck_assert_int_eq(trained("odd", "--num_train_epochs 3 --save_steps 1 --save_total_limit 0"), 0);
     ck_assert_int_eq(shell("cd %s/odd && rm -r checkpoint-[3-6] model.safetensors && head -n 3 "
-                           "transcripts.jsonl >t && mv t transcripts.jsonl",
+                           "transcripts.jsonl >t && mv t transcripts.jsonl && "
+                           "printf '{\"epoch\": 0, \"id\"' >>transcripts.jsonl && "
+                           "cp transcripts.jsonl ../odd-transcripts.jsonl",
                            work),
                      0);
     ck_assert_int_eq(
         trained("odd", "--num_train_epochs 3 --save_steps 1 --save_total_limit 0 --resume"), 2);
     ck_assert_int_eq(shell("grep -q 'not in transcripts.jsonl' %s/odd.txt", work), 0);
+    ck_assert(same("odd/transcripts.jsonl", "odd-transcripts.jsonl"));  // and changes nothing
+    ck_assert_int_eq(trained("odd",
+                             "--num_train_epochs 3 --save_steps 1 --save_total_limit 0 --resume "
+                             "--learning_rate 1e-4"),
+                     2);
+    ck_assert(same("odd/transcripts.jsonl", "odd-transcripts.jsonl"));
 }
 END_TEST
 
@@ -783,11 +856,8 @@ START_TEST(neither_threads_nor_batches_change_a_bit) {
     ck_assert(same("one/model.safetensors", "three/model.safetensors"));
     ck_assert(same("one/transcripts.jsonl", "three/transcripts.jsonl"));
     // the labels, too
-    char more[256];
-    snprintf(more, sizeof more, "--feedback %s/one.jsonl", work);
-    ck_assert_int_eq(program("one", more), 0);
-    snprintf(more, sizeof more, "--feedback %s/two.jsonl --generation_batch_size 5", work);
-    ck_assert_int_eq(program("two", more), 0);
+    ck_assert_int_eq(labelled("one", "one.jsonl", ""), 0);
+    ck_assert_int_eq(labelled("two", "two.jsonl", "--generation_batch_size 5"), 0);
     ck_assert(same("one.jsonl", "two.jsonl"));
 }
 END_TEST
@@ -802,31 +872,29 @@ START_TEST(helpful_records_are_mixed_in) {
 END_TEST
 
 START_TEST(the_clamp_and_the_wrong_clamp) {
-    char more[256];
-    snprintf(more, sizeof more, "--feedback %s/clamped.jsonl --clamp 0.45,0.55", work);
-    ck_assert_int_eq(program("clamped", more), 0);
+    ck_assert_int_eq(labelled("clamped", "clamped.jsonl", "--clamp 0.45,0.55"), 0);
     ck_assert_int_eq(shell("test -s %s/clamped.jsonl && awk -F'p_chosen\": ' '{ if ($2 + 0 < 0.5 "
                            "|| $2 + 0 > 0.5500001) exit 1 }' %s/clamped.jsonl",
                            work, work),
                      0);
-    snprintf(more, sizeof more, "--feedback %s/wrong.jsonl --clamp 0.6,0.9", work);
-    ck_assert_int_eq(program("wrong", more), 2);
+    // the wrong one, before the prompts are read
+    ck_assert_int_eq(labelled("wrong", "wrong.jsonl", "--clamp 0.6,0.9 --prompts /nowhere"), 2);
+    ck_assert_int_eq(shell("grep -q -- '--clamp 0.6,0.9' %s/wrong.txt", work), 0);
     ck_assert_int_ne(shell("test -e %s/wrong.jsonl", work), 0);
 }
 END_TEST
 
 START_TEST(labels_from_elsewhere_arrive_as_soft_labels) {
     char more[512];
-    snprintf(more, sizeof more, "--feedback %s/own.jsonl", work);
-    ck_assert_int_eq(program("own", more), 0);
+    ck_assert_int_eq(labelled("own", "own.jsonl", ""), 0);
     // somebody else labels the same pairs, in another order, the answers turned round
     ck_assert_int_eq(
         shell("sed 's/\"chosen\": \\(.*\\), \"rejected\": \\(.*\\), \"p_chosen\": .*}/\"chosen\": "
               "\\2, \"rejected\": \\1, \"p_chosen\": 0.3125}/' %s/own.jsonl | tac >%s/given.jsonl",
               work, work),
         0);
-    snprintf(more, sizeof more, "--feedback %s/labelled.jsonl --labels %s/given.jsonl", work, work);
-    ck_assert_int_eq(program("labelled", more), 0);
+    snprintf(more, sizeof more, "--labels %s/given.jsonl", work);
+    ck_assert_int_eq(labelled("labelled", "labelled.jsonl", more), 0);
     Records own, r;
     Error e;
     char path[128];
@@ -877,7 +945,7 @@ START_TEST(bad_input_ends_with_2_and_leaves_no_output) {
                            "--max_new_tokens 20 --max_steps 1 --output %s/bad >%s/bad.txt 2>&1",
                            work, build(), work, work, work),
                      1);
-    ck_assert_int_eq(shell("grep -q 'none of the 2 dialogues teaches anything' %s/bad.txt && ! "
+    ck_assert_int_eq(shell("grep -q 'no dialogue produced a revision to train on' %s/bad.txt && ! "
                            "test -e %s/bad/model.safetensors",
                            work, work),
                      0);
@@ -892,6 +960,22 @@ START_TEST(a_dry_run_writes_nothing_and_shows_the_layout) {
 }
 END_TEST
 
+START_TEST(a_skipped_line_is_reported_with_its_reason) {
+    ck_assert_int_eq(shell("(head -n 1 test/tiny/prompts.jsonl; echo '{\"prompt\": 1}') "
+                           ">%s/skipped.jsonl",
+                           work),
+                     0);
+    char more[256];
+    snprintf(more, sizeof more, "--prompts %s/skipped.jsonl --dry_run", work);
+    ck_assert_int_eq(program("skipped", more), 0);
+    ck_assert_int_eq(shell("grep -q 'skipped.jsonl: 1 prompt$' %s/skipped.txt && "
+                           "grep -q 'skipped 1 line that is no prompt' %s/skipped.txt && "
+                           "grep -q 'skipped.jsonl:2:' %s/skipped.txt",
+                           work, work, work),
+                     0);
+}
+END_TEST
+
 START_TEST(evaluation_alone_needs_no_prompts) {
     ck_assert_int_eq(shell("%s/constitutional --model test/tiny/chat --evaluate "
                            "test/tiny/multiple-choice.jsonl >%s/choice.txt 2>&1",
@@ -903,13 +987,15 @@ START_TEST(evaluation_alone_needs_no_prompts) {
 END_TEST
 
 int main(void) {
-    (void)load_world;
-    (void)ceilings;
+    // the program's own; tested in it
+    (void)check_flags;
+    (void)read_files;
+    (void)limits_of;
     (void)hold_dialogues;
-    (void)prepare_lessons;
-    (void)hold_out;
+    (void)add_gradients;
+    (void)watch_conduct;
     (void)feedback;
-    (void)free_world;  // the program's; tested in it
+    (void)free_files;
     if (!mkdtemp(work) || shell("head -n 12 test/tiny/prompts.jsonl >%s/prompts.jsonl", work))
         return 1;
     Suite *s = suite_create("constitutional");
@@ -934,6 +1020,7 @@ int main(void) {
     tcase_add_test(c, a_constant_liking_for_the_first_cancels);
     tcase_add_test(c, labels_sum_to_one_and_mirror);
     tcase_add_test(c, the_defaults_are_the_published_ones);
+    tcase_add_test(c, a_flag_without_effect_is_refused);
     suite_add_tcase(s, c);
     c = tcase_create("program");
     tcase_set_timeout(c, 1200);
@@ -947,10 +1034,13 @@ int main(void) {
     tcase_add_test(c, labels_from_elsewhere_arrive_as_soft_labels);
     tcase_add_test(c, bad_input_ends_with_2_and_leaves_no_output);
     tcase_add_test(c, a_dry_run_writes_nothing_and_shows_the_layout);
+    tcase_add_test(c, a_skipped_line_is_reported_with_its_reason);
     tcase_add_test(c, evaluation_alone_needs_no_prompts);
     suite_add_tcase(s, c);
     const int failed = run_suite(s);
-    forget();
+    for (int i = 0; i < script.n; i++) free(script.prompt[i]);
+    constitution_free(&constitution);
+    headings_free(&headings);
     shell("rm -rf %s", work);
     return failed != 0;
 }

@@ -48,8 +48,8 @@ static int planned(const char *targets, Error *e) {
     if (lora_plan(&l, &gpt2_small, e))
         bits = -1;
     else
-        for (int i = 0; i < 2 * SITES; i++) bits |= (lora.A[i / SITES][i % SITES] >= 0) << i;
-    lora_free();
+        for (int i = 0; i < 2 * SITES; i++) bits |= (added.first[i / SITES][i % SITES] >= 0) << i;
+    added_free(&added);
     return bits;
 }
 
@@ -105,13 +105,12 @@ START_TEST(counts_are_the_known_ones) {
             LoraConfig l = {16, 32, 0, false, ""};
             strcpy(l.targets, targets[k]);
             ck_assert(!lora_plan(&l, &c, &e));
-            ck_assert_uint_eq(added_parameters(&lora.added), models[i].own[k]);
+            ck_assert_uint_eq(added_parameters(&added), models[i].own[k]);
             if (k == 2)
-                ck_assert_double_eq_tol(
-                    100 * (double)added_parameters(&lora.added) /
-                        (double)(models[i].base + added_parameters(&lora.added)),
-                    models[i].percent, 5e-5);
-            lora_free();
+                ck_assert_double_eq_tol(100 * (double)added_parameters(&added) /
+                                            (double)(models[i].base + added_parameters(&added)),
+                                        models[i].percent, 5e-5);
+            added_free(&added);
         }
     }
     ck_assert_str_eq(with_commas(6291456, text), "6,291,456");
@@ -132,9 +131,9 @@ START_TEST(names_and_shapes_are_those_of_peft) {
     LoraConfig l = {16, 32, 0, false, "c_attn,c_proj,c_fc"};
     Error e;
     ck_assert(!lora_plan(&l, &gpt2_small, &e));
-    ck_assert_int_eq(lora.added.n, 12 * 4 * 2);
-    for (int i = 0; i < lora.added.n; i++) {
-        const GPT2Tensor *t = &lora.added.tensor[i];
+    ck_assert_int_eq(added.n, 12 * 4 * 2);
+    for (int i = 0; i < added.n; i++) {
+        const GPT2Tensor *t = &added.tensor[i];
         char name[128];
         snprintf(name, sizeof name, "base_model.model.transformer.h.%d.%s.lora_%s.weight", i / 8,
                  modules[i / 2 % 4].module, i % 2 ? "B" : "A");
@@ -143,7 +142,7 @@ START_TEST(names_and_shapes_are_those_of_peft) {
         ck_assert_int_eq(t->shape[0], i % 2 ? modules[i / 2 % 4].out : 16);
         ck_assert_int_eq(t->shape[1], i % 2 ? 16 : modules[i / 2 % 4].in);
     }
-    lora_free();
+    added_free(&added);
 }
 END_TEST
 
@@ -158,7 +157,7 @@ START_TEST(the_defaults_are_the_published_ones) {
               !args.use_rslora);
     ck_assert_str_eq(args.target_modules, "c_attn,c_proj,c_fc");
     ck_assert(!args.load_in_4bit && args.double_quant && !task.gradient_checkpointing &&
-              !args.adapter && !args.merge);
+              !files.adapter && !files.merge);
     run_free(&run);
     char *argv[] = {"lora",
                     "--r",
@@ -176,10 +175,10 @@ START_TEST(the_defaults_are_the_published_ones) {
     // alpha / r, and alpha / sqrt(r)
     LoraConfig l = {4, 8, 0, false, "c_fc"};
     ck_assert(!lora_plan(&l, &gpt2_small, &e) && lora.scale == 2);
-    lora_free();
+    added_free(&added);
     l.rslora = true;
     ck_assert(!lora_plan(&l, &gpt2_small, &e) && lora.scale == 4);
-    lora_free();
+    added_free(&added);
 }
 END_TEST
 
@@ -227,13 +226,13 @@ static GPT2 *with_lora(const char *targets, float dropout, GPT2Limits limits) {
     LoraConfig l = {R, 5, dropout, false, ""};
     Error e;
     strcpy(l.targets, targets);
-    lora_free();
+    added_free(&added);
     ck_assert_msg(!lora_plan(&l, &small, &e), "%s", e.text);
-    lora_limits(&limits);
+    technique_limits(&technique, &limits);
     GPT2 *m = hf_load(base, true, &e);
     ck_assert_msg(m != NULL, "%s", e.text);
     gpt2_reserve(m, &limits);
-    lora_reserve(&limits, &small, false);
+    technique_reserve(&technique, &limits, &small);
     lora_init(m, 5);
     for (int i = gpt2_own_tensors(m) + 1; i < gpt2_tensors(m); i += 2) fill_tensor(m, i, 0.3f);
     return m;
@@ -333,13 +332,13 @@ START_TEST(gradients_follow_from_those_of_the_merged_model) {
         ck_assert_double_eq_tol(a, b, 1e-5);
         gpt2_backward(m, dlogp, NULL, NULL);
         gpt2_backward(whole, dlogp, NULL, NULL);
-        for (int k = 0; k < lora.added.n; k += 2) {
-            const int own = gpt2_own_tensors(m), in = lora.added.tensor[k].shape[1],
-                      out = lora.added.tensor[k + 1].shape[0];
+        for (int k = 0; k < added.n; k += 2) {
+            const int own = gpt2_own_tensors(m), in = added.tensor[k].shape[1],
+                      out = added.tensor[k + 1].shape[0];
             int i = 0;
             char name[128];
             snprintf(name, sizeof name, "%s",
-                     lora.added.tensor[k].name + strlen("base_model.model.transformer."));
+                     added.tensor[k].name + strlen("base_model.model.transformer."));
             strcpy(strstr(name, "lora_A"), "weight");
             while (strcmp(gpt2_tensor(whole, i)->name, name)) i++;
             float *A = part_of(m, own + k, GPT2_WEIGHT), *B = part_of(m, own + k + 1, GPT2_WEIGHT),
@@ -532,7 +531,8 @@ START_TEST(four_bits_are_the_dequantised_model) {
         }
         ck_assert_int_eq(changed, 4 * L);
         args.load_in_4bit = false;
-        lora_limits(&limits);
+        added.format = FORMAT_FLOAT;
+        technique_limits(&technique, &limits);
         gpt2_reserve(copy, &limits);
         for (int i = gpt2_own_tensors(m); i < gpt2_tensors(m); i++) {
             float *w = part_of(m, i, GPT2_WEIGHT);
@@ -615,12 +615,12 @@ END_TEST
 START_TEST(untrained_means_that_every_b_is_zero) {
     write_base();
     GPT2 *m = with_lora("c_attn,c_fc", 0, small_limits(false));
-    ck_assert(!is_untrained(m));
+    ck_assert(!technique_is_untrained(&technique, m));
     for (int i = gpt2_own_tensors(m) + 1; i < gpt2_tensors(m); i += 2) fill_tensor(m, i, 0);
-    ck_assert(is_untrained(m));
+    ck_assert(technique_is_untrained(&technique, m));
     gpt2_write(m, gpt2_tensors(m) - 1, GPT2_WEIGHT, gpt2_tensor(m, gpt2_tensors(m) - 1)->n - 1, 1,
                &(float){1e-30f});
-    ck_assert(!is_untrained(m));
+    ck_assert(!technique_is_untrained(&technique, m));
     gpt2_free(m);
 }
 END_TEST
@@ -882,7 +882,7 @@ int main(void) {
         a_dry_run_shows_what_trains_and_what_the_weights_take,
     };
     int failed = run_tests("lora", NULL, tests, sizeof tests / sizeof *tests);
-    lora_free();
+    added_free(&added);
     if (!failed) shell("chmod -R u+w %s && rm -rf %s", work, work);
     return failed != 0;
 }

@@ -10,6 +10,9 @@
 #pragma GCC diagnostic ignored "-Wunused-function"  // what only main() calls
 #include "../../ppo.c"
 
+#include "files/hf.h"
+#include "text/json.h"
+
 #include "program.h"
 
 #undef fail
@@ -63,24 +66,34 @@ static double logged(const char *name, const char *metric, int step) {
 
 /* ---- the mathematics ------------------------------------------------------------------------- */
 
+static Run run;  // the flags' values
+
+/* Gives the flags the program's defaults, then the value that `flag` sets (NULL: none). */
+static void set_flags(const char *flag) {
+    Error e;
+    char *argv[] = {"ppo", "--model=m", "--data=d", (char *)flag, NULL};
+    run_free(&run);
+    ck_assert_msg(run_parse(&run, &program, flag ? 4 : 3, argv, &e) == 0, "%s", e.text);
+}
+
 static double noise(int i) {
     return (double)random_normal(random4(1, 1, 0, 0, 0, (uint32_t)i).v[0],
                                  random4(1, 1, 0, 0, 0, (uint32_t)i).v[1]);
 }
 
 START_TEST(kl_estimators) {
-    ck_assert_double_eq_tol(kl_estimate("k1", -1, -1.5), 0.5, 1e-15);
-    ck_assert_double_eq_tol(kl_estimate("k2", -1, -1.5), 0.125, 1e-15);
-    ck_assert_double_eq_tol(kl_estimate("k3", -1, -1.5), 0.6065306597126334 - 1 + 0.5, 1e-15);
-    const char *const all[] = {"k1", "k2", "k3"};
-    for (int k = 0; k < 3; k++)
-        ck_assert(kl_estimate(all[k], -2.25, -2.25) == 0);  // of a policy with itself: exactly 0
+    ck_assert_double_eq_tol(kl_estimate(K1, -1, -1.5), 0.5, 1e-15);
+    ck_assert_double_eq_tol(kl_estimate(K2, -1, -1.5), 0.125, 1e-15);
+    ck_assert_double_eq_tol(kl_estimate(K3, -1, -1.5), 0.6065306597126334 - 1 + 0.5, 1e-15);
+    for (KLEstimator k = K1; k <= K3; k++)
+        ck_assert(kl_estimate(k, -2.25, -2.25) == 0);  // of a policy with itself: exactly 0
     // over all draws k1 and k3 have the divergence itself as their mean: sum p log(p/q)
     const double p[] = {0.1, 0.2, 0.3, 0.4}, q[] = {0.4, 0.1, 0.2, 0.3};
     double exact = 0, mean[3] = {0};
     for (int i = 0; i < 4; i++) {
         exact += p[i] * log(p[i] / q[i]);
-        for (int k = 0; k < 3; k++) mean[k] += p[i] * kl_estimate(all[k], log(p[i]), log(q[i]));
+        for (KLEstimator k = K1; k <= K3; k++)
+            mean[k] += p[i] * kl_estimate(k, log(p[i]), log(q[i]));
     }
     ck_assert_double_eq_tol(mean[0], exact, 1e-12);
     ck_assert_double_eq_tol(mean[2], exact, 1e-12);
@@ -91,23 +104,23 @@ END_TEST
 START_TEST(the_score_lies_on_the_last_token) {
     const float logp[] = {-1, -2, -3}, ref[] = {-1.5f, -2, -2};
     float r[3];
-    rewards(3, logp, ref, 10, 0.5, "k1", r);  // kl = 0.5, 0, -1
+    rewards(3, logp, ref, 10, 0.5, K1, r);  // kl = 0.5, 0, -1
     ck_assert(r[0] == -0.25f && r[1] == 0 && r[2] == 10.5f);
-    rewards(1, logp, ref, -1, 0, "k3", r);  // an answer of one token: the end of text alone
+    rewards(1, logp, ref, -1, 0, K3, r);  // an answer of one token: the end of text alone
     ck_assert(r[0] == -1);
 }
 END_TEST
 
 START_TEST(scores_are_clipped_and_endless_answers_punished) {
-    Run run = defaults(false, "none");
-    ck_assert(shaped(7, true) == 7 && shaped(7, false) == 7);
-    args.score_clip = 4;
-    ck_assert(shaped(7, true) == 4 && shaped(-7, true) == -4 && shaped(1, true) == 1);
-    args.missing_eos_penalty = 1;
-    ck_assert(shaped(7, true) == 4 && shaped(7, false) == 3);
-    args.non_eos_penalty = true;
-    ck_assert(shaped(7, true) == 4 && shaped(7, false) == -1);
-    run_free(&run);
+    set_flags(NULL);
+    ck_assert(shaped_score(&task, 7, true) == 7 && shaped_score(&task, 7, false) == 7);
+    task.score_clip = 4;
+    ck_assert(shaped_score(&task, 7, true) == 4 && shaped_score(&task, -7, true) == -4 &&
+              shaped_score(&task, 1, true) == 1);
+    task.missing_eos_penalty = 1;
+    ck_assert(shaped_score(&task, 7, true) == 4 && shaped_score(&task, 7, false) == 3);
+    task.non_eos_penalty = true;
+    ck_assert(shaped_score(&task, 7, true) == 4 && shaped_score(&task, 7, false) == -1);
 }
 END_TEST
 
@@ -134,10 +147,10 @@ START_TEST(gae_as_defined_on_ragged_answers) {
         r[i] = (float)noise(i);
         V[i] = (float)noise(100 + i);
     }
-    Run run = defaults(false, "none");
+    set_flags(NULL);
     args.gamma = (float)gamma;
     args.lam = (float)lambda;
-    args.whiten_advantages = "none";
+    args.whiten_advantages = WHITEN_NONE;
     Rollouts all = {
         .E = 3, .T = 25, .start = (int *)start, .reward = r, .value = V, .advantage = A, .ret = R};
     advantages(&all);
@@ -159,7 +172,6 @@ START_TEST(gae_as_defined_on_ragged_answers) {
     double left = 0;
     for (int t = 6; t >= 0; t--)
         ck_assert_double_eq_tol((double)A[t], left += (double)r[1 + t], 1e-6);
-    run_free(&run);
 }
 END_TEST
 
@@ -187,20 +199,19 @@ END_TEST
 START_TEST(baselines) {
     const double R[] = {1, 2, 3, 6};
     double A[4];
-    baseline("batch_mean", 4, 2, R, A);
+    baseline(BATCH_MEAN, 4, 2, R, A);
     ck_assert(A[0] == -2 && A[1] == -1 && A[2] == 0 && A[3] == 3);
-    baseline("rloo", 4, 2, R, A);  // each less the other one of its pair
+    baseline(RLOO, 4, 2, R, A);  // each less the other one of its pair
     ck_assert(A[0] == -1 && A[1] == 1 && A[2] == -3 && A[3] == 3);
-    baseline("rloo", 4, 4, R, A);  // 1 - (2+3+6)/3, ...
+    baseline(RLOO, 4, 4, R, A);  // 1 - (2+3+6)/3, ...
     ck_assert_double_eq_tol(A[0], 1 - 11.0 / 3, 1e-12);
     ck_assert_double_eq_tol(A[3], 6 - 2, 1e-12);
-    baseline("grpo", 4, 2, R, A);  // deviations of 1,2 and 3,6: sqrt(1/2), sqrt(9/2)
+    baseline(GRPO, 4, 2, R, A);  // deviations of 1,2 and 3,6: sqrt(1/2), sqrt(9/2)
     ck_assert_double_eq_tol(A[1], 0.5 / (sqrt(0.5) + 1e-4), 1e-12);
     ck_assert_double_eq_tol(A[2], -1.5 / (sqrt(4.5) + 1e-4), 1e-12);
     const double equal[] = {2, 2, 2, 2};
-    const char *const kinds[] = {"batch_mean", "rloo", "grpo"};
-    for (int k = 0; k < 3; k++) {
-        baseline(kinds[k], 4, 2, equal, A);
+    for (Advantage kind = BATCH_MEAN; kind <= GRPO; kind++) {
+        baseline(kind, 4, 2, equal, A);
         for (int i = 0; i < 4; i++) ck_assert(A[i] == 0);
     }
 }
@@ -292,7 +303,7 @@ END_TEST
 
 START_TEST(adam_as_tensorflow_writes_it) {
     // lr sqrt(1-β2^t)/(1-β1^t) m / (sqrt(v) + ε)  is what gpt2_step does with ε / sqrt(1-β2^t)
-    Run run = defaults(false, "lmhp");
+    set_flags("--preset=lmhp");
     run.total_steps = 1;
     const double g = 3e-4, lr = (double)run.learning_rate;
     for (int t = 1; t < 4; t++) {
@@ -305,10 +316,9 @@ START_TEST(adam_as_tensorflow_writes_it) {
         ck_assert_double_eq_tol(ours / theirs, 1, 1e-6);
         if (t == 1) ck_assert_double_eq_tol((double)(o.epsilon / run.adam_epsilon), 31.6228, 0.01);
     }
-    args.adam_eps_convention = "pytorch";
+    args.adam_eps_convention = PYTORCH;
     ck_assert(adam(&run, run.learning_rate, 1).epsilon == run.adam_epsilon);
     ck_assert(adam(&run, 2 * run.learning_rate, 1).learning_rate == 2 * run.learning_rate);
-    run_free(&run);
 }
 END_TEST
 
@@ -350,19 +360,22 @@ START_TEST(what_is_measured) {
     bool ended[] = {true, false};
     float score[] = {1, 5}, logp[] = {-1, -1, -2, -3}, ref[] = {-2, -1, -1, -4},
           kl[] = {0.5f, 0, 0, 1}, value[] = {0, 0, 0, 0}, ret[] = {1, 2, 3, 4};
-    Run run = defaults(false, "none");
-    args.missing_eos_penalty = 1;
+    double shaped[2];
+    set_flags(NULL);
+    task.missing_eos_penalty = 1;
     Rollouts r = {.E = 2,
                   .T = 4,
                   .start = start,
                   .ended = ended,
                   .score = score,
+                  .shaped = shaped,
                   .logp = logp,
                   .ref_logp = ref,
                   .kl = kl,
                   .value = value,
                   .ret = ret};
-    Objective o = measure(&r, 0.5);
+    for (int e = 0; e < 2; e++) shaped[e] = shaped_score(&task, score[e], ended[e]);
+    Figures o = measure(&r, 0.5);
     ck_assert_double_eq_tol(o.kl, 0.5, 1e-12);  // (1 + (0 - 1 + 1)) / 2
     ck_assert_double_eq_tol(o.kl_exact, 0.75, 1e-12);
     ck_assert_double_eq_tol(o.entropy, 3.5, 1e-12);
@@ -371,41 +384,38 @@ START_TEST(what_is_measured) {
     ck_assert_double_eq_tol(o.non_score, -0.25, 1e-12);
     ck_assert(o.ended == 1 && o.length == 2 && o.shortest == 1 && o.longest == 3);
     ck_assert_double_eq_tol(o.correlation, 1, 1e-9);  // two points
-    ck_assert_double_eq_tol(o.ret, 2.5, 1e-12);
+    ck_assert_double_eq_tol(o.returns, 2.5, 1e-12);
     ck_assert_double_eq_tol(o.explained, 0, 1e-12);  // a critic that says nothing explains nothing
     score[1] = 2;                                    // shaped: 1 and 1
+    shaped[1] = shaped_score(&task, score[1], ended[1]);
     ck_assert(isnan(measure(&r, 0.5).correlation));
-    run_free(&run);
 }
 END_TEST
 
 START_TEST(presets_are_the_published_ones) {
-    Run run = defaults(false, "lmhp");
-    ck_assert(run.learning_rate == 1e-5f && is(run.lr_scheduler_type, "linear") &&
-              run.adam_epsilon == 1e-5f && is(args.adam_eps_convention, "tensorflow"));
-    ck_assert(args.batch_size == 512 && args.num_ppo_epochs == 4 && args.num_mini_batches == 1 &&
-              args.max_prompt_length == 64 && args.response_length == 24);
-    ck_assert(args.temperature == 0.7f && args.kl_coef == 0.15f && args.adap_kl_ctrl &&
+    set_flags("--preset=lmhp");
+    ck_assert(run.learning_rate == 1e-5f && run.lr_scheduler_type == LINEAR &&
+              run.adam_epsilon == 1e-5f && args.adam_eps_convention == TENSORFLOW);
+    ck_assert(task.batch_size == 512 && args.num_ppo_epochs == 4 && args.num_mini_batches == 1 &&
+              task.max_prompt_length == 64 && task.response_length == 24);
+    ck_assert(chat.temperature == 0.7f && args.kl_coef == 0.15f && args.adap_kl_ctrl &&
               args.target == 6 && args.horizon == 10000);
     ck_assert(args.gamma == 1 && args.lam == 0.95f && args.cliprange == 0.2f &&
               args.cliprange_value == 0.2f && args.vf_coef == 0.1f);
-    ck_assert(args.whiten_rewards && args.shared_value_head && args.non_eos_penalty &&
-              args.penalty_reward_value == -1 && args.total_episodes == 1000000);
-    run_free(&run);
-    run = defaults(false, "nplus");
+    ck_assert(args.whiten_rewards && args.shared_value_head && task.non_eos_penalty &&
+              task.penalty_reward_value == -1 && task.total_episodes == 1000000);
+    set_flags("--preset=nplus");
     ck_assert(run.learning_rate == 3e-6f && run.adam_epsilon == 1e-5f &&
-              is(args.adam_eps_convention, "pytorch") && args.batch_size == 512);
-    ck_assert(args.max_prompt_length == 512 && args.response_length == 53 &&
+              args.adam_eps_convention == PYTORCH && task.batch_size == 512);
+    ck_assert(task.max_prompt_length == 512 && task.response_length == 53 &&
               args.kl_coef == 0.05f && !args.adap_kl_ctrl && !args.whiten_rewards);
-    ck_assert(!args.shared_value_head && args.non_eos_penalty);
-    run_free(&run);
-    run = defaults(false, "textbook");
+    ck_assert(!args.shared_value_head && task.non_eos_penalty);
+    set_flags("--preset=textbook");
     ck_assert(run.learning_rate == 1e-5f && run.max_steps == 5 && args.cliprange == 0.2f &&
-              args.temperature == 0.7f && args.response_length == 100);
-    ck_assert(is(args.advantage, "batch_mean") && args.kl_coef == 0 &&
-              is(args.whiten_advantages, "none"));
-    run_free(&run);
-    ck_assert(strlen(about) > 20);
+              chat.temperature == 0.7f && task.response_length == 100);
+    ck_assert(args.advantage == BATCH_MEAN && args.kl_coef == 0 &&
+              args.whiten_advantages == WHITEN_NONE);
+    ck_assert(strlen(program.about) > 20);
 }
 END_TEST
 
@@ -506,7 +516,6 @@ START_TEST(a_score_is_that_of_the_text_alone) {
     bool ended[] = {true, false, true};
     float given[3];
     Error e;
-    Rows rows = rows_new(3, 32);
     Tokenizer *t = tokenizer_load(policy_dir, &e);
     GPT2 *model = hf_load_head(reward_dir, SCORE_HEAD, true, NULL, &e);
     ck_assert(t && model);
@@ -523,7 +532,7 @@ START_TEST(a_score_is_that_of_the_text_alone) {
                            value_alone(model, tokens + 8, 2)};
     for (int B = 1; B <= 3; B++) {
         memset(given, 0, sizeof given);
-        judge_score(&judge, &r, NULL, &rows, B);
+        judge_score(&judge, &r, NULL, B);
         for (int i = 0; i < 3; i++)
             ck_assert_msg(given[i] == alone[i], "batch of %d, text %d", B, i);
     }
@@ -531,7 +540,6 @@ START_TEST(a_score_is_that_of_the_text_alone) {
     rollouts_text(&r, 2, true, t, &text);
     ck_assert_str_eq(text.s, "");
     free(text.s);
-    rows_free(&rows);
     gpt2_free(model);
     tokenizer_free(t);
 }
@@ -539,51 +547,55 @@ END_TEST
 
 START_TEST(a_rollout_has_the_bits_of_training) {
     Error e;
-    Run run = defaults(false, "none");
-    args.batch_size = 9;
-    args.response_length = 20;
-    args.temperature = 0.6f;
-    Trainer p = {.rows = rows_new(4, 4 * 32),
-                 .train = {.n = 3,
+    set_flags(NULL);
+    task.batch_size = 9;
+    task.prompts = 9;
+    task.response_length = 20;
+    chat.temperature = 0.6f;
+    task.rows = rows_new(4, 4 * 32);
+    task.train = (Queries){.n = 3,
                            .longest = 5,
                            .line = (int[]){1, 2, 3},
                            .start = (int[]){0, 1, 6, 9},
-                           .tokens = (int[]){'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i'}}};
-    ck_assert((p.tokenizer = tokenizer_load(policy_dir, &e)));
-    ck_assert((p.policy = hf_load(policy_dir, true, &e)) &&
-              (p.reference = hf_load(policy_dir, true, &e)));
+                           .tokens = (int[]){'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i'}};
+    ck_assert((run.tokenizer = tokenizer_load(policy_dir, &e)));
+    ck_assert((task.policy = hf_load(policy_dir, true, &e)) &&
+              (task.reference = hf_load(policy_dir, true, &e)));
     GPT2Limits limits = {.tokens = 4 * 32, .sequences = 4, .scored = 4 * 20};
-    gpt2_reserve(p.reference, &limits);
+    gpt2_reserve(task.reference, &limits);
     limits.slots = 5;
     limits.positions = 25;
-    gpt2_reserve(p.policy, &limits);
-    Rollouts r = rollouts_new(9, 5, 20), again = rollouts_new(9, 5, 20);
-    choose(&run, &p.train, &r);
-    for (int i = 0; i < 9; i++) ck_assert(r.query[i] >= 0 && r.query[i] < 3);
+    gpt2_reserve(task.policy, &limits);
+    Rollouts again = rollouts_new(9, 5, 20), *r = &task.r;
+    task.r = rollouts_new(9, 5, 20);
+    rollout_task_choose(&task, &run);
+    for (int i = 0; i < 9; i++) ck_assert(r->query[i] >= 0 && r->query[i] < 3);
     for (int i = 0; i < 3; i++)  // three epochs of three prompts: each once in every three
-        ck_assert(r.query[3 * i] + r.query[3 * i + 1] + r.query[3 * i + 2] == 3 &&
-                  r.query[3 * i] != r.query[3 * i + 1]);
-    Sampler s = sampler(&p, &run, 3);
-    rollouts_sample(&r, p.policy, &p.train, &s);
-    ck_assert_int_gt(r.T, 9);
-    passes(&p, &r, 4,
-           false);  // ends the program unless the policy's own log-probabilities come out again
-    for (int t = 0; t < r.T; t++) ck_assert(r.ref_logp[t] == r.logp[t] && r.kl[t] == 0);
-    again.E = 9;
-    memcpy(again.query, r.query, 9 * sizeof(int));
-    rollouts_sample(&again, p.policy, &p.train, &s);
-    ck_assert(again.T == r.T && !memcmp(again.tokens, r.tokens, sizeof(int) * (size_t)r.begin[9]) &&
-              !memcmp(again.logp, r.logp, sizeof(float) * (size_t)r.T));
-    s.step = 4;
-    rollouts_sample(&again, p.policy, &p.train, &s);
-    ck_assert(again.T != r.T || memcmp(again.logp, r.logp, sizeof(float) * (size_t)r.T));
-    rollouts_free(&r);
-    rollouts_free(&again);
-    rows_free(&p.rows);
-    gpt2_free(p.policy);
-    gpt2_free(p.reference);
-    tokenizer_free(p.tokenizer);
-    run_free(&run);
+        ck_assert(r->query[3 * i] + r->query[3 * i + 1] + r->query[3 * i + 2] == 3 &&
+                  r->query[3 * i] != r->query[3 * i + 1]);
+    run.step = 3;
+    rollout_task_sample(&task, &run, chat.temperature);
+    ck_assert_int_gt(r->T, 9);
+    // passes ends the program unless the policy's own log-probabilities come out again
+    passes(r, 4, false);
+    for (int t = 0; t < r->T; t++) ck_assert(r->ref_logp[t] == r->logp[t] && r->kl[t] == 0);
+    const Rollouts first = *r;
+    *r = again;
+    r->E = 9;
+    memcpy(r->query, first.query, 9 * sizeof(int));
+    rollout_task_sample(&task, &run, chat.temperature);
+    ck_assert(r->T == first.T &&
+              !memcmp(r->tokens, first.tokens, sizeof(int) * (size_t)first.begin[9]) &&
+              !memcmp(r->logp, first.logp, sizeof(float) * (size_t)first.T));
+    run.step = 4;
+    rollout_task_sample(&task, &run, chat.temperature);
+    ck_assert(r->T != first.T || memcmp(r->logp, first.logp, sizeof(float) * (size_t)first.T));
+    rollouts_free(r);
+    rollouts_free((Rollouts *)&first);
+    rows_free(&task.rows);
+    gpt2_free(task.policy);
+    gpt2_free(task.reference);
+    tokenizer_free(run.tokenizer);
 }
 END_TEST
 
@@ -855,13 +867,15 @@ START_TEST(bad_flags_end_with_2) {
     static const struct {
         const char *given, *word;
     } bad[] = {
-        {"--top_k 50", "sample of the policy"},
-        {"--top_p 0.9", "sample of the policy"},
+        {"--top_k 50", "--top_k"},
+        {"--top_p 0.9", "--top_p"},
+        {"--max_new_tokens 7", "--max_new_tokens"},
+        {"--target 5", "--target"},
         {"--num_generations 5", "not a multiple"},
         {"--num_mini_batches 5", "not a multiple"},
-        {"--advantage rloo", "num_generations must be 2"},
-        {"--reward_cmd cat", "one of --reward_model"},
-        {"--preset gpt4", "one of none|lmhp"},
+        {"--advantage rloo", "need --num_generations 2 or more"},
+        {"--reward_cmd cat", "--reward_model"},
+        {"--preset gpt4", "none, lmhp"},
         {"--shared_value_head --critic_warmup_steps 1", "model of its own"},
         {"--data /nowhere", "/nowhere"},
         {"--temperature 0", "temperature"},

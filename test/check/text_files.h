@@ -12,6 +12,7 @@
 
 #undef fail  // check.h has a macro of this name
 #include <check.h>
+#include <unistd.h>
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 
