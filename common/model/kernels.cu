@@ -127,6 +127,20 @@ void device_init(void) {
     CUBLAS(cublasLtCreate(&cublas));
 }
 
+/* A CPU's choices, which a GPU does not have. */
+int device_choose(const char *way, Error *e) {
+    return strcmp(way, "auto")
+               ? fail(e, "%s is for CPUs, and this program was built for a GPU", way)
+               : 0;
+}
+void device_precision(Precision precision) { (void)precision; }
+void round_weights(uint16_t *out, const real *x, size_t n) {
+    (void)out;
+    (void)x;
+    (void)n;
+    die("round_weights: the weights of a GPU are stored in bf16 already");
+}
+
 const char *device_name(void) {
     static char name[sizeof properties.name + 32];
     snprintf(name, sizeof name, "%s, %s", properties.name, FP32 ? "fp32" : "bf16");
