@@ -198,7 +198,7 @@ $(PROGRAMS): %: $(B)/% FORCE
 
 # --- tests --------------------------------------------------------------------------------------
 
-.PHONY: all format format-check cxx nvcc test test_emu test_cuda planted torture asan ubsan tsan \
+.PHONY: all avx2_only format format-check cxx nvcc test test_emu test_cuda planted torture asan ubsan tsan \
         tsan_cuda fuzz bench bench_cuda bench_compare tiny tiny-out tiny-check demo plots help \
         clean $(MODELS) FORCE
 FORCE:
@@ -209,8 +209,15 @@ EMULATED_TESTS = emu-check_kernels-forward emu_bf16-check_kernels-reverse \
                  $(MODEL_CHECKS:%=emu-%-reverse) $(MODEL_CHECKS:%=emu_bf16-%-forward) \
                  emu-curve emu-bench
 EMULATED ?= $(if $(filter command,$(origin CHECKS)),,$(EMULATED_TESTS))
-test: $(addprefix run-,$(CHECKS)) $(EMULATED)
+test: $(addprefix run-,$(CHECKS)) $(EMULATED) avx2_only
 	@echo "✓ all $(words $(CHECKS) $(EMULATED)) test programs passed ($(FLAVOUR))"
+
+# The kernels for AVX2, and what is not a kernel, must hold no instruction of AVX-512: no register
+# zmm, none of the registers 16 to 31, and no mask.
+avx2_only: $(B)/common.a FORCE
+	@for o in $(addprefix $(B)/,device.o $(KERNELS:=.avx2.o)); do \
+	    ! objdump -d $$o | grep -m1 -E '%zmm|%[xy]mm(1[6-9]|2[0-9]|3[01])|%k[0-7]' || \
+	        { echo "✗ $$o holds instructions of AVX-512"; exit 1; }; done
 
 # The GPU kernels, emulated. One order of threads can hide a bug that another shows
 # (test/emu/cuda_emu.h).
