@@ -143,8 +143,9 @@ static void norm(int N, int unused, int C) {
     const size_t n = (size_t)N, x = n * (size_t)C, c = (size_t)C;
     float *sum = array(4 * x), *out = array(4 * x), *mean = array(4 * n), *rstd = array(4 * n);
     float *w = numbers(c, 1), *b = numbers(c, 1), *dw = numbers(c, 1), *db = numbers(c, 1);
-    layernorm_forward(sum, out, mean, rstd, numbers(x, 1), numbers(x, 2), w, b, N, C, 1e-5f);
-    layernorm_backward(sum, dw, db, numbers(x, 1), out, mean, rstd, w, N, C);
+    float *inp = numbers(x, 1), *more = numbers(x, 2), *dout = numbers(x, 1);
+    layernorm_forward(sum, out, mean, rstd, inp, more, w, b, N, C, 1e-5f);
+    layernorm_backward(sum, dw, db, dout, out, mean, rstd, w, N, C);
     float *value = array(4 * n);
     value_forward(value, out, w, b, N, C);
     value_backward(out, dw, db, value, sum, w, N, C);
@@ -182,7 +183,8 @@ static void elements(int N, int unused, int C) {
 static void noise(int N, int unused, int C) {
     (void)unused;
     const size_t n = (size_t)N * (size_t)C;
-    const Noise z = {0.3f, 1, 2, 3, (const uint32_t *)below(N, 9), below(N, 50)};
+    const int *sequence = below(N, 9), *at = below(N, 50);
+    const Noise z = {0.3f, 1, 2, 3, (const uint32_t *)sequence, at};
     float *x = numbers(n, 1), *y = numbers(n, 1);
     dropout(x, N, C, z);
     dropout_add(y, x, N, C, z);
@@ -204,7 +206,8 @@ static void attention(int N, int NH, int hs) {
     const size_t C = (size_t)NH * (size_t)hs, x = (size_t)all * C;
     float *qkv = numbers(3 * x, 2), *out = array(4 * x), *dqkv = array(12 * x),
           *lse = array(4 * (size_t)(all * NH));
-    const Noise z = {N % 2 ? 0.2f : 0, 1, 2, 3, (const uint32_t *)below(all, 9), below(all, 50)};
+    const int *sequence = below(all, 9), *at = below(all, 50);
+    const Noise z = {N % 2 ? 0.2f : 0, 1, 2, 3, (const uint32_t *)sequence, at};
     attention_forward(out, lse, qkv, start, parent, all, 3, NH, hs, z);
     add(out, x);
     attention_backward(dqkv, numbers(x, 1), qkv, out, lse, start, parent, all, 3, NH, hs, z);

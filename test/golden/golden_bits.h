@@ -20,7 +20,7 @@ static const struct {
     {"head", 0x16622c52709e048du},
     {"head in bf16", 0xf9733b412cadd079u},
     {"loss", 0xf6160588f431cba6u},
-    {"norm", 0x8ac96bdacdd63174u},
+    {"norm", 0x6b0f91b249329fa9u},
     {"elements", 0xf9f74495aaec5f2du},
     {"noise", 0x1335d57b8ce43522u},
     {"attention", 0xc18939397acd32b0u},
