@@ -53,8 +53,9 @@ static const Flag flags[] = {
      "principles in English and Korean.",
      .may_change_on_resume = true, .only_with = "prompts pairs"},
     {"principles", CHOICE(args.principles, "random", "random|all"),
-     "Draw a principle for each round and each comparison; or take them in turn in the rounds, and "
-     "average comparisons over all of them.",
+     "The choice of principles: random draws one for each round and each comparison; all takes "
+     "them "
+     "in turn in the rounds, and averages comparisons over them.",
      .only_with = "prompts pairs"},
     {"max_iterations", NUMBER(args.max_iterations, "3", 0, 100),
      "The most rounds of critique and revision.", .only_with = "prompts"},
@@ -65,8 +66,8 @@ static const Flag flags[] = {
      "A critique that says one of these phrases, separated by |, finds no fault and is the last.",
      .only_with = "prompts"},
     {"keep_rounds", NUMBER(args.keep_rounds, "0", 0, 100),
-     "How many earlier rounds the model still reads; with 0 it reads the latest revision as if it "
-     "had been the answer.",
+     "The number of earlier rounds that the model still reads; with 0 it reads the latest revision "
+     "in the place of the answer.",
      .only_with = "prompts"},
     {"temperature", NUMBER(chat.temperature, "0.7", 0, 100),
      "The sampling temperature of answers; 0 always takes the likeliest token."},
@@ -80,7 +81,7 @@ static const Flag flags[] = {
      "The most tokens of a training example, of a comparison, and of a dialogue together with its "
      "next text."},
     {"generation_batch_size", NUMBER(args.generation_batch_size, "16", 1, 4096),
-     "How many texts are written at the same time.", .may_change_on_resume = true},
+     "The number of texts that are generated at the same time.", .may_change_on_resume = true},
     TEMPLATE_FLAG(chat),
     {"strict", SWITCH(args.strict, "false"),
      "Stop at the first bad line of a data file instead of skipping it."},
@@ -99,18 +100,18 @@ static const Flag flags[] = {
                   "critique_temperature revision_temperature revisions regenerate "
                   "gradient_checkpointing eval_samples"},
     {"pairs", TEXT(args.pairs, NULL),
-     "Label the pairs of chosen and rejected in this JSONL file instead, and count how often the "
-     "labels agree with them.",
+     "Label the pairs of chosen and rejected in this JSONL file instead of sampled answers, and "
+     "count how often the labels agree with the file.",
      .may_change_on_resume = true, .only_with = "feedback",
      .conflicts = "prompts temperature max_new_tokens generation_batch_size breaches"},
     {"labels", TEXT(args.labels, NULL),
-     "Take the labels (p_chosen) of those pairs that are in this JSONL file from there.",
+     "Take labels (p_chosen) from this JSONL file of pairs; the model labels the other pairs.",
      .may_change_on_resume = true, .only_with = "feedback"},
     {"clamp", TEXT(args.clamp, "0,1"), "Move labels into this range, LOW,HIGH, which includes 0.5.",
      .may_change_on_resume = true, .only_with = "feedback"},
     TITLE("Evaluation"),
     {"eval_samples", NUMBER(args.eval_samples, "64", 0, 1e6),
-     "How many held-out prompts are answered before, during and after training; two are shown.",
+     "The number of held-out prompts answered before, during and after training; two are shown.",
      .may_change_on_resume = true, .only_with = "eval"},
     {"breaches", TEXT(args.breaches, NULL),
      "Count the answers that say one of these phrases, separated by |, as breaking the principles.",
@@ -144,8 +145,8 @@ static const Program constitutional = {
     .lines.example_unless = "model prompts evaluate pairs prompt chat",
     .needs = "model",
     .usage =
-        "give --model DIR with --prompts FILE, with --evaluate FILE, or with --feedback FILE "
-        "and --pairs FILE; nothing at all runs the built-in example",
+        "Give --model DIR with --prompts FILE, with --evaluate FILE, or with --feedback FILE "
+        "and --pairs FILE. Without arguments the built-in example runs.",
     .chat = &chat,
 };
 
@@ -417,7 +418,7 @@ static void feedback(const Voice *v, Chooser *judge, int64_t seed) {
 
 static void check_flags(const Run *run) {
     if (!args.prompts && !args.pairs && (args.feedback || !args.evaluate))
-        die_usage("there is nothing to do; %s", constitutional.usage);
+        die_usage("There is nothing to do. %s", constitutional.usage);
     if ((run->data || run->eval) && !args.prompts)
         die_usage("--data and --eval have no effect without --prompts");
     label_range = range_read("clamp", args.clamp);

@@ -58,34 +58,23 @@ static const Flag flags[] = {
     {0},
 };
 
-static const char *const defaults[] = {"--learning_rate=1e-5", NULL};
-
-/* The built-in example learns to tell the answers apart in some seconds. */
-static const char *const example[] = {"--model=test/tiny/chat",
-                                      "--data=test/tiny/preferences.jsonl",
-                                      "--eval=test/tiny/preferences-eval.jsonl",
-                                      "--per_device_train_batch_size=16",
-                                      "--gradient_accumulation_steps=1",
-                                      "--max_steps=40",
-                                      "--learning_rate=3e-4",
-                                      "--adam_beta2=0.99",
-                                      "--lr_scheduler_type=cosine",
-                                      "--warmup_steps=20",
-                                      "--logging_steps=10",
-                                      "--eval_steps=20",
-                                      NULL};
-
 static bool score_instead(Run *run) {
     return scoring_asked(&scoring, run, preferences.template, preferences.max_length);
 }
 
+/* The built-in example learns to tell the answers apart in some seconds. */
 static const Program reward = {
     .name = "reward",
     .about = "A reward model from pairs of answers, chosen and rejected.",
     .flags = flags,
-    .lines = {.program = defaults,
-              .example = example,
-              .example_unless = "model data score prompt response chat"},
+    .lines.program = COMMAND_LINE("--learning_rate=1e-5"),
+    .lines.example =
+        COMMAND_LINE("--model=test/tiny/chat", "--data=test/tiny/preferences.jsonl",
+                     "--eval=test/tiny/preferences-eval.jsonl", "--per_device_train_batch_size=16",
+                     "--gradient_accumulation_steps=1", "--max_steps=40", "--learning_rate=3e-4",
+                     "--adam_beta2=0.99", "--lr_scheduler_type=cosine", "--warmup_steps=20",
+                     "--logging_steps=10", "--eval_steps=20"),
+    .lines.example_unless = "model data score prompt response chat",
     .needs = "model data",
     .usage =
         "To train, give --model and --data (or neither, for the built-in example). To score "

@@ -192,7 +192,7 @@ int newfile_open(NewFile *n, const char *path, Error *e) {
     n->temporary = temporary.s;
     n->f = fopen(n->temporary ? n->temporary : path, "wb");
     if (n->f) return 0;
-    fail(e, "cannot write %s: %s; choose a directory that exists and is yours to write", path,
+    fail(e, "cannot write %s: %s; choose a directory that exists and that you may write", path,
          strerror(errno));
     free(n->path);
     free(n->temporary);

@@ -1,55 +1,65 @@
 /*
  * world.c - a tiny world, to post-train in.
  *
- *     world DIR [seed]      writes the files below into DIR; the same seed gives the same bytes, on
- * any machine
+ *     world DIR [seed]      writes the files below into DIR. The same seed gives the same bytes, on
+ *                           any machine
  *
- * Twenty-four people. Each lives in a city, likes a food, owns a pet, has a job, wears a color and
- * suffers from an illness: 144 facts, and that is all there is to know. A GPT-2 of three layers
- * that reads bytes can learn it by heart from 2.4 MB of text, and then every technique of this
- * repository can be tried on it and *measured*: what there was to learn is known exactly, so what a
- * figure on held-out records means is known, too.
+ * The world has twenty-four people. Each lives in a city, likes a food, owns a pet, has a job,
+ * wears a color and suffers from an illness. That makes 144 facts, and there is nothing else to
+ * know. A GPT-2 of three layers that reads bytes can learn them by heart from 2.4 MB of text. Every
+ * technique of this repository can then be tried on it and *measured*: we know exactly what there
+ * was to learn, so we know what a figure on held-out records means.
  *
- * What is held out, and why the figure then says something:
+ * These things are held out or balanced, so that a figure means something:
  *
  *   never asked      One fact in four is stated in pretrain.jsonl like all others, but no tuning
- * record of any file asks for it or tells it. An instruction-tuned model that answers those
- * questions (sft-eval) did not learn the answers in tuning: it learned to answer, and the answers
- * come out of what it read. The held-out questions of the other files are these, too. one length In
- * every pair of answers, good and bad have the same number of bytes. A reward model that counts
- * bytes gets nothing right. An evasion even begins with the same word as the truth: "Anna lives in
- * Oslo." - "Anna keeps secrets." unseen phrases   A third of the polite and rude phrases, and half
- * of the evasions, occur in no tuning record, and the phrases share no word with the others. What
- * they are worth is said in pre-training alone ("Lena said: Cheeky brat. [...] The answer was
- * rude."). preferences-unseen-eval asks the reward model about them. both orders      Each
- * comparison stands there twice, as A or B and as B or A. Who always says "A" is right in one of
- *                    two.
- *   the critique     A revision mends what the critique names and nothing else; many critiques in
- * training are wrong, and the revision follows them. revisions-control-eval shows rude answers with
- * the critique "good", to be left as they are: a model that has both that file and revisions-eval
- * right reads the critique. other people     The domain task (which remedy for which illness) is
- * trained on two people of three and asked about the others, of whom its training says nothing at
- * all. That is also why domain-old-eval, old questions about those others, measures what the new
- * task made the model forget.
+ *                    record of any file asks for it or tells it. An instruction-tuned model that
+ *                    answers those questions (sft-eval) did not learn the answers in tuning. It
+ *                    learned to answer, and it read the answers in pre-training. The held-out
+ *                    questions of the other files are the same ones.
+ *   one length       In every pair of answers, good and bad have the same number of bytes. A reward
+ *                    model that counts bytes gets nothing right. An evasion even begins with the
+ *                    same word as the truth: "Anna lives in Oslo." - "Anna keeps secrets."
+ *   unseen phrases   A third of the polite and rude phrases, and half of the evasions, occur in no
+ *                    tuning record. These phrases share no word with the others. Only pre-training
+ *                    text tells whether they are polite or rude ("Lena said: Cheeky brat. [...] The
+ *                    answer was rude."). preferences-unseen-eval asks the reward model about them.
+ *   both orders      Each comparison occurs twice, as A or B and as B or A. A model that always
+ *                    says "A" is right in one of the two.
+ *   the critique     A revision mends what the critique names and nothing else. Many critiques in
+ *                    training are wrong, and the revision follows them. revisions-control-eval
+ *                    shows rude answers with the critique "good", which must be left as they are. A
+ *                    model that is right on both that file and revisions-eval reads the critique.
+ *   other people     The domain task (which remedy for which illness) is trained on two thirds of
+ *                    the people. It asks about the others, whom its training does not mention. That
+ *                    is also why domain-old-eval, old questions about those others, measures how
+ *                    much the new task made the model forget.
  *
  * Part of it is Korean, at three bytes a syllable: the cities and foods, the same facts, never
- * asked in either language. The Korean held-out files are apart, so that one figure does not hide
- * the other.
+ * asked in either language. The Korean held-out files are separate, so that one figure does not
+ * hide the other.
  *
- * File                              Record, and what is in it
- *   pretrain, pretrain-eval         text: pages of up to 255 bytes. No paragraph of the second is
- * in the first facts                           multiple choice: "Anna lives in", one right value
- * and seven wrong ones sft, sft-eval,                  instruction/response: questions, answered in
- * a sentence sft-korean-eval mixed, mixed-eval               the start of reward model, PPO and
- * Constitutional AI: answers that are polite or rude, some evasive; critiques, revisions,
- * comparisons; Korean critiques-eval, revisions-eval, the same skills one by one, for an exact
- * match revisions-control-eval multiple-choice                 which answer is better, in both
- * orders preferences, preferences-eval,  instruction/chosen/rejected preferences-unseen-eval
- *   prompts, prompts-eval           prompt (complete, in the template); question and answer for a
- * program that checks domain, domain-eval,            instruction/response: remedies, and in the
- * first some old questions, lest they be domain-old-eval               forgotten summaries,
- * summaries-eval,      text/summary: which of three sentences tells what happened, without
- * adjective and place summaries-korean-eval
+ *   File                            Record, and its content
+ *   pretrain, pretrain-eval         text: pages of up to 255 bytes. No paragraph of the second
+ *                                   is in the first
+ *   facts                           multiple choice: "Anna lives in", one right value and seven
+ *                                   wrong ones
+ *   sft, sft-eval,                  instruction/response: questions, answered in a sentence
+ *     sft-korean-eval
+ *   mixed, mixed-eval               the start of reward model, PPO and Constitutional AI:
+ *                                   answers that are polite or rude, some evasive; critiques,
+ *                                   revisions, comparisons; Korean
+ *   critiques-eval, revisions-eval, the same skills one by one, for an exact match
+ *     revisions-control-eval
+ *   multiple-choice                 which answer is better, in both orders
+ *   preferences, preferences-eval,  instruction/chosen/rejected
+ *     preferences-unseen-eval
+ *   prompts, prompts-eval           prompt (complete, in the template); question and answer for
+ *                                   a program that checks
+ *   domain, domain-eval,            instruction/response: remedies, and in the first some old
+ *     domain-old-eval               questions, so that they are not forgotten
+ *   summaries, summaries-eval,      text/summary: the one of three sentences that tells an
+ *     summaries-korean-eval         event, without adjective and place
  *
  * Nothing here depends on the C library's random numbers, sorting, locale or floating point.
  */
@@ -553,16 +563,16 @@ static Text gossip(const Language *l, Dice *d) {
     return t;
 }
 
-/* An event, something beside the point before or after it, and how it ended. */
+/* An event, something irrelevant before or after it, and how it ended. */
 static Text story(const Language *l, Dice *d) {
     Event e = any_event(l, d);
     Text happened = event(l, e, d), t = {""};
-    Text beside = roll(d, 2) ? fact_somehow(l, e.person, roll(d, l->relation_count), d)
-                             : text("%s", any_of(l->asides, d));
+    Text aside = roll(d, 2) ? fact_somehow(l, e.person, roll(d, l->relation_count), d)
+                            : text("%s", any_of(l->asides, d));
     bool before = roll(d, 2);
-    if (before) join(&t, " ", beside.s);
+    if (before) join(&t, " ", aside.s);
     join(&t, " ", happened.s);
-    if (!before) join(&t, " ", beside.s);
+    if (!before) join(&t, " ", aside.s);
     Slots slots = {
         .person = l->people[e.person], .verb = l->verbs[e.verb], .thing = l->things[e.thing]};
     slots.other = l->people[another(e.person, d)];
@@ -570,8 +580,8 @@ static Text story(const Language *l, Dice *d) {
     return t;
 }
 
-/* Somebody says something about somebody, and what it was is said before or after. Here, and
-   nowhere else, a model reads what the unseen phrases and evasions are worth. */
+/* Somebody says something about somebody, and the text judges it before or after. Nowhere else does
+   a model read whether the unseen phrases and evasions are polite. */
 static Text scene(Dice *d) {
     int asking = roll(d, PEOPLE), saying = another(asking, d), about = roll(d, PEOPLE);
     const char *speaker = english.people[saying];
@@ -889,7 +899,7 @@ static void prompts_eval(FILE *out, Dice *d) {
 
 /* ---- the domain task ------------------------------------------------------------------------- */
 
-/* Anybody may come with any illness: what is to be learned is the remedy, not the patient. */
+/* Anybody may have any illness: the remedy is to be learned, not the patient. */
 static void write_patients(FILE *out, bool others) {
     for (int p = 0; p < PEOPLE; p++)
         for (int v = 0; v < VALUES && other_person(p) == others; v++)
@@ -927,14 +937,14 @@ static void domain_old_eval(FILE *out, Dice *d) { write_old_questions(out, true,
 
 /* ---- summaries ------------------------------------------------------------------------------- */
 
-/* Something beside the point: an aside, or a fact that may be told. */
-static Text beside_the_point(const Language *l, Dice *d) {
+/* Something irrelevant: an aside, or a fact that may be told. */
+static Text irrelevant(const Language *l, Dice *d) {
     int person = roll(d, PEOPLE), relation = roll(d, l->relation_count);
     bool telling = roll(d, 2) && !never_asked(person, relation);
     return telling ? fact_somehow(l, person, relation, d) : text("%s", any_of(l->asides, d));
 }
 
-/* n different events, among two sentences beside the point. */
+/* n different events, each among two irrelevant sentences. */
 static void write_summaries(FILE *out, const Language *l, bool held_out, int n, Dice *d) {
     enum { MOST_EVENTS = PEOPLE * 6 * 16 };
     int verbs = length_of(l->verbs), things = length_of(l->things), order[MOST_EVENTS];
@@ -945,7 +955,7 @@ static void write_summaries(FILE *out, const Language *l, bool held_out, int n, 
         Text t = {""};
         int place = roll(d, 3);
         for (int k = 0; k < 3; k++)
-            join(&t, " ", k == place ? event(l, e, d).s : beside_the_point(l, d).s);
+            join(&t, " ", k == place ? event(l, e, d).s : irrelevant(l, d).s);
         record(out, "text", t.s, "summary", gist(l, e).s, NULL);
         n--;
     }

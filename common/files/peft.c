@@ -318,7 +318,7 @@ int hf_bottleneck(const char *dir, const GPT2Config *base, Bottleneck *b, Error 
 
 char *hf_bottleneck_text(const Bottleneck *b, const GPT2Config *base, const char *base_name) {
     // the library computes dim as hidden_size // factor; without an exact factor, take the middle
-    // of those that give this dim
+    // of the factors that give this dim
     json_t *factor = base->n_embd % b->dim ? json_real(base->n_embd / (b->dim + 0.5))
                                            : json_integer(base->n_embd / b->dim);
     json_t *config = json_pack(

@@ -79,7 +79,7 @@ Child *child_start(const char *command, Error *e) {
 /* Its unread output for a message: at most 200 bytes, printable. */
 static const char *last_words(const Child *c, char text[256]) {
     if (!c->rest.n) return strcpy(text, "");
-    snprintf(text, 256, "; it said \"%.200s\"", c->rest.s);
+    snprintf(text, 256, "; it wrote \"%.200s\"", c->rest.s);
     for (char *p = text; *p; p++)
         if ((unsigned char)*p < ' ' || *p == 0x7F) *p = ' ';
     return text;
@@ -125,7 +125,7 @@ int child_ask(Child *c, const Str *question, int lines, double patience, Str *an
         ssize_t n = read(c->from, block, sizeof block);
         if (n == 0) return died(c, e);
         str_add(&c->rest, block, n > 0 ? (size_t)n : 0);
-        return fail(e, "'%s' said something before it was asked%s", c->command,
+        return fail(e, "'%s' wrote something before it was asked%s", c->command,
                     last_words(c, words));
     }
     while (seen < lines || written < question->n) {
@@ -167,7 +167,7 @@ int child_ask(Child *c, const Str *question, int lines, double patience, Str *an
     }
     size_t n = whole_lines(&c->rest, lines);
     if (seen > lines || n < c->rest.n)
-        return fail(e, "'%s' said more than the %d lines it was asked for%s", c->command, lines,
+        return fail(e, "'%s' wrote more than the %d lines it was asked for%s", c->command, lines,
                     last_words(c, words));
     answer->n = 0;
     str_add(answer, c->rest.s, n);

@@ -3,7 +3,7 @@
  *
  * The shell starts it. It reads lines on its standard input and writes as many to its standard
  * output, in their order; its standard error is ours. It may answer each line at once or wait for
- * more lines: we serve both pipes together, so neither side can wait for the other for ever. Ctrl-C
+ * more lines: we serve both pipes together, so the two sides cannot deadlock. Ctrl-C
  * does not reach it. On exit we close its standard input, then send SIGTERM. There can be one child
  * at a time.
  */

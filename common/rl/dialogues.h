@@ -79,9 +79,10 @@ typedef struct {
 /*
  * output: the run's directory; NULL or "": nothing is written. checkpoint: the one that the run
  * resumes at `epoch`, or NULL: a new run, which removes an older file. A resumed run reads the file
- * beside the checkpoint and checks that its dialogues of `epoch` are about these prompts, and, if
- * complete, that there is one for each of them. Only then it writes OUTPUT/transcripts.jsonl,
- * without the dialogues of later epochs. Whatever is wrong ends the program with 2.
+ * in the directory of the checkpoint and checks that its dialogues of `epoch` are about these
+ * prompts, and, if complete, that there is one for each of them. Only then it writes
+ * OUTPUT/transcripts.jsonl, without the dialogues of later epochs. Whatever is wrong ends the
+ * program with 2.
  */
 void transcripts_open(Transcripts *t, const Prompts *prompts, const char *output,
                       const char *checkpoint, int epoch, bool complete);

@@ -31,16 +31,16 @@ static void measure_answers(const Rollouts *r, Figures *f) {
 
 /* KL, entropy, and how much of the return's variance the critic explains. */
 static void measure_tokens(const Rollouts *r, Figures *f) {
-    const double E = r->E, T = r->T;
+    const double E = r->E, n = r->n_tokens;
     double squared = 0, error = 0, error_squared = 0;
-    for (int t = 0; t < r->T; t++) {
+    for (int t = 0; t < r->n_tokens; t++) {
         const double ret = (double)r->ret[t], d = ret - (double)r->value[t];
         f->kl_exact += (double)r->kl[t] / E;
         f->entropy -= (double)r->logp[t] / E;
-        f->returns += ret / T;
-        squared += ret * ret / T;
-        error += d / T;
-        error_squared += d * d / T;
+        f->returns += ret / n;
+        squared += ret * ret / n;
+        error += d / n;
+        error_squared += d * d / n;
     }
     const double variance = squared - f->returns * f->returns;
     const double unexplained = error_squared - error * error;

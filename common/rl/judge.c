@@ -157,8 +157,8 @@ static GPT2 *load_reward_model(const char *dir, const GPT2Limits *limits) {
     if (!model) die_usage("%s", e.text);
     if (!found)
         die_usage(
-            "%s has neither score.weight nor v_head.summary.weight: it is no reward model, and "
-            "reward.c can make it one",
+            "%s has neither score.weight nor v_head.summary.weight: it is not a reward model; "
+            "train one from it with ./reward",
             dir);
     gpt2_reserve(model, limits);
     return model;
@@ -229,7 +229,7 @@ static void score_answers(const Scoring *s, const Run *run, const char *template
     if (!s->response && !s->chat)
         die_usage(
             "--prompt needs an answer to score: --response, or --chat for one answer a line. A "
-            "reward model has no words of its own; a model that answers is for ./sft --prompt");
+            "reward model does not write answers; to get one, use ./sft --prompt");
     if (hf_config(dir, &config, &e)) die_usage("%s", e.text);
     chat_interrupts();
     Tokenizer *t = tokenizer_load(dir, &e);
@@ -262,8 +262,8 @@ static void score_answers(const Scoring *s, const Run *run, const char *template
 bool scoring_asked(const Scoring *s, const Run *run, const char *template, int max_length) {
     if (!s->prompt && (s->response || s->chat))
         die_usage(
-            "--response and --chat give answers to a --prompt, which is missing: a reward model "
-            "has no words of its own, it scores those of others");
+            "--response and --chat give answers to a --prompt, which is missing; a reward model "
+            "does not write answers, it scores them");
     if (s->score) score_file(s, run, template, max_length);
     if (s->prompt) score_answers(s, run, template);
     return s->score || s->prompt;

@@ -28,7 +28,7 @@ typedef struct {
 Texts texts_read(const char *path, const char *template, int max_length, const Tokenizer *t);
 void texts_free(Texts *x);
 /* The reward of each text (n) by a model with a scalar head. limits: sequences and tokens at once,
-   within those that the model has reserved. A text's reward does not depend on the others. */
+   within the limits that the model has reserved. A text's reward does not depend on the others. */
 void texts_score(GPT2 *model, const GPT2Limits *limits, const Texts *x, float *score);
 
 /* ---- the judge of a policy's answers --------------------------------------------------------- */
@@ -63,17 +63,17 @@ typedef struct {
      .may_change_on_resume = true,                                                                 \
      .conflicts = "data eval output resume dry_run normalize"},                                    \
     {"score_output", TEXT((variable).score_output, NULL),                                          \
-     "The JSONL file for the scores of --score; without it they are printed.",                     \
+     "The JSONL file to write the scores of --score to; without it they are printed.",             \
      .may_change_on_resume = true, .only_with = "score"},                                          \
     {"prompt", TEXT((variable).prompt, NULL),                                                      \
-     "Print the reward of an answer to this prompt, put into the template that --model was "       \
-     "trained in. The answer is --response, or each line of the input with --chat.",               \
+     "Print the reward of an answer to this prompt, in the template that --model was trained "     \
+     "in. The answer is --response, or each line of stdin with --chat.",                           \
      .may_change_on_resume = true,                                                                 \
      .conflicts = "data eval output resume dry_run score normalize"},                              \
     {"response", TEXT((variable).response, NULL), "The answer to --prompt that is scored.",        \
      .may_change_on_resume = true, .conflicts = "chat"},                                           \
     {"chat", SWITCH((variable).chat, "false"),                                                     \
-     "Score each line of the input as an answer to --prompt; an empty line or /exit ends it.",     \
+     "Score each line of stdin as an answer to --prompt; an empty line or /exit ends it.",         \
      .may_change_on_resume = true}
 // clang-format on
 

@@ -256,21 +256,19 @@ static double end_probability(PairBatch *b, GPT2 *model, const PairSet *x, int n
 void pairs_check_start(PairBatch *b, GPT2 *model, const Run *run, const PairSet *x) {
     if (run->total_steps == 0)
         die_usage(
-            "%s has no score.weight, so it is no reward model, and --max_steps 0 does not train "
-            "one",
+            "%s has no score.weight, so it is not a reward model, and --max_steps 0 does not "
+            "train one",
             run->model);
     const double end =
         end_probability(b, model, x, min_int(x->n, 32), run->per_device_train_batch_size,
                         tokenizer_eos(run->tokenizer));
     printf(
-        "%s has no score.weight: a new head. The model gives the end of text after chosen answers "
-        "a "
-        "probability of %.3f\n",
+        "%s has no score.weight, so it gets a new head. Its probability of the end of text after "
+        "a chosen answer is %.3f\n",
         run->model, end);
     if (end < 0.1)
         printf(
-            "note: that does not look like a model that was fine-tuned to answer in this template, "
-            "and the accuracy may stay at 50 %%. Give --model one from sft.c, or --template the "
-            "one "
-            "it was tuned in\n");
+            "note: this does not look like a model that was fine-tuned to answer in this template, "
+            "and the accuracy may stay at 50 %%. Use a --model that ./sft trained, or the "
+            "--template that it was trained in\n");
 }

@@ -18,8 +18,11 @@ static void load_ptx(RolloutTask *t, Run *run, const char *template) {
     if (!t->ptx.n) die_usage("%s (--ptx_data): no record has a token to score", t->ptx_data);
 }
 
-void rollout_task_load(RolloutTask *t, Run *run, const char *template) {
+void rollout_task_load(RolloutTask *t, Run *run, const Chat *chat) {
     const int positions = run->config.n_positions;
+    const char *template = chat->template;
+    if (chat->temperature < 0.01f)
+        die_usage("--temperature %g: rollouts are samples; the minimum is 0.01", chat->temperature);
     if (!t->reward_model && !t->reward_cmd)
         die_usage("one of --reward_model DIR and --reward_cmd 'program' is needed");
     if (t->batch_size % t->num_generations)
@@ -85,7 +88,7 @@ void rollout_task_open(RolloutTask *t, Run *run, bool has_critic, bool shared) {
     Error e;
     GPT2Limits judging = reading(t, run);
     judging.scored = 0;
-    const char *critic_from = t->reward_model ? t->reward_model : run->model;
+    const char *critic_from = t->reward_model ? t->reward_model : run->model;  // (21)
     Network *policy = &t->network[0], *reference = &t->network[1];
     Network *reward = &t->network[2], *critic = &t->network[3];
     *policy = (Network){.role = "policy",
@@ -110,9 +113,6 @@ void rollout_task_open(RolloutTask *t, Run *run, bool has_critic, bool shared) {
     int n = 2;
     if (t->reward_model) models[n++] = reward;
     if (has_critic && !shared) models[n++] = critic;
-    run_keep(run, "beta", &t->beta);
-    run_keep(run, "policy_updates", &t->policy_updates);
-    run_keep(run, "critic_updates", &t->critic_updates);
     networks_open(run, models);
     if (critic->model && !critic->has_head)
         printf("the critic starts from %s and a head of zeros\n", critic->from);
@@ -205,8 +205,9 @@ void rollout_task_mix_in(RolloutTask *t, Sums *s) {
     gpt2_backward(t->policy, dlogp, NULL, NULL);
 }
 
-void rollout_task_diverged(const RolloutTask *t, const Run *run, int epoch, int e, const Sums *s,
-                           double norm) {
+void rollout_task_check(const RolloutTask *t, const Run *run, int epoch, int e, const Sums *s,
+                        double norm) {
+    if (isfinite(s->policy) && isfinite(s->value) && isfinite(norm)) return;
     Str text = {0};
     rollouts_text(&t->r, e, true, run->tokenizer, &text);
     die("step %d, epoch %d: the policy's loss is %g, the critic's %g, the gradient's norm %g; "

@@ -10,6 +10,7 @@
 #include "rl/figures.h"
 #include "rl/judge.h"
 #include "rl/rollouts.h"
+#include "run/chat.h"
 #include "run/network.h"
 #include "run/run.h"
 #include "text/dataset.h"
@@ -25,15 +26,17 @@ typedef struct {
     int total_episodes, batch_size, num_generations;
     /* the rest is filled in by the functions below */
     Queries train, held_out;
-    int prompts;                        // of an iteration
-    int longest;                        // most tokens of a prompt with its answer
-    int answers;                        // the number of held-out prompts that are answered
-    Network network[4];                 // policy, reference, reward model, critic
-    GPT2 *policy, *reference, *critic;  // critic: NULL, a model of its own, or the policy
-    double beta, policy_updates, critic_updates;  // the stage's; kept in checkpoints
+    int prompts;                            // of an iteration
+    int longest;                            // most tokens of a prompt with its answer
+    int answers;                            // the number of held-out prompts that are answered
+    Network network[4];                     // policy, reference, reward model, critic
+    GPT2 *policy, *reference, *critic;      // critic: NULL, a separate model, or the policy
+    double beta;                            // of the KL penalty; the stage sets it
+    double policy_updates, critic_updates;  // optimiser steps, counted by the stage in
+                                            // doubles, which run_keep needs
     Judge judge;
     Rollouts r;   // the answers of this iteration
-    Rows rows;    // a batch of them
+    Rows rows;    // the micro-batch of them that is in the network
     Dataset ptx;  // of --ptx_data
     RaggedBatch ptx_batch;
     /* held-out answers, before training and after */
@@ -44,80 +47,80 @@ typedef struct {
 } RolloutTask;
 
 /* Rows of a stage's table of flags, for task, a RolloutTask in static storage. */
-#define ROLLOUT_FLAGS(task)                                                                      \
-    {"reward_model", TEXT((task).reward_model, NULL),                                            \
-     "The directory of the reward model, as reward.c writes it."},                               \
-        {"reward_cmd", TEXT((task).reward_cmd, NULL),                                            \
-         "A program that judges instead of a reward model. It reads lines {\"prompt\", "         \
-         "\"response\"} "                                                                        \
-         "and answers each with a line {\"score\"}.",                                            \
-         .conflicts = "reward_model"},                                                           \
-        {"reward_timeout", NUMBER((task).reward_timeout, "60", 0.1, 1e6),                        \
-         "End the run after this many seconds without an answer of --reward_cmd.",               \
-         .may_change_on_resume = true, .only_with = "reward_cmd"},                               \
-        {"critic_model", TEXT((task).critic_model, NULL),                                        \
-         "(21) The directory of the critic's start; default: the reward model, or else the "     \
-         "policy with a value head of zeros."},                                                  \
-        {"strict", SWITCH((task).strict, "false"),                                               \
-         "Stop at the first bad line of a data file instead of skipping it."},                   \
-        {"max_prompt_length", NUMBER((task).max_prompt_length, "512", 1, 1 << 20),               \
-         "The most tokens of a prompt; a longer one loses its beginning."},                      \
-        {"response_length", NUMBER((task).response_length, "53", 1, 1 << 20),                    \
-         "The most tokens of an answer in training."},                                           \
-        {"total_episodes", NUMBER((task).total_episodes, "0", 0, 2e9),                           \
-         "The number of answers in all; 0 goes --num_train_epochs times through the prompts."},  \
-        {"batch_size", NUMBER((task).batch_size, "64", 1, 1 << 20),                              \
-         "The number of answers in an iteration, which is one step of the run."},                \
-        {"num_generations", NUMBER((task).num_generations, "1", 1, 1 << 16),                     \
-         "The number of answers to each prompt of an iteration."},                               \
-        {"rollout_slots", NUMBER((task).rollout_slots, "32", 1, 4096),                           \
-         "The number of answers that are sampled at the same time.",                             \
-         .may_change_on_resume = true},                                                          \
-        {"eval_samples", NUMBER((task).eval_samples, "64", 0, 1e6),                              \
-         "The number of held-out prompts that are answered before, during and after training."}, \
-        {"dump_rollouts", TEXT((task).dump_rollouts, NULL),                                      \
-         "Write every answer with the numbers of its tokens to this file, one JSON line each.",  \
-         .may_change_on_resume = true},                                                          \
-    {                                                                                            \
-        "replay", TEXT((task).replay, NULL),                                                     \
-            "Read the answers and their numbers from a file of --dump_rollouts instead of "      \
-            "sampling and "                                                                      \
-            "judging.",                                                                          \
-            .may_change_on_resume = true                                                         \
+#define ROLLOUT_FLAGS(task)                                                                        \
+    {"reward_model", TEXT((task).reward_model, NULL),                                              \
+     "The directory of the reward model, as reward.c writes it."},                                 \
+        {"reward_cmd", TEXT((task).reward_cmd, NULL),                                              \
+         "A program that judges instead of a reward model. It reads lines "                        \
+         "{\"prompt\", \"response\"} and answers each with a line {\"score\"}.",                   \
+         .conflicts = "reward_model"},                                                             \
+        {"reward_timeout", NUMBER((task).reward_timeout, "60", 0.1, 1e6),                          \
+         "End the run after this many seconds without output from --reward_cmd.",                  \
+         .may_change_on_resume = true, .only_with = "reward_cmd"},                                 \
+        {"critic_model", TEXT((task).critic_model, NULL),                                          \
+         "(21) The directory of the model that the critic is initialised from; without it, the "   \
+         "reward model, or else the policy with a value head of zeros.",                           \
+         .only_with = "advantage=gae"},                                                            \
+        {"strict", SWITCH((task).strict, "false"),                                                 \
+         "Stop at the first bad line of a data file instead of skipping it."},                     \
+        {"max_prompt_length", NUMBER((task).max_prompt_length, "512", 1, 1 << 20),                 \
+         "The most tokens of a prompt; a longer one loses its beginning."},                        \
+        {"response_length", NUMBER((task).response_length, "53", 1, 1 << 20),                      \
+         "The most tokens of an answer in training."},                                             \
+        {"total_episodes", NUMBER((task).total_episodes, "0", 0, 2e9),                             \
+         "The number of answers in the run; 0 makes --num_train_epochs passes over the prompts."}, \
+        {"batch_size", NUMBER((task).batch_size, "64", 1, 1 << 20),                                \
+         "The number of answers in an iteration, which is one step of the run."},                  \
+        {"num_generations", NUMBER((task).num_generations, "1", 1, 1 << 16),                       \
+         "The number of answers to each prompt of an iteration."},                                 \
+        {"rollout_slots", NUMBER((task).rollout_slots, "32", 1, 4096),                             \
+         "The number of answers that are sampled at the same time.",                               \
+         .may_change_on_resume = true},                                                            \
+        {"eval_samples", NUMBER((task).eval_samples, "64", 0, 1e6),                                \
+         "The number of held-out prompts that are answered before, during and after training."},   \
+        {"dump_rollouts", TEXT((task).dump_rollouts, NULL),                                        \
+         "Write every answer with the numbers of its tokens to this file, one JSON line each.",    \
+         .may_change_on_resume = true},                                                            \
+    {                                                                                              \
+        "replay", TEXT((task).replay, NULL),                                                       \
+            "Read the answers and their numbers from a file of --dump_rollouts instead of "        \
+            "sampling and judging.",                                                               \
+            .may_change_on_resume = true                                                           \
     }
 
 /* What a score becomes. The numbers are those of ppo.c's list of details. */
-#define SCORE_FLAGS(task)                                                                    \
-    {"missing_eos_penalty", NUMBER((task).missing_eos_penalty, "0", 0, 1e6),                 \
-     "(2) Subtract this from the score of an answer that does not end."},                    \
-        {"non_eos_penalty", SWITCH((task).non_eos_penalty, "false"),                         \
-         "(2) Replace the score of an answer that does not end by --penalty_reward_value."}, \
-        {"penalty_reward_value", NUMBER((task).penalty_reward_value, "-1", 0, 0),            \
-         "(2) The score of an answer that does not end, with --non_eos_penalty.",            \
-         .only_with = "non_eos_penalty"},                                                    \
-    {                                                                                        \
-        "score_clip", NUMBER((task).score_clip, "0", 0, 1e6),                                \
-            "(3) Clip scores to ± this; 0 never clips."                                     \
+#define SCORE_FLAGS(task)                                                             \
+    {"missing_eos_penalty", NUMBER((task).missing_eos_penalty, "0", 0, 1e6),          \
+     "(2) Subtract this from the score of an answer without end of text."},           \
+        {"non_eos_penalty", SWITCH((task).non_eos_penalty, "false"),                  \
+         "(2) Give an answer without end of text the score --penalty_reward_value."}, \
+        {"penalty_reward_value", NUMBER((task).penalty_reward_value, "-1", 0, 0),     \
+         "(2) The score of an answer without end of text, with --non_eos_penalty.",   \
+         .only_with = "non_eos_penalty"},                                             \
+    {                                                                                 \
+        "score_clip", NUMBER((task).score_clip, "0", 0, 1e6),                         \
+            "(3) Clip scores to ± this; 0 never clips."                              \
     }
 
 /* Records of supervised learning, mixed into reinforcement learning */
-#define PTX_FLAGS(task)                                                                    \
-    {"ptx_data", TEXT((task).ptx_data, NULL),                                              \
-     "(20) Records of supervised learning to mix in, in the formats of sft."},             \
-        {"ptx_coef", NUMBER((task).ptx_coef, "27.8", 0, 1e6),                              \
-         "(20) The weight c_ptx of their loss.", .only_with = "ptx_data"},                 \
-    {                                                                                      \
-        "ptx_batch_size", NUMBER((task).ptx_batch_size, "8", 1, 1 << 16),                  \
-            "(20) The number of these records in each minibatch.", .only_with = "ptx_data" \
+#define PTX_FLAGS(task)                                                                         \
+    {"ptx_data", TEXT((task).ptx_data, NULL),                                                   \
+     "(20) A JSONL file of records as for sft --data, the pre-training mix of PPO-ptx."},       \
+        {"ptx_coef", NUMBER((task).ptx_coef, "27.8", 0, 1e6),                                   \
+         "(20) The coefficient c_ptx of the loss on --ptx_data.", .only_with = "ptx_data"},     \
+    {                                                                                           \
+        "ptx_batch_size", NUMBER((task).ptx_batch_size, "8", 1, 1 << 16),                       \
+            "(20) The number of --ptx_data records in each minibatch.", .only_with = "ptx_data" \
     }
 
 /* Reads the prompts of --data and --eval and the records of --ptx_data, remembers their content and
-   the template for the checkpoints, and plans the run: a step is an iteration. Wrong input ends the
-   program with 2. */
-void rollout_task_load(RolloutTask *t, Run *run, const char *template);
+   the template for the checkpoints, and plans the run: a step is an iteration. chat: its template,
+   and the temperature of all sampling. Wrong input ends the program with 2. */
+void rollout_task_load(RolloutTask *t, Run *run, const Chat *chat);
 /* Opens the models (networks_open): the policy, its reference, which is --model as it was, the
-   reward model and, with a critic, a model for it or (shared) a head on the policy. Starts
-   --reward_cmd, makes room for the answers, and begins the file of --dump_rollouts. */
+   reward model and, with a critic, a model for it or (shared) a head on the policy. Resumes, and so
+   sets the numbers of run_keep, which comes before. Starts --reward_cmd, makes room for the
+   answers, and begins the file of --dump_rollouts. */
 void rollout_task_open(RolloutTask *t, Run *run, bool has_critic, bool shared);
 
 /* Sets r.query to the prompts of this step, each num_generations times in a row. An epoch goes
@@ -135,10 +138,10 @@ double shaped_score(const RolloutTask *t, float score, bool ended);
 /* Adds the answers of this step to the file of --dump_rollouts, if there is one. */
 void rollout_task_dump(const RolloutTask *t, const Run *run);
 
-/* Ends the program with 1 and a message: the loss or the gradient's norm of a minibatch, whose
-   first answer is e, is not finite. */
-__attribute__((noreturn)) void rollout_task_diverged(const RolloutTask *t, const Run *run,
-                                                     int epoch, int e, const Sums *s, double norm);
+/* Ends the program with 1 if a loss of a minibatch or the gradient's norm is not finite. e: the
+   first answer of the minibatch, which the message shows. */
+void rollout_task_check(const RolloutTask *t, const Run *run, int epoch, int e, const Sums *s,
+                        double norm);
 
 /* Answers the held-out prompts as in training, always from the same random numbers, and judges the
    answers. False: there are none. */

@@ -53,25 +53,25 @@ void queries_free(Queries *q) {
 /* ---- answers --------------------------------------------------------------------------------- */
 
 Rollouts rollouts_new(int E, int prompt, int answer) {
-    const size_t n = (size_t)E, T = n * (size_t)answer, i = sizeof(int), f = sizeof(float);
+    const size_t n = (size_t)E, tokens = n * (size_t)answer, i = sizeof(int), f = sizeof(float);
     return (Rollouts){.longest = answer,
                       .query = xmalloc(n * i),
                       .begin = xcalloc(n + 1, i),
-                      .tokens = xmalloc((T + n * (size_t)prompt) * i),
+                      .tokens = xmalloc((tokens + n * (size_t)prompt) * i),
                       .start = xcalloc(n + 1, i),
                       .ended = xmalloc(n),
                       .score = xmalloc(n * f),
                       .shaped = xcalloc(n, sizeof(double)),
                       .order = xmalloc(n * i),
-                      .logp = xcalloc(T, f),
-                      .ref_logp = xcalloc(T, f),
-                      .kl = xcalloc(T, f),
-                      .value = xcalloc(T, f),
-                      .reward = xcalloc(T, f),
-                      .advantage = xcalloc(T, f),
-                      .ret = xcalloc(T, f),
-                      .A = xcalloc(T, f),
-                      .gathered = xcalloc(T, f)};
+                      .logp = xcalloc(tokens, f),
+                      .ref_logp = xcalloc(tokens, f),
+                      .kl = xcalloc(tokens, f),
+                      .value = xcalloc(tokens, f),
+                      .reward = xcalloc(tokens, f),
+                      .advantage = xcalloc(tokens, f),
+                      .ret = xcalloc(tokens, f),
+                      .A = xcalloc(tokens, f),
+                      .gathered = xcalloc(tokens, f)};
 }
 
 void rollouts_free(Rollouts *r) {
@@ -115,7 +115,7 @@ void rollouts_sample(Rollouts *r, GPT2 *policy, const Queries *q, const Sampler 
         r->start[e + 1] = g.start[e + 1];
         r->ended[e] = g.ended[e];
     }
-    r->T = g.start[r->E];
+    r->n_tokens = g.start[r->E];
     generation_free(&g);
     free(start);
     free(tokens.v);
@@ -289,7 +289,7 @@ void rollouts_replay(Rollouts *r, int E, const Queries *q, int step, const char 
     size_t room = 0;
     const int most = q->longest + r->longest;
     double *x = (double *)xmalloc(sizeof(double) * (size_t)most);
-    r->E = r->T = 0;
+    r->E = r->n_tokens = 0;
     for (ssize_t n; r->E < E && (n = getline(&line, &room, f)) > 0;) {
         snprintf(wanted, sizeof wanted, "{\"step\": %d, \"episode\": %d, ", step, r->E);
         if (strncmp(line, wanted, strlen(wanted)) || line[n - 1] != '\n')
@@ -309,10 +309,10 @@ void rollouts_replay(Rollouts *r, int E, const Queries *q, int step, const char 
                                min_int(r->longest, length - 1), x);
         for (int k = 0; k < DUMPED; k++) {
             dumped_numbers(path, line, (size_t)n, dumped[k], T, T, x);
-            for (int t = 0; t < T; t++) dumped_part(r, k)[r->T + t] = (float)x[t];
+            for (int t = 0; t < T; t++) dumped_part(r, k)[r->n_tokens + t] = (float)x[t];
         }
         r->begin[e + 1] = r->begin[e] + length;
-        r->start[e + 1] = r->T += T;
+        r->start[e + 1] = r->n_tokens += T;
     }
     if (r->E < E)
         die_usage("--replay %s holds %d answers of step %d, where --batch_size is %d", path, r->E,

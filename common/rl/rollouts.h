@@ -29,10 +29,10 @@ void queries_free(Queries *q);
 
 /* ---- answers, and a number for each of their tokens ------------------------------------------ */
 
-/* The numbers of all answers are laid end to end: those of answer e are [start[e] .. start[e+1]).
- */
+/* The answers of an iteration. Each array of per-token numbers concatenates the answers: the
+   numbers of answer e are [start[e] .. start[e+1]). T is the length of one answer. */
 typedef struct {
-    int E, T;             // answers, and tokens of all of them
+    int E, n_tokens;      // answers, and tokens of all of them
     int longest;          // most tokens of an answer
     int *query;           // (E) the prompt that each answers
     int *begin, *tokens;  // (E+1) prompt and answer e are tokens[begin[e] .. begin[e+1])
@@ -41,11 +41,12 @@ typedef struct {
     float *score;         // (E) as the judge gave it
     double *shaped;       // (E) as the policy learns from it
     int *order;           // (E) room for a permutation of the answers
-    /* (T) */
+    /* (n_tokens) */
     float *logp, *ref_logp;                   // log π_old and log π_ref of the token
     float *kl;                                // KL(π_old || π_ref) over the whole vocabulary
-    float *value, *reward, *advantage, *ret;  // V, r, A, R
-    float *A;                                 // A as a minibatch uses it
+    float *value, *reward, *advantage, *ret;  // V, r, A, and the return R
+    float *A;                                 // advantage as the current minibatch uses it, perhaps
+                                              // whitened; advantage itself stays
     float *gathered;                          // room for rollouts_gather
 } Rollouts;
 
@@ -72,8 +73,9 @@ void rollouts_replay(Rollouts *r, int E, const Queries *q, int step, const char 
 
 /* ---- batches of answers ---------------------------------------------------------------------- */
 
-/* Row i reads a token and predicts the next one, target[i], whose numbers are at of[i] in Rollouts.
-   Both are -1 where the next token belongs to a prompt. */
+/* The micro-batch in the network: some answers with their prompts, concatenated without padding. It
+   has one row per position, N in all. Row i reads a token and predicts the next one, target[i],
+   whose numbers are at of[i] in Rollouts. Both are -1 where the next token belongs to a prompt. */
 typedef struct {
     Batch batch;
     int *start, *tokens, *target, *of;      // (S+1), then (N)
@@ -89,10 +91,11 @@ void rows_free(Rows *b);
 void rows_fill(Rows *b, const Rollouts *r, const int *which, int n);
 /* The same with the next answers from `from` on, B of them or as many as there are. */
 void rows_range(Rows *b, const Rollouts *r, int from, int B);
-/* numbers[of[i]] = row[i], for the rows that predict an answer's token. */
+/* Copies a result of the rows, (N), back: numbers[of[i]] = row[i] for the rows with target[i] >= 0.
+   numbers is an array of Rollouts. */
 void rows_keep(const Rows *b, const float *row, float *numbers);
-/* Ends the program with 1 unless logp, of a forward pass in training, has the bits of old_logp,
-   which was computed while the answers were sampled. */
+/* Ends the program with 1 unless logp, of a forward pass in training, is bitwise identical to
+   old_logp, which was computed while the answers were sampled. */
 void rows_check(const Rows *b);
 
 #endif

@@ -213,7 +213,7 @@ void chat_hold(Chat *c, GPT2 *model, uint64_t seed) {
               stderr);
     for (char *line; c->chat && (line = chat_line()); free(line))
         if (take_turn(c, line, &e))
-            fprintf(stderr, "note: that %s\n", e.text);
+            fprintf(stderr, "note: the turn %s\n", e.text);
         else
             answer(c, model, seed);
 }

@@ -29,50 +29,60 @@ typedef struct Chat {
     int forgotten;  // turns cut from its front
 } Chat;
 
-/* Rows of a stage's table of flags, for chat, a Chat in static storage. rest: the stage's own flags
-   that conflict with --prompt and --chat. */
-#define CHAT_FLAGS(variable, rest)                                                         \
-    CHAT_PROMPT_FLAGS(variable, rest),                                                     \
-        {"temperature", NUMBER((variable).temperature, "0.7", 0, 100),                     \
-         "The sampling temperature of these answers; 0 always takes the likeliest token.", \
-         .may_change_on_resume = true, .only_with = "prompt chat"},                        \
+/* Rows of a stage's table of flags, for chat, a Chat in static storage. rest: names of the stage's
+   own flags, "a b c"; giving one together with --prompt or --chat is refused. */
+#define CHAT_FLAGS(variable, rest)                                                  \
+    CHAT_PROMPT_FLAGS(variable, rest),                                              \
+        {"temperature", NUMBER((variable).temperature, "0.7", 0, 100),              \
+         "The temperature of sampled answers; 0 always takes the likeliest token.", \
+         .may_change_on_resume = true, .only_with = "prompt chat"},                 \
         CHAT_LENGTH_FLAG(variable), CHAT_TOP_FLAGS(variable)
 
 /* Parts of CHAT_FLAGS, for stages that define the other flags themselves */
-#define CHAT_PROMPT_FLAGS(variable, rest)                                                         \
-    TITLE("Answers instead of training"),                                                         \
-        {"prompt", TEXT((variable).prompt, NULL),                                                 \
-         "Answer this text, put into the template that --model was trained in.",                  \
-         .may_change_on_resume = true, .conflicts = "data eval output resume dry_run " rest},     \
-    {                                                                                             \
-        "chat", SWITCH((variable).chat, "false"),                                                 \
-            "Hold a conversation: each line of the input is a turn; an empty line or /exit ends " \
-            "it.",                                                                                \
-            .may_change_on_resume = true, .conflicts = "data eval output resume dry_run " rest    \
+#define CHAT_PROMPT_FLAGS(variable, rest)                                                        \
+    TITLE("Answers instead of training"),                                                        \
+        {"prompt", TEXT((variable).prompt, NULL),                                                \
+         "Answer this text, in the template that --model was trained in, and do not train.",     \
+         .may_change_on_resume = true, .conflicts = "data eval output resume dry_run " rest},    \
+    {                                                                                            \
+        "chat", SWITCH((variable).chat, "false"),                                                \
+            "Answer each line of stdin as a turn of a conversation, and do not train; an empty " \
+            "line or /exit ends it.",                                                            \
+            .may_change_on_resume = true, .conflicts = "data eval output resume dry_run " rest   \
     }
 
 #define CHAT_LENGTH_FLAG(variable)                                             \
     {                                                                          \
         "max_new_tokens", NUMBER((variable).max_new_tokens, "64", 1, 1 << 20), \
-            "The longest answer, in tokens.", .may_change_on_resume = true     \
+            "The most tokens of an answer.", .may_change_on_resume = true      \
     }
 
-#define CHAT_TOP_FLAGS(variable)                                                                  \
-    {"top_k", NUMBER((variable).top_k, "0", 0, 1e9),                                              \
-     "Sample each token of an answer from the N likeliest; 0 samples from all.",                  \
-     .may_change_on_resume = true, .only_with = "prompt chat"},                                   \
-    {                                                                                             \
-        "top_p", NUMBER((variable).top_p, "1", 1e-6, 1),                                          \
-            "Sample each token of an answer from the likeliest whose probabilities sum to this.", \
-            .may_change_on_resume = true, .only_with = "prompt chat"                              \
+#define CHAT_TOP_FLAGS(variable)                                                              \
+    {"top_k", NUMBER((variable).top_k, "0", 0, 1e9),                                          \
+     "Sample a token of an answer from this many of the likeliest; 0 samples from all.",      \
+     .may_change_on_resume = true, .only_with = "prompt chat"},                               \
+    {                                                                                         \
+        "top_p", NUMBER((variable).top_p, "1", 1e-6, 1),                                      \
+            "Sample a token of an answer from the likeliest ones whose probabilities sum to " \
+            "this.",                                                                          \
+            .may_change_on_resume = true, .only_with = "prompt chat"                          \
     }
+
+/* The same flags as CHAT_FLAGS but temperature, for a stage whose training does not use
+   max_new_tokens */
+#define CHAT_ONLY_FLAGS(variable, rest)                                         \
+    CHAT_PROMPT_FLAGS(variable, rest),                                          \
+        {"max_new_tokens", NUMBER((variable).max_new_tokens, "64", 1, 1 << 20), \
+         "The most tokens of an answer.", .may_change_on_resume = true,         \
+         .only_with = "prompt chat"},                                           \
+        CHAT_TOP_FLAGS(variable)
 
 /* The text around an instruction. Not a part of CHAT_FLAGS: the stage chooses its place. */
-#define TEMPLATE_FLAG(variable)                                                                  \
-    {                                                                                            \
-        "template", TEXT((variable).template, NULL),                                             \
-            "The text around an instruction, before the response: {instruction}, [[... {input} " \
-            "...]], \\n."                                                                        \
+#define TEMPLATE_FLAG(variable)                                                                \
+    {                                                                                          \
+        "template", TEXT((variable).template, NULL),                                           \
+            "The text before a response. It contains {instruction}; a part in [[ ]] contains " \
+            "{input} and is left out without one; \\n is a new line."                          \
     }
 
 /* Is there a prompt to answer, or a conversation to hold? */

@@ -287,26 +287,32 @@ static int read_setting(const FlagTable *t, int n, const char *const *word, int 
     return fail(e, "--%s has no value; it takes %s", s->flag->name, takes_text(s->flag, takes));
 }
 
+/* Is the flag given, or a switch that a line of the program turned on? */
+static bool is_on(const Flag *f) {
+    return f->given || (f->type == FLAG_BOOL && *(const bool *)f->value);
+}
+
 /* Do the two exclude each other? */
 static bool conflict(const Flag *a, const Flag *b) {
     return word_in(a->conflicts, b->name) || word_in(b->conflicts, a->name);
 }
 
-static bool conflicts_with_given(const FlagTable *t, const Flag *f) {
+static bool conflicts_with_set(const FlagTable *t, const Flag *f) {
     for (const Flag *g = t->row; g->name; g++)
-        if (g->given && conflict(f, g)) return true;
+        if (is_on(g) && conflict(f, g)) return true;
     return false;
 }
 
 /* Applies a line of the program itself. In the example, a value "test/..." becomes the path that
-   example_file finds, and a flag that conflicts with a given one is left out. */
+   example_file finds, and a flag that conflicts with a given one, or with a switch that is on, is
+   left out. */
 static int apply_line(const FlagTable *t, const char *const *line, bool example, Error *e) {
     int n = 0;
     while (line && line[n]) n++;
     for (int i = 0; i < n; i++) {
         Setting s;
         if (read_setting(t, n, line, &i, &s, e)) return -1;
-        if (example && conflicts_with_given(t, s.flag)) continue;
+        if (example && conflicts_with_set(t, s.flag)) continue;
         if (example && !strncmp(s.value, "test/", 5)) s.value = example_file(s.value + 5);
         if (set_flag(s.flag, s.value, e)) return -1;
     }
@@ -337,9 +343,15 @@ static bool any_given(const FlagTable *t, const char *list) {
     return false;
 }
 
-/* Is a flag of the list set, by the command line or by any line of the program? */
+/* Is a flag of the list set, by the command line or by any line of the program? The word name=value
+   asks for this value of a choice. */
 static bool any_set(const FlagTable *t, const char *list) {
     for (const Flag *f = t->row; f->name; f++) {
+        char value[64], word[128];
+        if (f->type == FLAG_CHOICE) {
+            snprintf(word, sizeof word, "%s=%s", f->name, flag_text(f, value));
+            if (word_in(list, word)) return true;
+        }
         if (f->type == FLAG_TITLE || !word_in(list, f->name)) continue;
         const char *text = f->type == FLAG_TEXT ? *(const char **)f->value : NULL;
         if (f->given || (text && *text) || (f->type == FLAG_BOOL && *(bool *)f->value)) return true;
@@ -350,10 +362,13 @@ static bool any_set(const FlagTable *t, const char *list) {
 /* Checks conflicts and only_with of the flags that are given. */
 static int check_given(const FlagTable *t, Error *e) {
     for (const Flag *a = t->row; a->name; a++) {
-        if (!a->given) continue;
-        for (const Flag *b = t->row; b->name; b++)
+        for (const Flag *b = t->row; b->name && is_on(a); b++)
             if (b->given && word_in(a->conflicts, b->name))
-                return fail(e, "--%s and --%s are both given; give one of them", a->name, b->name);
+                return fail(e,
+                            a->given ? "--%s and --%s are both given; give one of them"
+                                     : "--%s is on, and --%s has no effect with it",
+                            a->name, b->name);
+        if (!a->given) continue;
         if (a->only_with && !any_set(t, a->only_with)) {
             Str names = {0};
             for (const char *p = a->only_with; *p; p += *p == ' ') {
@@ -466,8 +481,11 @@ void flags_print_help(const FlagTable *t, const FlagLines *lines, const char *pr
             continue;
         }
         const char *value = flag_text(f, text);
-        int column = printf("  --%-28s %-12s ", f->name, value && *value ? value : "-");
-        if (column > LINE_WIDTH / 2) column = printf("\n%46s", "") - 1;  // after a long default
+        int column = printf("  --%-28s %-12s", f->name, value && *value ? value : "-");
+        if (column >= LINE_WIDTH / 2)
+            column = printf("\n%46s", "") - 1;  // after a long default
+        else
+            column += printf(" ");
         Str help = {0};
         if (f->choices) str_printf(&help, "%s: ", f->choices);
         str_printf(&help, "%s", f->help);
@@ -491,7 +509,7 @@ void flags_print_help(const FlagTable *t, const FlagLines *lines, const char *pr
 
 /* May a command line that repeats the run name this flag? If not, its value has no effect. */
 static bool may_echo(const FlagTable *t, const Flag *f) {
-    if (!f->given && conflicts_with_given(t, f)) return false;
+    if (!f->given && conflicts_with_set(t, f)) return false;
     return !f->only_with || any_set(t, f->only_with);
 }
 

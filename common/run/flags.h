@@ -37,8 +37,10 @@ typedef struct {
     const char *help;           // one complete sentence, with the unit
     bool may_change_on_resume;  // the flag cannot change the bits of a run
     const char *bare;           // FLAG_TEXT: the value of --name alone; NULL = a value is needed
-    const char *conflicts;      // "data eval": flags that are refused together with this one
-    const char *only_with;  // "prompt chat": without one of these it has no effect, and is refused
+    const char *conflicts;      // "data eval": flags that are refused together with this one, when
+                                // this one is given or is a switch that is on
+    const char *only_with;  // "prompt chat" or "advantage=gae", a value of a choice: without one of
+                            // these it has no effect, and is refused
     bool given;  // by flags_parse: on the command line, and neither false nor an empty text
 } Flag;
 
@@ -105,8 +107,8 @@ const char *flag_text(const Flag *f, char text[64]);
 /* Prints --help on stdout: each flag's name, default and help, the presets, and the example. */
 void flags_print_help(const FlagTable *t, const FlagLines *lines, const char *program,
                       const char *about);
-/* Prints all values on stdout, as flags that repeat the run. A flag that conflicts with a given
-   one, or has no effect without one that is not set, is left out. */
+/* Prints all values on stdout, as flags that repeat the run. A flag is left out if it conflicts
+   with a given one or a switch that is on, or has no effect without one that is not set. */
 void flags_echo(const FlagTable *t);
 
 /* The path of a file of the built-in example: test/NAME in the program's directory or up to two

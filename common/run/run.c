@@ -49,11 +49,11 @@ static void add_run_flags(Run *run, const char *without) {
         {"per_device_train_batch_size", NUMBER(run->per_device_train_batch_size, "4", 1, 65536),
          "The number of examples that pass through the model together."},
         {"gradient_accumulation_steps", NUMBER(run->gradient_accumulation_steps, "2", 1, 65536),
-         "The number of such batches in one optimiser step."},
+         "The number of batches whose gradients add up to one optimiser step."},
         {"num_train_epochs", NUMBER(run->num_train_epochs, "3", 0, 1e6),
-         "The number of passes over the data, which may be a fraction."},
+         "The number of passes over the training data, which may be a fraction."},
         {"max_steps", NUMBER(run->max_steps, "-1", -1, 1e9),
-         "The number of optimiser steps, instead of epochs; 0 only evaluates; -1 counts epochs."},
+         "The number of optimiser steps; 0 only evaluates; -1 trains for --num_train_epochs."},
         {"dataloader_drop_last", SWITCH(run->dataloader_drop_last, "false"),
          "Leave out the examples of an epoch that do not fill a whole batch."},
         {"learning_rate", NUMBER(run->learning_rate, "5e-5", 0, 10), "The peak learning rate."},
@@ -67,7 +67,7 @@ static void add_run_flags(Run *run, const char *without) {
         {"weight_decay", NUMBER(run->weight_decay, "0.01", 0, 10),
          "AdamW's weight decay, which applies to matrices only."},
         {"max_grad_norm", NUMBER(run->max_grad_norm, "1", 0, INFINITY),
-         "Clip the gradient to this norm; 0 never clips."},
+         "Clip the norm of the whole gradient to this; 0 never clips."},
         {"adam_beta1", NUMBER(run->adam_beta1, "0.9", 0, 0.999999),
          "The decay of AdamW's first moment per step."},
         {"adam_beta2", NUMBER(run->adam_beta2, "0.999", 0, 0.999999),
@@ -75,7 +75,7 @@ static void add_run_flags(Run *run, const char *without) {
         {"adam_epsilon", NUMBER(run->adam_epsilon, "1e-8", 1e-20, 1),
          "AdamW adds this to the root of the second moment."},
         {"seed", NUMBER(run->seed, "42", 0, INFINITY),
-         "The random seed, of which every random number is a function."},
+         "The seed of all random numbers. The same seed and flags give the same result."},
         TITLE("Machine"),
         {"bf16", SWITCH(run->bf16, "false"),
          "Round the factors of every matrix product to bf16, which is faster on CPUs with AVX-512 "
@@ -141,7 +141,7 @@ static void on_signal(int number) {
         return;
     }
     interrupted = number;
-    if (write(STDERR_FILENO, text, sizeof text - 1) < 0) return;  // it stops all the same
+    if (write(STDERR_FILENO, text, sizeof text - 1) < 0) return;  // it stops anyway
 }
 
 static void catch_signal(int number) {
@@ -292,7 +292,7 @@ static double as_written(float x) {
     return strtod(number_text((double)x, text), NULL);
 }
 
-/* The examples of an epoch: all, or those that fill whole batches. */
+/* The examples of an epoch: all, or as many as fill whole batches. */
 static int used_examples(const Run *run) {
     const int examples = run->state->examples;
     return run->dataloader_drop_last ? examples - examples % run->per_device_train_batch_size
@@ -390,7 +390,8 @@ static void show_progress(Run *run, double loss, double now) {
     struct RunState *s = run->state;
     const int done = run->step + 1, left = run->total_steps - done;
     Str line = {0};
-    str_printf(&line, "step %d/%d  loss %.4f", done, run->total_steps, loss);
+    str_printf(&line, "step %d/%d", done, run->total_steps);
+    if (!isnan(loss)) str_printf(&line, "  loss %.4f", loss);
     if (s->trained > 0) {
         str_printf(&line, "  %.0f tokens/s  ", (double)s->tokens / s->trained);
         add_duration(&line, (now - s->first_ended) / (done - s->first_step) * left);
@@ -463,7 +464,7 @@ bool run_should_evaluate(const Run *run) {
     return is_time(run, run->step + 1, every);
 }
 
-/* The step is over: log line, held-out line, checkpoint. */
+/* Ends a step: log line, held-out line, checkpoint. */
 static void finish_step(Run *run) {
     run->state->in_step = false;
     run->step++;
@@ -512,7 +513,7 @@ static int stop_early(Run *run) {
         printf("stopped at step %d of %d; the same command with --resume continues\n", run->step,
                run->total_steps);
     else
-        printf("stopped at step %d of %d; nothing is kept, because there is no --output\n",
+        printf("stopped at step %d of %d; nothing is saved, because there is no --output\n",
                run->step, run->total_steps);
     return 128 + interrupted;
 }

@@ -36,12 +36,12 @@ typedef struct {
     const char *name, *about;  // about: the first lines of --help
     const Flag *flags;         // ends with {0}
     FlagLines lines;
-    const char *without;        // flags of every run that this program does not have: "data eval"
-    const char *needs;          // flags that a run must have: "model data"
-    const char *usage;          // what to give, said when one of those is missing; NULL = the usual
-    int shown;                  // figures of a log line on the terminal; 0 = all
-    struct Chat *chat;          // answers --prompt and --chat (chat.h); NULL = neither flag exists
-    bool (*instead)(Run *run);  // does what other flags ask for instead of training; false: train
+    const char *without;         // flags of every run that this program does not have: "data eval"
+    const char *needs;           // flags that a run must have: "model data"
+    const char *usage;           // printed when one of those is missing; NULL = the usual text
+    int shown;                   // metrics of a log line on the terminal, the first ones; 0 = all
+    struct Chat *chat;           // answers --prompt and --chat (chat.h); NULL = neither flag exists
+    bool (*instead)(Run *run);   // does what other flags ask for instead of training; false: train
     const Technique *technique;  // adds tensors to a frozen model (technique.h); NULL = none
 } Program;
 
@@ -93,7 +93,8 @@ void run_fingerprint(Run *run, const char *flag, const char *path);
 /* The template of the prompts. It is written as template.txt into every directory of the run.
    template NULL: the one of the model that this run started from. */
 void run_template(Run *run, const char *template);
-/* A number of the stage that every checkpoint records, and that a resume sets again. */
+/* A number of the stage that every checkpoint records. networks_open, which resumes, sets it again:
+   call run_keep before it. A checkpoint without the number is refused. */
 void run_keep(Run *run, const char *name, double *value);
 /* Fills in the dropout of noise. text: a probability, or "config" for those of config. */
 void run_dropout(GPT2Noise *noise, const GPT2Config *config, const char *text);
@@ -115,7 +116,7 @@ AdamW run_adamw(const Run *run);
    nothing to learn: the model stays as it is, and the norm is 0. */
 double run_optimise(Run *run, GPT2 *m, double loss, long tokens, int line);
 /* For a stage that calls gpt2_step itself: shows this step's loss and tokens in the line of
-   progress. */
+   progress. loss NAN: this step has no loss, and the line leaves it out. */
 void run_progress(Run *run, double loss, long tokens);
 /* Every eval_steps (0: at the end of an epoch), and at the last step. */
 bool run_should_evaluate(const Run *run);

@@ -45,36 +45,33 @@ typedef struct {
 } Task;
 
 /* Rows of a stage's table of flags, for task, a Task in static storage. */
-#define TASK_FLAGS(task)                                                                        \
-    TEMPLATE_FLAG((task).chat),                                                                 \
-        {"max_length", NUMBER((task).max_length, "512", 2, 1 << 20),                            \
-         "The most tokens of an example. A longer one loses the beginning of its prompt, then " \
-         "the "                                                                                 \
-         "end of its response."},                                                               \
-        {"train_on_prompt", SWITCH((task).train_on_prompt, "false"),                            \
-         "Score the tokens of the prompt as well as those of the response."},                   \
-        {"strict", SWITCH((task).strict, "false"),                                              \
-         "Stop at the first bad line of a data file instead of skipping it."},                  \
-        {"validation_split_percentage", NUMBER((task).validation_split_percentage, "5", 0, 50), \
-         "The share of --data that is held out when there is no --eval, in percent."},          \
-        {"eval_samples", NUMBER((task).eval_samples, "8", 0, 1e6),                              \
-         "The number of held-out prompts answered before and after training; three are shown.", \
-         .may_change_on_resume = true},                                                         \
-    {                                                                                           \
-        "dropout", TEXT((task).dropout, "0"),                                                   \
-            "The dropout probability on embeddings, attention and residuals; without a value, " \
-            "those of "                                                                         \
-            "config.json.",                                                                     \
-            .bare = "config"                                                                    \
+#define TASK_FLAGS(task)                                                                         \
+    TEMPLATE_FLAG((task).chat),                                                                  \
+        {"max_length", NUMBER((task).max_length, "512", 2, 1 << 20),                             \
+         "The most tokens of an example. A longer one loses the beginning of its prompt, then "  \
+         "the end of its response."},                                                            \
+        {"train_on_prompt", SWITCH((task).train_on_prompt, "false"),                             \
+         "Score the tokens of the prompt as well as those of the response."},                    \
+        {"strict", SWITCH((task).strict, "false"),                                               \
+         "Stop at the first bad line of a data file instead of skipping it."},                   \
+        {"validation_split_percentage", NUMBER((task).validation_split_percentage, "5", 0, 50),  \
+         "The share of --data that is held out when there is no --eval, in percent."},           \
+        {"eval_samples", NUMBER((task).eval_samples, "8", 0, 1e6),                               \
+         "The number of held-out prompts to answer before and after training; three are shown.", \
+         .may_change_on_resume = true},                                                          \
+    {                                                                                            \
+        "dropout", TEXT((task).dropout, "0"),                                                    \
+            "The dropout probability on embeddings, attention and residuals; without a value, "  \
+            "those of config.json.",                                                             \
+            .bare = "config"                                                                     \
     }
 
 /* A row whose default differs between the four */
-#define GRADIENT_CHECKPOINTING_FLAG(variable, initial)                                           \
-    {                                                                                            \
-        "gradient_checkpointing", SWITCH(variable, initial),                                     \
-            "Keep one activation per layer and recompute the others in the backward pass: less " \
-            "memory, "                                                                           \
-            "more time."                                                                         \
+#define GRADIENT_CHECKPOINTING_FLAG(variable, initial)                                            \
+    {                                                                                             \
+        "gradient_checkpointing", SWITCH(variable, initial),                                      \
+            "Keep one activation per layer and recompute the others in the backward pass, which " \
+            "saves memory and takes more time."                                                   \
     }
 
 /* Reads the records of --data and --eval (or splits --data, shuffled by the seed), prints what was

@@ -153,7 +153,7 @@ static void load(const Technique *t, const Run *run, GPT2 *m, const char *dir) {
     if (technique_is_untrained(t, m))
         die_usage(
             "%s/%s: %s is zero, so the adapter changes nothing. Was it saved before it was "
-            "trained? --allow_untrained uses it all the same",
+            "trained? --allow_untrained uses it anyway",
             dir, t->weights, t->untrained);
 }
 

@@ -108,7 +108,7 @@ struct Technique {
 
 /* The directory of the adapter that this run starts from: a checkpoint, --adapter, or NULL. */
 const char *technique_directory(const Technique *t, const Run *run);
-/* Adds to a model's limits what is frozen, the technique's tensors and its Tap. */
+/* Adds to a model's limits which tensors are frozen, the technique's tensors and its Tap. */
 void technique_limits(const Technique *t, GPT2Limits *limits);
 /* The bytes of scratch memory; and allocates them, in place of those of an earlier call. */
 size_t technique_bytes(const Technique *t, const GPT2Limits *limits, const GPT2Config *config);

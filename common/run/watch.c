@@ -116,7 +116,8 @@ static void print_phases(Run *run) {
 
 /* ---- the log --------------------------------------------------------------------------------- */
 
-/* A line of the log being written: for the file all figures, for a person the first of them. */
+/* A line of the log being written: for the file all figures, for a person the first `shown` of them
+   (0: all), without those that are not finite. */
 typedef struct {
     Str file, person;
     int n, shown;
@@ -132,7 +133,8 @@ static Line begin_line(const Run *run, int shown) {
 static void add_value(Line *l, const char *name, double value) {
     char text[64];
     str_printf(&l->file, ", \"%s\": %s", name, isfinite(value) ? number_text(value, text) : "null");
-    if (!l->shown || l->n++ < l->shown) str_printf(&l->person, "  %s %.5g", name, value);
+    const bool shown = !l->shown || l->n++ < l->shown;
+    if (shown && isfinite(value)) str_printf(&l->person, "  %s %.5g", name, value);
 }
 
 static void end_line(Run *run, Line *l) {

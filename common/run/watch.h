@@ -1,9 +1,10 @@
 /*
- * watch.h - the figures of a run. A figure is declared where it arises, by giving its value. From
- * then on it is accumulated, kept in checkpoints, written to the log and started anew.
+ * watch.h - the figures of a run. A figure is a metric: a named number in the log. It is declared
+ * by giving its first value. From then on it is accumulated, kept in checkpoints, written to the
+ * log and started anew.
  *
- * Figures appear in a log line in the order in which they were first given. A figure that is not a
- * number is null in log.jsonl.
+ * Figures appear in a log line in the order in which they were first given. A figure that is not
+ * finite is null in log.jsonl, and is left out on the terminal.
  */
 #ifndef POSTTRAIN_WATCH_H
 #define POSTTRAIN_WATCH_H

@@ -289,9 +289,9 @@ static int read_pair_of_messages(const json_t *object, const Style *style, Recor
     const Conversation c = {implicit ? "chosen" : "prompt", "role", "content", "user", "assistant"};
     if (implicit) history = chosen;
     if (!json_is_array(history) || !json_is_array(chosen) || !json_is_array(rejected))
-        return fault(f, NULL,
-                     "prompt, chosen and rejected are not alike: all must be strings, or all lists "
-                     "of messages");
+        return fault(
+            f, NULL,
+            "prompt, chosen and rejected must all be strings, or all be lists of messages");
     size_t n = json_array_size(history), m = json_array_size(chosen), k = json_array_size(rejected);
     if (m < 1 || k < 1 || (!implicit && (m > 1 || k > 1)))
         return fault(f, m == 1 ? "rejected" : "chosen", "\"%s\" has %zu messages, expected %s",
@@ -501,7 +501,8 @@ static int add_options(Question *q, const json_t *object, const char *name, Faul
     json_array_foreach(list, i, item) {
         if (!json_is_string(item) || !json_string_length(item) ||
             strlen(json_string_value(item)) != json_string_length(item))
-            return fault(f, name, "\"%s\" holds a value that is no text, or an empty text", name);
+            return fault(f, name, "\"%s\" contains a value that is not a text, or an empty text",
+                         name);
         q->option = grow(q->option, q->n, sizeof *q->option);
         q->option[q->n++] = xstrdup(json_string_value(item));
     }

@@ -1,36 +1,36 @@
 /*
- * bench.c - how fast, as a share of what the machine can do: kernels, whole training steps,
- * decoding, files, tokenizer.
+ * bench.c - the speed of kernels, whole training steps, decoding, files and the tokenizer, as a
+ * share of what the machine can do.
  *
- *   bench [--threads N] [--only SUBSTRING] [--size 124M|355M|tiny] [--quick]          (from the
- * repository's root)
+ *     bench [--threads N] [--only SUBSTRING] [--size 124M|355M|tiny] [--quick]
  *
- * `make bench` runs all of it with the kernels of a CPU, `make bench_cuda` with those of a GPU,
- * `make bench_compare` both, for one table.
+ * It runs in the repository's root. `make bench` runs all rows with the kernels of a CPU, `make
+ * bench_cuda` with those of a GPU, `make bench_compare` with both, for one table.
  *
- * One tab-separated row a kernel and shape, everything at GPT-2 124M's size with random weights.
- * Milliseconds mean little by themselves: neighbours are noisy, clocks drift. What to go by is the
- * share of the peak that a probe reached in the same process, interleaved with what is measured:
- * probe, kernel, probe, kernel, ..., probe. The first call is never timed: it touches memory for
- * the first time.
+ * It prints one tab-separated row per kernel and shape, at GPT-2 124M's size with random weights.
+ * Milliseconds mean little by themselves: other programs disturb them, and clocks drift. Compare
+ * the shares of the peak that a probe reached in the same process, in turns with the row: probe,
+ * kernel, probe, kernel, ..., probe. The first call is never timed: it touches memory for the first
+ * time.
  *
  *   ms, rate   of the fastest repetition
  *   best       the rate of the fastest repetition by the fastest probe of this row
  *   median     the median over the repetitions of (rate of the repetition) / (mean rate of the
- * probes before and after it) GFLOP/s    the peak: multiply-adds in registers, on all threads; one
- * counts 2. Operands may be in the cache from the repetition before, as those of a whole step are
- * not: the rows "step" are the last word GB/s       the rate of a stream: read for rows that read,
- * updated in place for rows that read and write (both count). The probe flushes the caches before
- * every repetition. Not a limit: what a small row writes may stay in the caches MB/s       no peak
+ *              probes before and after it)
+ *   GFLOP/s    the peak: multiply-adds in registers, on all threads; one counts 2. Operands may be
+ *              in the cache from the repetition before, unlike those of a whole step. The rows
+ *              "step" show the real speed
+ *   GB/s       the rate of a stream: read for rows that read, updated in place for rows that read
+ *              and write (both count). The probe flushes the caches before every repetition. A row
+ *              can exceed it: its output may stay in the caches, if it is small
+ *   MB/s       no peak
+ *   tokens/s   of a whole program, in turns with the others: compare the ratio
  *
- * On a GPU the first peak is linear_forward's on matrices of 8C x 8C and the other a copy within
- * its memory, read and written. No repetition is shorter than 5 ms there: what is faster is done
- * several times in a row, and then finds in the cache what fits into it.
+ * On a GPU the first peak is linear_forward's on matrices of 8C x 8C, and the other one is a copy
+ * within its memory, read and written. No repetition is shorter than 5 ms there: a faster kernel is
+ * called several times in a row, and then finds in the cache what fits into it.
  *
- *   tokens/s   of a whole program, in turns with the others: the ratio is what to go by
- *
- * Left out: comparisons with other programs, which need those programs; BENCHMARKS.md is the place
- * for them.
+ * Left out: comparisons with other programs, which need those programs. BENCHMARKS.md has them.
  */
 #include "files/hf.h"
 #include "model/kernels.h"
@@ -262,7 +262,7 @@ static double probe(Peak peak) {
     return peaks[peak].work / (now_seconds() - start);
 }
 
-/* ---- one row:  SHAPE(...);  ROW(name, peak, work) what is measured; -------------------------- */
+/* ---- one row:  SHAPE(...);  ROW(name, peak, work) statement; --------------------------------- */
 
 enum { MOST = 40 };  // repetitions of a row
 static char shape[64];
@@ -273,9 +273,9 @@ static struct {
     int tokens;   // of one repetition, to print tokens/s; 0 = do not
     bool memory;  // print the most memory this process has had
     bool active;
-    bool once;               // what is measured is done once a repetition, however fast it is
+    bool once;               // the statement runs once a repetition, however fast it is
     int calls, repetitions;  // repetitions begun so far; those to time
-    int often, left;         // in a repetition it is done so often; still to be done in this one
+    int often, left;         // how often it runs in a repetition; still to run in this one
     double start, stop;      // of the current repetition; stop 0: when again() is called
     double seconds[MOST], peaks[MOST + 1];
 } row;
@@ -344,8 +344,8 @@ static void print_row(void) {
     putchar('\n');
 }
 
-/* True: do it once more. Times what is done between two calls, or up to stop(). Not timed is the
-   first repetition and, on a GPU, the second, which says how often the others do it. */
+/* True: run the statement once more. Times it between two calls, or up to stop(). The first
+   repetition is not timed, nor on a GPU the second, which finds how often the others run it. */
 static bool again(void) {
     if (!row.active) return false;
     if (row.left > 0) return row.left--, true;
@@ -518,8 +518,8 @@ static void bench_memory_bound(int N) {
     ROW("gelu forward", UPDATE, 2.0 * sizeof(real) * (double)NF) gelu_forward(x, y, NF);
     ROW("gelu backward", UPDATE, 4.0 * sizeof(real) * (double)NF) gelu_backward(x, y, NF);
     real *fc = random_reals((size_t)C * (size_t)F), *fc_bias = random_reals((size_t)F);
-    SHAPE("%dx%dx%d", N, C,
-          F);  // beside "linear forward" of that shape and "gelu forward": what the two in one save
+    // compare with "linear forward" of that shape plus "gelu forward"
+    SHAPE("%dx%dx%d", N, C, F);
     ROW("linear gelu forward", FMA, 2.0 * N * C * F)
     linear_gelu_forward(x, y, z, fc, fc_bias, N, C, F);
     arrays_free();
@@ -739,7 +739,7 @@ static void bench_decode(void) {
 
 /* ---- one iteration of PPO -------------------------------------------------------------------- */
 
-/* ppo.c and what it is written with, every call of the model timed: what is left is host code. */
+/* ppo.c and what it is written with, every call of the model timed. The rest is host code. */
 static double in_model;
 #define IN_MODEL(call)                     \
     ({                                     \
@@ -866,7 +866,7 @@ static void bench_iteration(void) {
         rollout_task_sample(&task, &run, chat.temperature);
         t[1] = now_seconds();
         rollout_task_judge(&task, &run);
-        passes(r, B, true);
+        reference_and_values(r, B, true);
         reward_tokens(r, task.beta);
         advantages(r);
         sink = (float)measure(r, task.beta).kl;
@@ -1053,8 +1053,8 @@ static void print_heading(void) {
 }
 
 /* What constitutional.c does with each prompt: an answer, a critique and a revision, 48 tokens
-   each, 16 prompts together. texts: the part of it that is no model: tokenising what was said so
-   far, cutting what came. */
+   each, 16 prompts together. texts: the part of it outside the model: tokenising the
+   conversation so far, and cutting the new text. */
 static void bench_round(void) {
     enum { S = 16, EACH = 48 };
     static const char *const requests[] = {

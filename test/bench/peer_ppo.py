@@ -1,5 +1,5 @@
-"""One iteration of PPO in PyTorch and transformers, as a careful reader of ppo.c would write it
-there: what peers.py runs beside ./ppo.
+"""One iteration of PPO in PyTorch and transformers, as a careful reader of ppo.c would write it.
+peers.py compares ./ppo with it.
 
     python peer_ppo.py WORK PROMPTS SETTINGS
         an iteration of its own answers; prints the seconds of rollout, scoring, update

@@ -1,5 +1,5 @@
-"""What peers.py runs beside our programs: TRL, transformers and PEFT, used as their documentation
-shows it.
+"""TRL, transformers and PEFT, used as their documentation shows. peers.py compares our programs with
+them.
 
     python peer_train.py WORK models DATA
         the models both sides start from, into WORK

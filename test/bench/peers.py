@@ -1,4 +1,4 @@
-"""Our programs beside the libraries that people use for the same: TRL, PEFT, transformers, PyTorch.
+"""Compares our programs with the libraries that people use: TRL, PEFT, transformers, PyTorch.
 At GPT-2 124M's size, on the CPU, in float32.
 
     make && python test/bench/peers.py curves [sft full_ft lora reward]
@@ -14,7 +14,7 @@ At GPT-2 124M's size, on the CPU, in float32.
 
 (python: one with torch, transformers, peft and trl; `make test` needs none of this.) --rounds N
 turns of speed and ppo, --steps N timed steps of speed, --threads N, --quick only to see that it
-runs. The vocabulary and the records come from SHARED (../shared); models and files lie in
+runs. The vocabulary and the records come from SHARED (../shared); models and files are in
 .build/peers. Nothing is downloaded.
 
 The weights are random, made and saved by transformers, so that nobody's checkpoint is needed. Both
@@ -306,9 +306,9 @@ def middle(values):
 
 
 def speed(programs, rounds, steps, threads):
-    """Steps of 16 sequences of natural length (of pairs: 8), in turns. A rate is of the real tokens
-    (of a pair, prompt and answer twice), whatever a
-    program computes beside them or saves itself, without the first step."""
+    """Steps of 16 sequences of natural length (of pairs: 8), in turns. A rate counts the real
+    tokens (of a pair, prompt and answer twice), no matter how many tokens a program computes. The
+    first step does not count."""
     seed, result, share = 42, {}, {}
     for k in range(rounds):
         for program in programs:

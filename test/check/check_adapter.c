@@ -195,8 +195,7 @@ END_TEST
 
 /* Each tensor moved along its gradient g by +-step |g|: the loss must rise by 2 step |g|^2. In
    float32 a difference of losses near 4 is known to some 1e-6, so 3 % is allowed where the rise is
-   1e-3. Through a whole layer: the gradients of layer 0 are those that came through the adapters of
-   layer 1. */
+   1e-3. Through a whole layer: the gradients of layer 0 come through the adapters of layer 1. */
 START_TEST(gradients_are_slopes) {
     for (int g = 0; g < 6; g++) {
         const bool houlsby = g < 3, norms = true;

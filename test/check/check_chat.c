@@ -586,7 +586,7 @@ START_TEST(a_conversation_ends) {
         ck_assert_msg(shell("test $(wc -l <%s/end.out) = %d", work, cases[i].answers) == 0,
                       "case %d", i);
     }
-    // a turn that is longer than the context is refused, and the conversation goes on
+    // a turn that is longer than the context is refused, and the conversation continues
     Str input = {0};
     for (int i = 0; i < 60; i++) str_printf(&input, "much ");
     str_printf(&input, "\nWhat pet does Anna have?\n");
@@ -698,10 +698,10 @@ START_TEST(a_reward_model_judges) {
     ck_assert_int_eq(talk("none", "reward", "", "%s", ask), 2);
     ck_assert(notes("none", "--response"));
     ck_assert_int_eq(talk("none", "reward", "", "--model test/tiny/reward --chat"), 2);
-    ck_assert(notes("none", "no words of its own"));
+    ck_assert(notes("none", "does not write answers"));
     ck_assert_int_eq(talk("none", "reward", "", "--model test/tiny/chat --prompt a --response b"),
                      2);
-    ck_assert(notes("none", "no reward model"));
+    ck_assert(notes("none", "not a reward model"));
     ck_assert_int_eq(talk("none", "reward", "", "%s --response a --chat", ask), 2);
     ck_assert_int_eq(talk("none", "reward", "", "%s --response a --score x", ask), 2);
 }

@@ -128,12 +128,12 @@ START_TEST(test_unfinished_is_removed) {
     Str log = bytes_of("out/log.jsonl");
     ck_assert_ptr_null(strstr(log.s, "99"));
     free(log.s);
-    // killed while one checkpoint took another's place: before the new one stood there, and before
-    // the old one was removed
+    // killed while one checkpoint replaced another: before the new one had its name, and before the
+    // old one was removed
     snprintf(name[4], 64, "out/checkpoint-2.old-%ld", dead);
     ck_assert_int_eq(rename(at("out/checkpoint-2"), at(name[4])), 0);
     ck_toy(2, "--max_steps 1 --output %s --resume",
-           at("out"));  // other steps: refused, and the checkpoint stands in its place again
+           at("out"));  // other steps: refused, and the checkpoint has its name again
     ck_assert(!exists(name[4]) && exists("out/checkpoint-2/state.safetensors"));
     ck_assert_int_eq(mkdir(at(name[4]), 0777), 0);
     snprintf(inside, sizeof inside, "%s/state.safetensors", name[4]);
@@ -385,8 +385,8 @@ START_TEST(test_hostile_state) {
 }
 END_TEST
 
-/* Lines of later steps go, and a line that a killed process left half written; what stands before
- * them stays as it is. */
+/* Lines of later steps are removed, and a line that a killed process left half written. The lines
+ * before them stay as they are. */
 START_TEST(test_log_is_cut) {
     ck_toy(77, TRAIN " --die_at 8 --output %s", at("out"));
     FILE *f = fopen(at("out/log.jsonl"), "ab");

@@ -826,7 +826,7 @@ START_TEST(a_resumed_run_has_the_bits_of_an_uninterrupted_one) {
 END_TEST
 
 START_TEST(an_interrupted_run_goes_on_to_the_same_bits) {
-    // a signal while the dialogues are held: it ends with 130 and goes on
+    // a signal while the dialogues are held: it ends with 130, and a resume continues
     ck_assert_int_eq(trained("calm", "--num_train_epochs 1"), 0);
     const int status = shell(
         "(%s/constitutional --model test/tiny/chat --constitution test/tiny/constitution.json "

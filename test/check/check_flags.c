@@ -18,6 +18,8 @@ static enum { RED, GREEN, BLUE_ISH } own_kind;
 static const char *own_text, *own_question;
 static float own_any, own_odds;
 
+static float own_share;
+
 static const Flag own_flags[] = {
     TITLE("Own flags"),
     {"max_length", NUMBER(own_length, "512", 1, 1024), "The length, in tokens."},
@@ -30,6 +32,8 @@ static const Flag own_flags[] = {
      .conflicts = "data dry_run train_on_prompt model_x"},
     {"odds", NUMBER(own_odds, "0.5", 0, 1), "A number that some other flags use.",
      .only_with = "question train_on_prompt count"},
+    {"share", NUMBER(own_share, "0.5", 0, 1), "A number that one kind uses.",
+     .only_with = "kind=green kind=blue-ish"},
     {0},
 };
 
@@ -257,7 +261,12 @@ START_TEST(test_only_with) {
     accept("--train_on_prompt --odds 0.1");
     accept("--odds 0.1 --count 0");  // a number counts when it is given
     ck_assert_float_eq(own_odds, 0.1f);
-    accept("");  // the default of the row is not given
+    accept("");                                            // the default of the row is not given
+    ck_assert_int_eq(parse_words("--share 0.1", &e), -1);  // the kind is red
+    ck_assert_str_eq(e.text, "--share has no effect without --kind=green or --kind=blue-ish");
+    ck_assert_int_eq(parse_words("--share 0.1 --kind red", &e), -1);
+    accept("--share 0.1 --kind green");
+    accept("--kind blue-ish --share 0.1");
 
     const Program other = {
         .name = "prog", .flags = own_flags, .lines.program = COMMAND_LINE("--train_on_prompt")};
@@ -266,6 +275,16 @@ START_TEST(test_only_with) {
     ck_assert_int_eq(run_parse(&parsed, &other, w.argc, w.argv, &e), 0);
     split_words(&w, "prog", "--odds 0.2 --no_train_on_prompt");
     ck_assert_int_eq(run_parse(&parsed, &other, w.argc, w.argv, &e), -1);
+    // a switch that the program turns on excludes other flags as if it were given
+    const Flag pair[] = {{"one", SWITCH(own_switch, "false"), "A switch.", .conflicts = "two"},
+                         {"two", NUMBER(own_count, "0", 0, 0), "A number."},
+                         {0}};
+    const Program on = {.name = "prog", .flags = pair, .lines.program = COMMAND_LINE("--one")};
+    split_words(&w, "prog", "--two 2");
+    ck_assert_int_eq(run_parse(&parsed, &on, w.argc, w.argv, &e), -1);
+    ck_assert_str_eq(e.text, "--one is on, and --two has no effect with it");
+    split_words(&w, "prog", "--two 2 --no_one");
+    ck_assert_int_eq(run_parse(&parsed, &on, w.argc, w.argv, &e), 0);
 }
 END_TEST
 

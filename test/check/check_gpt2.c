@@ -692,7 +692,7 @@ START_TEST(activations_of_a_learned_model) {
     SafeTensors *file = st_open(shared_path("model.safetensors"), &e);
     json_t *root = json_load_file(shared_path("reference-activations.json"), 0, NULL);
     if (!file || !root) {
-        printf("skipped: activations_of_a_learned_model, for want of %s\n", shared_path(""));
+        printf("skipped: activations_of_a_learned_model needs %s\n", shared_path(""));
         if (file) st_close(file);
         json_decref(root);
         return;
@@ -720,7 +720,7 @@ START_TEST(activations_of_a_learned_model) {
     }
     if (!complete)
         printf(
-            "skipped in part: activations_of_a_learned_model, blocks 1 and 2, for want of "
+            "skipped in part: activations_of_a_learned_model, blocks 1 and 2, which need "
             "h.*.attn.c_attn.bias in %s\n",
             shared_path("model.safetensors"));
     float head[V * C];

@@ -6,7 +6,7 @@
  * opinion: the same bits for 1, 2 and 3 threads, for a row or a sequence alone and in company, for
  * half a batch after the other, and for a token decoded or trained on.
  *
- * Every array of a test lies between guard words that are NaN when read as floats. So a kernel that
+ * Every array of a test is between guard words that are NaN when read as floats. So a kernel that
  * writes outside its output is caught, and one that reads outside its input gives NaN. An output
  * starts as NaN, too: what is not written shows. The arrays begin at every alignment of a float in
  * turn.
@@ -1883,7 +1883,7 @@ START_TEST(attention_is_causal) {
 }
 END_TEST
 
-/* Sequences that go on from a common beginning have the bits of the same sequences laid out whole;
+/* Sequences that continue a common beginning have the bits of the same sequences laid out whole;
    and the beginning's gradient is the sum of what it gets by itself and through each of them, here
    from ref.h on the whole ones. */
 static void check_shared_beginnings(int NH, int hs, float p) {
@@ -1891,7 +1891,7 @@ static void check_shared_beginnings(int NH, int hs, float p) {
     static const int lengths[S] = {7, 5, 60, 70, 3, 66, 9}, parent[S] = {-1, 0, 0, -1, 3, 3, -1};
     Attention a = attention_inputs(lengths, S, NH, hs, 1, p);
     const size_t C = (size_t)a.C;
-    int *position = (int *)a.noise.position;  // of a sequence that goes on: behind its parent's
+    int *position = (int *)a.noise.position;  // of a continuation: after its parent's
     for (int s = 0; s < S; s++)
         for (int n = a.start[s]; n < a.start[s + 1]; n++)
             position[n] += parent[s] < 0 ? 0 : lengths[parent[s]];
@@ -2023,7 +2023,7 @@ END_TEST
 enum { CACHED_S = 4, SLOTS = 5, POSITIONS = 192 };
 static const int cached_lengths[CACHED_S] = {130, 65, 192, 7}, slot_of[CACHED_S] = {3, 0, 4, 1};
 
-/* Sequences in different calls, or in what order their rows stand in one. */
+/* Sequences in different calls, or the order of their rows in one call. */
 typedef enum { SEPARATE, ONE_AFTER_THE_OTHER, ALTERNATING } Feeding;
 
 typedef struct {

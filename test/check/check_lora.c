@@ -221,7 +221,7 @@ static GPT2Limits small_limits(bool train) {
         .tokens = N, .sequences = S, .scored = N, .train = train, .slots = S, .positions = 16};
 }
 
-/* The base with a LoRA beside it, whose B are not zero. */
+/* The base with a LoRA whose B are not zero. */
 static GPT2 *with_lora(const char *targets, float dropout, GPT2Limits limits) {
     LoraConfig l = {R, 5, dropout, false, ""};
     Error e;
@@ -506,8 +506,7 @@ START_TEST(merged_is_unmerged) {
 }
 END_TEST
 
-/* A model whose weights are the numbers that the four bits stand for has the same bits, forward and
- * backward. */
+/* A model whose weights are the dequantised numbers has the same bits, forward and backward. */
 START_TEST(four_bits_are_the_dequantised_model) {
     write_base();
     Error e;

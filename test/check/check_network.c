@@ -22,7 +22,7 @@ static const Flag flags[] = {
     {"judges", SWITCH(args.judges, "false"), "The second model must be a reward model."},
     {"create", SWITCH(args.create, "false"), "The first model is made, not read."},
     {"frozen", SWITCH(args.frozen, "false"), "The first model does not train."},
-    {"changes", SWITCH(args.changes, "false"), "Its weights change all the same."},
+    {"changes", SWITCH(args.changes, "false"), "Its weights change, but it does not train."},
     {"value_head", SWITCH(args.value_head, "false"), "The first model has a value head."},
     {0},
 };

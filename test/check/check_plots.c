@@ -55,7 +55,7 @@ static const char supervised[] =
 START_TEST(a_log_becomes_a_table) {
     write_log("a", supervised);
     ck_assert_int_eq(plots("", "--table a"), 0);
-    // what is null or no number has no row; accuracies are in percent
+    // a figure that is null or no number has no row; accuracies are in percent
     ck_assert_str_eq(text(),
                      "a\tLoss, nats per scored token\tloss\t10\t0.5\n"
                      "a\tLoss, nats per scored token\tloss\t30\t-0.125\n"
@@ -63,7 +63,7 @@ START_TEST(a_log_becomes_a_table) {
                      "a\tTokens predicted right, %\tmean_token_accuracy\t10\t25\n"
                      "a\tTokens predicted right, %\tmean_token_accuracy\t30\t100\n"
                      "a\tTokens predicted right, %\teval_mean_token_accuracy\t10\t75\n");
-    // without what is held out, and another run beside it whose name is unusual
+    // without held-out figures, and together with another run whose name is unusual
     write_log("b's 한국", "{\"step\": 1, \"loss\": 3}\n");
     ck_assert_int_eq(plots("", "--table a \"b's 한국\""), 0);
     ck_assert(says("a\tLoss, nats per scored token\tloss\t10\t0.5\n") &&
@@ -161,7 +161,7 @@ START_TEST(without_gnuplot_it_says_what_to_install) {
 }
 END_TEST
 
-/* How often this stands in a file of work. */
+/* How often this occurs in a file of work. */
 static int count(const char *name, const char *what) {
     static char svg[1 << 17];
     char path[256];

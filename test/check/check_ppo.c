@@ -151,8 +151,13 @@ START_TEST(gae_as_defined_on_ragged_answers) {
     args.gamma = (float)gamma;
     args.lam = (float)lambda;
     args.whiten_advantages = WHITEN_NONE;
-    Rollouts all = {
-        .E = 3, .T = 25, .start = (int *)start, .reward = r, .value = V, .advantage = A, .ret = R};
+    Rollouts all = {.E = 3,
+                    .n_tokens = 25,
+                    .start = (int *)start,
+                    .reward = r,
+                    .value = V,
+                    .advantage = A,
+                    .ret = R};
     advantages(&all);
     for (int e = 0; e < 3; e++)
         for (int t = 0; t < length[e]; t++) {
@@ -180,18 +185,18 @@ START_TEST(whitening) {
     for (int unbiased = 0; unbiased < 2; unbiased++)
         for (int shift = 0; shift < 2; shift++) {
             float v[] = {1, 2, 3, 4};
-            whiten(4, v, unbiased, shift);
+            whiten(4, v, unbiased, !shift);
             for (int i = 0; i < 4; i++)
                 ck_assert_double_eq_tol(
                     (double)v[i], (i - 1.5) / sqrt(unbiased ? 5.0 / 3 : 1.25) + (shift ? 0 : 2.5),
                     1e-6);
         }
     float equal[] = {3, 3, 3}, one[] = {7};
-    whiten(3, equal, true, true);
-    whiten(1, one, true, true);
+    whiten(3, equal, true, false);
+    whiten(1, one, true, false);
     ck_assert(equal[0] == 0 && equal[2] == 0 && one[0] == 0);
     one[0] = 7;
-    whiten(1, one, true, false);
+    whiten(1, one, true, true);
     ck_assert(one[0] == 7);
 }
 END_TEST
@@ -328,7 +333,7 @@ START_TEST(rows_of_answers) {
     float logp[] = {-1, -2, -3, -4}, A[] = {1, 2, 3, 4}, value[] = {5, 6, 7, 8},
           ret[] = {9, 10, 11, 12}, kept[4] = {0};
     Rollouts r = {.E = 2,
-                  .T = 4,
+                  .n_tokens = 4,
                   .begin = begin,
                   .tokens = tokens,
                   .start = start,
@@ -364,7 +369,7 @@ START_TEST(what_is_measured) {
     set_flags(NULL);
     task.missing_eos_penalty = 1;
     Rollouts r = {.E = 2,
-                  .T = 4,
+                  .n_tokens = 4,
                   .start = start,
                   .ended = ended,
                   .score = score,
@@ -399,7 +404,7 @@ START_TEST(presets_are_the_published_ones) {
     ck_assert(task.batch_size == 512 && args.num_ppo_epochs == 4 && args.num_mini_batches == 1 &&
               task.max_prompt_length == 64 && task.response_length == 24);
     ck_assert(chat.temperature == 0.7f && args.kl_coef == 0.15f && args.adap_kl_ctrl &&
-              args.target == 6 && args.horizon == 10000);
+              args.desired_kl == 6 && args.horizon == 10000);
     ck_assert(args.gamma == 1 && args.lam == 0.95f && args.cliprange == 0.2f &&
               args.cliprange_value == 0.2f && args.vf_coef == 0.1f);
     ck_assert(args.whiten_rewards && args.shared_value_head && task.non_eos_penalty &&
@@ -522,7 +527,7 @@ START_TEST(a_score_is_that_of_the_text_alone) {
     Judge judge = {.model = model, .tokenizer = t};
     gpt2_reserve(model, &(GPT2Limits){.tokens = 32, .sequences = 3});
     Rollouts r = {.E = 3,
-                  .T = 5,
+                  .n_tokens = 5,
                   .begin = begin,
                   .start = start,
                   .tokens = tokens,
@@ -575,21 +580,23 @@ START_TEST(a_rollout_has_the_bits_of_training) {
                   r->query[3 * i] != r->query[3 * i + 1]);
     run.step = 3;
     rollout_task_sample(&task, &run, chat.temperature);
-    ck_assert_int_gt(r->T, 9);
-    // passes ends the program unless the policy's own log-probabilities come out again
-    passes(r, 4, false);
-    for (int t = 0; t < r->T; t++) ck_assert(r->ref_logp[t] == r->logp[t] && r->kl[t] == 0);
+    ck_assert_int_gt(r->n_tokens, 9);
+    // reference_and_values ends the program unless the policy's own log-probabilities come out
+    // again
+    reference_and_values(r, 4, false);
+    for (int t = 0; t < r->n_tokens; t++) ck_assert(r->ref_logp[t] == r->logp[t] && r->kl[t] == 0);
     const Rollouts first = *r;
     *r = again;
     r->E = 9;
     memcpy(r->query, first.query, 9 * sizeof(int));
     rollout_task_sample(&task, &run, chat.temperature);
-    ck_assert(r->T == first.T &&
+    ck_assert(r->n_tokens == first.n_tokens &&
               !memcmp(r->tokens, first.tokens, sizeof(int) * (size_t)first.begin[9]) &&
-              !memcmp(r->logp, first.logp, sizeof(float) * (size_t)first.T));
+              !memcmp(r->logp, first.logp, sizeof(float) * (size_t)first.n_tokens));
     run.step = 4;
     rollout_task_sample(&task, &run, chat.temperature);
-    ck_assert(r->T != first.T || memcmp(r->logp, first.logp, sizeof(float) * (size_t)first.T));
+    ck_assert(r->n_tokens != first.n_tokens ||
+              memcmp(r->logp, first.logp, sizeof(float) * (size_t)first.n_tokens));
     rollouts_free(r);
     rollouts_free((Rollouts *)&first);
     rows_free(&task.rows);
@@ -685,7 +692,7 @@ START_TEST(a_replayed_run_has_the_same_bits) {
     ck_assert(same("lived/critic/model.safetensors", "relived/critic/model.safetensors"));
     ck_assert(same("lived/log.jsonl", "relived/log.jsonl"));
     ck_assert(same("lived.jsonl", "relived.jsonl"));
-    // what is not there, or not in order, is said
+    // answers that are missing or out of order are reported
     ck_assert_int_eq(ppo("bad1", MODEL " --max_steps 4 --replay %s/lived.jsonl", reward_dir, work),
                      2);
     ck_assert(says("bad1", "holds 0 answers of step 4"));
@@ -724,8 +731,8 @@ START_TEST(a_bandit_is_learned) {
         ppo(kind,
             JUDGE " --advantage %s --num_generations %d --response_length 1 --batch_size 64 "
                   "--max_steps 25 --learning_rate 0.02 --adam_beta2 0.99 "
-                  "--kl_coef 0 --whiten_advantages %s --vf_coef 1 --save_steps 0",
-            work, kind, _i < 2 ? 1 : 8, _i < 2 ? "batch" : "none"),
+                  "--kl_coef 0 --whiten_advantages %s %s --save_steps 0",
+            work, kind, _i < 2 ? 1 : 8, _i < 2 ? "batch" : "none", _i ? "" : "--vf_coef 1"),
         0);
     double first = logged(kind, "objective/scores", 1), last = logged(kind, "objective/scores", -1);
     ck_assert_msg(first < 0.2 && last > 0.9, "%s: %g, then %g", kind, first, last);
@@ -806,7 +813,7 @@ START_TEST(a_reward_program_that_fails_is_named) {
         {"while read line; do echo \"{\\\"score\\\": NaN}\"; done", "answered"},
         {"while read line; do echo \"{\\\"score\\\": 1}\"; echo \"{\\\"score\\\": 1}\"; done; "
          "sleep 1",
-         "said more\\|before it was asked"},
+         "wrote more\\|before it was asked"},
         {"read line; printf half; kill -9 $$", "signal 9.*half"},
         {"sleep 60", "was silent for 0.5 seconds: 0 of 12"},
         {"/nowhere/judge", "ended with status 127"},
@@ -876,7 +883,17 @@ START_TEST(bad_flags_end_with_2) {
         {"--advantage rloo", "need --num_generations 2 or more"},
         {"--reward_cmd cat", "--reward_model"},
         {"--preset gpt4", "none, lmhp"},
-        {"--shared_value_head --critic_warmup_steps 1", "model of its own"},
+        {"--shared_value_head --critic_warmup_steps 1", "shared_value_head and --critic_warmup"},
+        {"--preset lmhp --critic_warmup_steps 1", "has no effect with it"},
+        {"--preset lmhp --critic_model x", "has no effect with it"},
+        {"--advantage batch_mean --gamma 1", "--gamma has no effect without --advantage=gae"},
+        {"--advantage rloo --num_generations 2 --lam 1", "--lam has no effect"},
+        {"--advantage grpo --num_generations 2 --vf_coef 1", "--vf_coef has no effect"},
+        {"--preset textbook --cliprange_value 1", "--cliprange_value has no effect"},
+        {"--advantage batch_mean --shared_value_head", "--shared_value_head has no effect"},
+        {"--advantage batch_mean --critic_model x", "--critic_model has no effect"},
+        {"--advantage batch_mean --critic_learning_rate 1", "--critic_learning_rate has no effect"},
+        {"--advantage batch_mean --critic_warmup_steps 1", "--critic_warmup_steps has no effect"},
         {"--data /nowhere", "/nowhere"},
         {"--temperature 0", "temperature"},
     };
@@ -890,6 +907,33 @@ START_TEST(bad_flags_end_with_2) {
     ck_assert(says("bad", "holds no reward model"));
     ck_assert_int_eq(ppo("bad", "%s", ""), 2);
     ck_assert(says("bad", "is needed"));
+}
+END_TEST
+
+/* The example gives the critic's flags. They do not apply where there is no separate critic, and
+   the policy then trains from the first step. */
+START_TEST(the_example_has_every_advantage) {
+    static const char *const more[] = {
+        "--advantage batch_mean", "--advantage rloo --num_generations 4",
+        "--advantage grpo --num_generations 4", "--shared_value_head", "--preset textbook"};
+    for (int i = 0; i < COUNT(more); i++) {
+        ck_assert_int_eq(shell("%s/ppo %s --max_steps 1 --logging_steps 1 --batch_size 8 "
+                               "--response_length 8 --eval_samples 0 --output %s/example%d "
+                               ">%s/example%d.txt 2>&1",
+                               build(), more[i], work, i, work, i),
+                         0);
+        char name[16];
+        snprintf(name, sizeof name, "example%d", i);
+        ck_assert(isfinite(logged(name, "loss/policy_avg", 1)));
+        ck_assert(!says(name, "--critic_"));  // the flags that are printed would repeat the run
+        ck_assert(!says(name, "nan"));
+        ck_assert_int_ne(shell("test -e %s/example%d/critic", work, i), 0);
+    }
+    // while a separate critic trains alone, the policy has no loss: null in the log, and not shown
+    ck_assert_int_eq(ppo("alone", MODEL " --max_steps 1 --critic_warmup_steps 1", reward_dir), 0);
+    ck_assert(isnan(logged("alone", "loss/policy_avg", 1)) &&
+              isfinite(logged("alone", "loss/value_avg", 1)));
+    ck_assert(!says("alone", "nan") && says("alone", "objective/scores"));
 }
 END_TEST
 
@@ -987,6 +1031,7 @@ int main(void) {
                                     a_reward_program_that_fails_is_named,
                                     a_child_is_served_both_ways,
                                     bad_flags_end_with_2,
+                                    the_example_has_every_advantage,
                                     a_dry_run_writes_nothing};
     Suite *s = suite_create("ppo");
     TCase *c = tcase_create("mathematics");

@@ -5,11 +5,13 @@
  * HTML comments, which a reader of the page does not see, say what the indented block after them
  * is:
  *
- *     <!-- PROGRAM.c -->           consecutive lines of PROGRAM.c; white space may differ
+ *     <!-- FILE.c -->              consecutive lines of FILE.c; white space may differ
  *     <!-- printed: COMMAND -->    COMMAND fails and prints the block. It runs in a directory with
  *                                  the few files made below; $ROOT is the repository and $BUILD the
  *                                  directory of the programs. White space and numbers may differ.
  *     <!-- output of sft -->       lines of ./sft's output, except for the lines "after"
+ *     <!-- presets -->             the presets of ./ppo --help, word for word, up to the next
+ * comment
  */
 #include "program.h"
 
@@ -107,26 +109,27 @@ static bool is_whole(const char *text, const char *at, const char *last) {
 }
 
 START_TEST(the_code_they_quote_exists) {
-    static const char *const stages[] = {"sft.c",    "full_ft.c", "lora.c",          "adapter.c",
-                                         "reward.c", "ppo.c",     "constitutional.c"};
-    for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
-        char mark[64], *line[MOST], *text = slurp(stages[i]);
+    static const char *const files[] = {
+        "sft.c",    "full_ft.c", "lora.c",           "adapter.c",
+        "reward.c", "ppo.c",     "constitutional.c", "common/model/loss.c"};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        char mark[64], *line[MOST], *text = slurp(files[i]);
         int quotes = 0;
-        snprintf(mark, sizeof mark, "<!-- %s -->", stages[i]);
+        snprintf(mark, sizeof mark, "<!-- %s -->", files[i]);
         for (int k = 0; k < PAGES; k++)
             for (const char *at = pages[k].text; (at = strstr(at, mark)); at++, quotes++) {
                 const int n = block(at, line);
-                ck_assert_msg(n > 0 && n < MOST, "%d lines of %s", n, stages[i]);
+                ck_assert_msg(n > 0 && n < MOST, "%d lines of %s", n, files[i]);
                 char *last = strdup(line[n - 1]), *quote = joined(line, n);
                 const char *there = find(text, quote);
                 ck_assert_msg(there != NULL, "%s quotes what %s does not have: %s", pages[k].path,
-                              stages[i], quote);
+                              files[i], quote);
                 ck_assert_msg(is_whole(text, there, last), "%s quotes half a statement of %s: %s",
-                              pages[k].path, stages[i], quote);
+                              pages[k].path, files[i], quote);
                 free(quote);
                 free(last);
             }
-        ck_assert_msg(quotes > 0, "no page quotes %s", stages[i]);
+        ck_assert_msg(quotes > 0, "no page quotes %s", files[i]);
         free(text);
     }
 }
@@ -236,6 +239,34 @@ START_TEST(the_output_it_shows_is_printed) {
 }
 END_TEST
 
+/* The presets in README.md are the text of ./ppo --help; only its indentation may differ. */
+START_TEST(the_presets_are_those_of_the_program) {
+    char path[128];
+    char *from = strstr(pages[0].text, "<!-- presets -->");
+    ck_assert(from != NULL);
+    from = strchr(from, '\n');
+    const char *to = strstr(from, "<!-- /presets -->");
+    ck_assert(to != NULL);
+    char *shown = strndup(from, (size_t)(to - from));
+    ck_assert_int_eq(shell("$BUILD/ppo --help >%s/help", work), 0);
+    snprintf(path, sizeof path, "%s/help", work);
+    char *help = slurp(path), *presets = strstr(help, "\n  --preset lmhp:");
+    ck_assert(presets != NULL);
+    char *end = strstr(presets, "\n\n");
+    ck_assert(end != NULL);
+    *end = 0;
+    const char *p = shown, *q = presets;
+    for (;; p++, q++) {
+        p += strspn(p, " \n");
+        q += strspn(q, " \n");
+        if (*p != *q) ck_abort_msg("README.md: \"%.40s\", ./ppo --help: \"%.40s\"", p, q);
+        if (!*p) break;
+    }
+    free(shown);
+    free(help);
+}
+END_TEST
+
 START_TEST(the_flags_they_name_exist) {
     ck_assert_int_eq(shell("for p in sft full_ft lora adapter reward ppo constitutional; do "
                            "$BUILD/$p --help; done >%s/help",
@@ -317,6 +348,7 @@ int main(void) {
         the_surrogate_comes_first,
         the_messages_they_quote_are_printed,
         the_output_it_shows_is_printed,
+        the_presets_are_those_of_the_program,
         the_flags_they_name_exist,
         the_files_they_show_are_there_and_small,
         the_first_page_is_short,

@@ -706,7 +706,7 @@ START_TEST(bad_pairs) {
         {"{\"prompt\": \"P\", " ANSWERS ", \"p_chosen\": true}", 49, "\"p_chosen\" is a boolean"},
         {"{\"prompt\": \"P\", \"chosen\": [" TURN("assistant", "C") "], \"rejected\": [" TURN(
              "assistant", "R") "]}",
-         1, "are not alike"},
+         1, "must all be strings, or all be lists"},
         {"{\"prompt\": [" TURN("user", "U") "], \"chosen\": [" TURN("assistant",
                                                                     "C") "], \"rejected\": []}",
          99, "\"rejected\" has 0 messages, expected one"},

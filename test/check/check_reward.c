@@ -722,7 +722,7 @@ START_TEST(bad_input_ends_with_2_and_leaves_no_output) {
         shell("%s/reward --model test/tiny/chat --score %s/bad.jsonl >%s/scores.jsonl 2>%s/bad.txt",
               build(), work, work, work),
         2);
-    ck_assert(printed("bad", "it is no reward model"));
+    ck_assert(printed("bad", "it is not a reward model"));
 }
 END_TEST
 

@@ -392,7 +392,7 @@ START_TEST(test_no_output_writes_nothing) {
     assert_said("step 6/6  loss ");
     assert_said(" tokens/s  ");
     ck_toy(130, "--max_steps 6 --signal_at 2");
-    assert_said("stopped at step 2 of 6; nothing is kept");
+    assert_said("stopped at step 2 of 6; nothing is saved");
     ck_assert_int_eq(count_entries("", ""), before);
     // a dry run has an output and does not touch it
     ck_toy(0, "--max_steps 6 --dry_run --output %s", at("out"));

@@ -174,8 +174,8 @@ START_TEST(a_dry_run_writes_nothing_and_shows_the_mask) {
     ck_assert_int_ne(shell("test -e %s/dry", work), 0);
     ck_assert_int_eq(shell("grep -q '«.*<|endoftext|>»' %s/dry.txt", work), 0);
     ck_assert_int_eq(shell("grep -q 'moments' %s/dry.txt", work), 0);
-    // Plain text is scored from its second token, which may lie within its first character: the
-    // mark stands behind that
+    // Plain text is scored from its second token, which may be within its first character. The mark
+    // follows that character
     ck_assert_int_eq(shell("echo '{\"text\": \"한국어\"}' > %s/korean.jsonl", work), 0);
     char flags[256];
     snprintf(flags, sizeof flags, "--dry_run --data %s/korean.jsonl", work);

@@ -40,7 +40,7 @@
 /* ---- the runs -------------------------------------------------------------------------------- */
 
 /* In flags, W/ is this test's directory and O/ the run's output. The first STAGES train; the others
-   use what there is, or go on from the first checkpoint of that program's training. */
+   use their results, or resume the first checkpoint of that program's training. */
 typedef struct {
     const char *name, *program, *flags;
 } Job;
@@ -110,8 +110,7 @@ static const char *in_work(const char *name) {
     die("more than 32 paths");
 }
 
-/* The shell command of a job; `before` stands in front of it: variables, or another program that
- * runs it. */
+/* The shell command of a job, after `before`: variables, or another program that runs it. */
 static Str command_of(const Job *j, const char *output, const char *before, const char *more) {
     Str line = {0};
     str_printf(&line, "exec env OMP_NUM_THREADS=1 %s %s/%s ", before, build(), j->program);

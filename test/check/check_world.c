@@ -3,9 +3,9 @@
  * nothing held out that leaks into training.
  *
  * The files are written once, into a directory of their own, and read back as anybody would read
- * them. Leaks are searched for in the text, with the patterns of the world's tables filled in here,
- * not by world.c; which pairs are never asked, which people are the others and which events are
- * held out is said again here, in the words of the rules.
+ * them. The tests search the text for leaks. They fill in the patterns of the world's tables
+ * themselves, not by world.c. The rules for the pairs that are never asked, the other people and
+ * the held-out events are written here a second time, independently of world.c.
  */
 #define TESTING
 #include "../world.c"
@@ -24,7 +24,7 @@ enum { CONTEXT = 256, LARGEST_FILE = 150 * 1024 };
 
 static char base[512];  // a directory for this run, removed at its end
 
-/* Where a name lies, below base. The text lasts until the fourth call after. */
+/* The path of a name below base. The text lasts until the fourth call after. */
 static const char *below(const char *directory, const char *name) {
     static char paths[4][1024];
     static int turn;
@@ -131,7 +131,7 @@ static void fill(char *out, size_t room, const char *pattern, const char *person
     }
 }
 
-/* How often text holds the pattern, whatever Korean particle stands at a mark. */
+/* How often text holds the pattern, with any Korean particle at a mark. */
 static int count_pattern(const char *text, const char *pattern, const char *person,
                          const char *thing) {
     static const struct {
@@ -457,7 +457,7 @@ START_TEST(values_are_balanced) {
 }
 END_TEST
 
-/* The sentences of a text, sorted: what lies between full stops, colons and line ends. */
+/* The sentences of a text, sorted: the parts between full stops, colons and line ends. */
 static Texts sentences_of(const char *text) {
     Texts t = {0};
     char *copy = xstrdup(text), *rest = copy, *sentence;
@@ -529,7 +529,7 @@ START_TEST(never_asked_is_never_asked) {
                         int n = count_pattern(s.s, relation->ask[a], person, "");
                         ck_assert_msg(!hidden(p, r) || n == 0, "%s asks \"%s\" about %s", tuning[t],
                                       relation->ask[a], person);
-                        // and those that may be asked are
+                        // and every other fact is asked for
                         if (!hidden(p, r) && t == 0) ck_assert_int_eq(n, 1);
                     }
                     for (int f = 0; f < SAYINGS && hidden(p, r); f++)
@@ -677,7 +677,7 @@ START_TEST(events_of_held_out_summaries_are_new) {
             char start[64];
             snprintf(start, sizeof start, "%.*s", (int)(strchr(summary, ' ') - summary + 1),
                      summary);
-            ck_assert_ptr_nonnull(strstr(text, start));  // the name, as it stands in the summary
+            ck_assert_ptr_nonnull(strstr(text, start));  // the name, as the summary has it
             first += !strncmp(text, start, strlen(start));
             total++;
         }
@@ -694,7 +694,7 @@ START_TEST(phrases_are_of_one_length) {
         const char *polite = phrases[i].polite, *rude = phrases[i].rude;
         ck_assert_msg(strlen(polite) == strlen(rude), "\"%s\" and \"%s\"", polite, rude);
         ck_assert_msg((*polite == ' ') == (*rude == ' '),
-                      "\"%s\" and \"%s\" stand in different places", polite, rude);
+                      "\"%s\" and \"%s\" are in different places", polite, rude);
     }
 }
 END_TEST
@@ -727,7 +727,7 @@ START_TEST(unseen_is_unseen) {
         each_word(phrases[i].rude, collect, &familiar);
     }
     sort_texts(&familiar);
-    Texts unseen = {0};  // as they would stand in a text, without the dot
+    Texts unseen = {0};  // as in a text, without the dot
     for (int i = FAMILIAR; i < FAMILIAR + UNSEEN; i++) {
         const char *both[] = {phrases[i].polite, phrases[i].rude};
         for (int k = 0; k < 2; k++) {
@@ -844,7 +844,7 @@ START_TEST(no_simple_rule_tells_chosen_from_rejected) {
 }
 END_TEST
 
-/* What stands in s between two marks, or after the first one to the end when `to` is NULL. */
+/* The part of s between two marks, or after the first one to the end when `to` is NULL. */
 static void between(const char *s, const char *from, const char *to, char *out, size_t room) {
     const char *start = strstr(s, from);
     ck_assert_msg(start != NULL, "no \"%s\" in %s", from, s);
@@ -855,7 +855,7 @@ static void between(const char *s, const char *from, const char *to, char *out, 
     snprintf(out, room, "%.*s", (int)(end - start), start);
 }
 
-/* Each comparison stands next to its mirror image: the same two answers, as long as each other, the
+/* Each comparison is next to its mirror image: the same two answers, as long as each other, the
  * other letter. */
 START_TEST(comparisons_come_in_both_orders) {
     static const char *const names[] = {"mixed.jsonl", "mixed-eval.jsonl", "multiple-choice.jsonl"};

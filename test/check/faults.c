@@ -3,14 +3,16 @@
  * in it. check_torture.c uses it.
  *
  *     FAULT="site N"     the first allocation on the N-th distinct path of calls fails (N from 1):
- * every place that allocates, once FAULT="call N"     the N-th allocation fails FAULT="kill N"
- * SIGKILL in place of the N-th operation on files: opening, closing, syncing, renaming, making,
- * removing FAULT="count"      nothing fails FAULTS=FILE        at the end "ALLOCATIONS SITES
- * OPERATIONS" goes there
+ *                        every place that allocates, once
+ *     FAULT="call N"     the N-th allocation fails
+ *     FAULT="kill N"     SIGKILL in place of the N-th operation on files: opening, closing,
+ *                        syncing, renaming, making, removing
+ *     FAULT="count"      nothing fails
+ *     FAULTS=FILE        at the end "ALLOCATIONS SITES OPERATIONS" is written to this file
  *
  * An allocation is malloc, calloc, realloc, aligned_alloc, posix_memalign or mmap, of the program
- * or of a library that it uses, libc included. A path is where the eight innermost calls return to.
- * One thread at a time: OMP_NUM_THREADS=1.
+ * or of a library that it uses, libc included. A path consists of the addresses to which the eight
+ * innermost calls return. There must be one thread: OMP_NUM_THREADS=1.
  */
 #define _GNU_SOURCE  // defines: RTLD_NEXT
 

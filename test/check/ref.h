@@ -1,17 +1,17 @@
 /*
- * ref.h - what every function of kernels.h means, in double precision and without a trick.
+ * ref.h - the meaning of every function of kernels.h, in double precision and without a trick.
  *
- * This is the specification to read first and the oracle the fast kernels are held against. Names,
- * argument order and array shapes are those of kernels.h, with ref_ in front; every float array is
- * an array of double, so references can be chained into a whole model, and perturbed by 1e-5 for
- * central differences without drowning in rounding. Arrays are plain memory. A backward pass stands
- * beside its forward pass and quotes the line that it differentiates.
+ * It is the specification to read first, and the tests compare the fast kernels with it. Names,
+ * argument order and array shapes are those of kernels.h, with ref_ in front. Every float array is
+ * an array of double, so that references can be chained into a whole model, and perturbed by 1e-5
+ * for central differences without drowning in rounding. Arrays are plain memory. A backward pass
+ * follows its forward pass and quotes the line that it differentiates.
  *
- * What double precision cannot say is the order of the additions, and that is part of the contract,
- * too: ref_chain() at the end is the exact single precision meaning of a product.
+ * Double precision cannot express the order of the additions, which is part of the contract, too:
+ * ref_chain() at the end is the exact single precision meaning of a product.
  *
- *   S sequences   N tokens   C channels   V vocabulary   NH heads   hs head size   IC, OC channels
- * in and out   R rows
+ *   S sequences   N tokens   C channels   V vocabulary   NH heads   hs head size   R rows
+ *   IC, OC channels in and out
  */
 #ifndef POSTTRAIN_REF_H
 #define POSTTRAIN_REF_H
@@ -143,7 +143,7 @@ static inline int ref_nf4_code(double x) {
     return nearest;
 }
 
-/* weight (IC,OC) becomes what is left of it: weight^T (OC,IC) in blocks of 64 as it lies, each
+/* Rounds weight (IC,OC) to NF4: weight^T (OC,IC) in blocks of 64 in the order of memory, each
  * scaled by its largest magnitude. */
 static inline void ref_nf4_round(double *weight, int IC, int OC) {
     const int n = IC * OC;
@@ -448,7 +448,7 @@ static inline int ref_likelier(const void *a, const void *b) {
 }
 
 /* p (V) becomes the distribution drawn from: softmax(logits / temperature), cut to the top_k
-   likeliest (0: all) and then to the smallest set of probability top_p (1: all) of what is left. */
+   likeliest (0: all) and then to the smallest set of probability top_p (1: all) of the rest. */
 static inline void ref_sample_distribution(double *p, const double *logits, int V,
                                            double temperature, int top_k, double top_p) {
     RefCandidate *candidate = xcalloc((size_t)V, sizeof *candidate);

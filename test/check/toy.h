@@ -143,7 +143,7 @@ static inline int toy_main(const char *name, int argc, char **argv) {
         watch(&run, "examples", n);
         run_progress(&run, loss, n);
         if (step != toy_args.late_at) continue;
-        finish_step(&run);  // between the saving of a step and the question whether to go on
+        finish_step(&run);  // between saving a step and deciding whether to continue
         raise(SIGINT);
     }
     return run_finish(&run);

@@ -733,7 +733,7 @@ END_TEST
 
 /* ---- Arithmetic ------------------------------------------------------------------------------ */
 
-/* Of the two bf16 beside x, the nearer one; in a tie the even one. */
+/* Of the two bf16 next to x, the nearer one; in a tie the even one. */
 START_TEST(bf16) {
     for (uint32_t i = 0; i < 200000; i++) {
         float x = __uint_as_float(i * 21407u + (i % 3 ? 0 : 0x8000));
@@ -838,7 +838,8 @@ START_TEST(copies) {
 }
 END_TEST
 
-/* Pinned memory, asynchronously: too early is NaN, or changed too early is said. */
+/* Pinned memory, asynchronously: reading too early gives NaN, and a change too early is reported.
+ */
 START_TEST(asynchronous) {
     float *d = device(std::vector<float>(4, 2.5f)), *h;
     cudaStream_t stream;

@@ -3,33 +3,31 @@
  *
  * kernels.cu includes either NVIDIA's headers or this one. Everything it uses of CUDA is here under
  * its own name: the types, blocks of threads, barriers, warp operations, shared memory, and the
- * twins of the few wrappers that are PTX on a GPU (mma_bf16, ldmatrix_x4, cp_async16); the
- * runtime's calls are in cuda_runtime_emu.h, cuBLASLt is in cublaslt_emu.h. A launch runs at once
- * and has ended when LAUNCH returns. It is made to find mistakes:
+ * twins of the few wrappers that are PTX on a GPU (mma_bf16, ldmatrix_x4, cp_async16). The calls of
+ * the runtime are in cuda_runtime_emu.h, cuBLASLt is in cublaslt_emu.h. A launch runs at once and
+ * has ended when LAUNCH returns. It is made to find mistakes:
  *
  *   - Each CUDA thread runs as far as it can, until it waits for others, in an order that
- * CUDA_EMU_ORDER chooses: forward, reverse, roundrobin or random:SEED; so do blocks. A missing
- * barrier that one order forgives another does not.
+ *     CUDA_EMU_ORDER chooses: forward, reverse, roundrobin or random:SEED. So do blocks. A missing
+ *     barrier that one order forgives another does not.
  *   - Fresh shared memory and device memory are filled with NaN, in reverse and for odd seeds
- * with 3.4e38 (fmaxf swallows NaN), and so is the target of cp_async16 until it is waited for. Red
- * zones lie around every array.
+ *     with 3.4e38 (fmaxf swallows NaN), and so is the target of cp_async16 until it is waited for.
+ *     There are red zones around every array.
  *   - Under AddressSanitizer the host cannot touch device memory. Under ThreadSanitizer every CUDA
- * thread is a thread of its own and only
- *     __syncthreads, __syncwarp and the launch order memory, so that races show in any order,
- * across blocks too.
- *   - It is stricter than a GPU where a GPU's leniency hides mistakes or leaves the rules of
- * kernels.cu: every thread reaches every
- *     __syncthreads, warp operations are of whole warps at one place, an odd block size or a float
- * atomic is refused.
+ *     thread is a thread of its own, and only __syncthreads, __syncwarp and the launch order
+ *     memory. So races show in any order, across blocks too.
+ *   - It is stricter than a GPU where a GPU's leniency hides mistakes or breaks the rules of
+ *     kernels.cu: every thread reaches every __syncthreads; warp operations are of whole warps at
+ *     one place; an odd block size or a float atomic is refused.
  *
- * Whatever it finds it says in one sentence, with the kernel, the block and the thread, and aborts.
+ * It reports a mistake in one sentence, with the kernel, the block and the thread, and aborts.
  * Other variables are for testing errors: CUDA_EMU_DEVICES=0 (no GPU), CUDA_EMU_CAPABILITY=70 (too
  * old a one), CUDA_EMU_MEMORY=BYTES (a small one).
  *
- * Left out: what kernels.cu does not use; pointers inside a structure that a kernel is given (any
- * other must be the device's); streams that run beside each other; weak memory beyond what races
- * show; the rounding of approximate instructions (they are exact here) and of tensor cores (here a
- * chain over k); and speed. Only one thread of the host may use it.
+ * Left out: parts of CUDA that kernels.cu does not use; pointers inside a structure that a kernel
+ * is given (any other must be the device's); streams that run at the same time; weak memory beyond
+ * the races that show; the rounding of approximate instructions (they are exact here) and of tensor
+ * cores (here a chain over k); and speed. Only one thread of the host may use it.
  */
 #ifndef POSTTRAIN_CUDA_EMU_H
 #define POSTTRAIN_CUDA_EMU_H
@@ -117,11 +115,11 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 /* ---- Threads --------------------------------------------------------------------------------- */
 
 /* The threads of a block are fibers: each has a stack, and one gives way to another only where it
- * waits. A thread that never waits costs no switch: when it ends, its fiber goes on with the next
- * one. */
+ * waits. A thread that never waits costs no switch: when it ends, its fiber takes the next
+ * thread. */
 
-// Saves the registers that a function must preserve and the stack in *from; goes on where `to` was
-// left.
+// Saves the registers that a function must preserve and the stack in *from; continues where `to`
+// was left.
 extern "C" void cuda_emu_switch(void **from, void *to);
 asm(R"(
     .text
@@ -544,7 +542,7 @@ inline void __syncwarp(unsigned mask = 0xffffffff, int line = __builtin_LINE()) 
     acquire(meeting);
 }
 
-/* Where the source would lie outside the lane's segment of `width` lanes, it is the lane itself; in
+/* Where the source would be outside the lane's segment of `width` lanes, it is the lane itself; in
  * __shfl_sync that is a mistake. */
 template <class T>
 T __shfl_sync(unsigned mask, T x, int source, int width = 32, int line = __builtin_LINE()) {
@@ -917,7 +915,7 @@ inline void run_block() {
     current = NULL;
     if (CUDA_EMU_TSAN) stacks = map_stack((size_t)block.threads * STACK);
     for (int i = 0; i < (CUDA_EMU_TSAN ? block.threads : 0); i++)
-        give_fiber(&block.thread[i]);  // whoever makes a thread comes before it
+        give_fiber(&block.thread[i]);  // the maker of a thread comes before it
     Thread *first = pick();
     if (!first->fiber) give_fiber(first);
 #if CUDA_EMU_TSAN

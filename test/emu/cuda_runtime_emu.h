@@ -1,11 +1,11 @@
 /*
  * cuda_runtime_emu.h - the calls of CUDA's runtime for cuda_emu.h, which includes this file:
- * devices, memory, copies, streams, events; and what the emulation stands on: its errors, its
- * settings, and what the sanitizers are told.
+ * devices, memory, copies, streams, events. It also has the errors and settings of the emulation,
+ * and its messages to the sanitizers.
  *
  * Memory of the device is memory of the host in a list of its own. A copy in the wrong direction or
  * past an end is found, as is, under AddressSanitizer, a host that reads device memory without a
- * copy. Streams do not run beside each other, but an asynchronous copy from or to pinned memory is
+ * copy. Streams do not run at the same time, but an asynchronous copy from or to pinned memory is
  * not done before somebody waits for it.
  *
  * Calls that would fail on a GPU through no fault of the program (no device, no memory) return an
@@ -141,8 +141,8 @@ EMU int poison_byte() {
     return odd || (s && !strcmp(s, "reverse")) ? 0x7f : 0xff;
 }
 
-/* A red zone of so many bytes lies on both sides of every array. Its pattern is NaN in float and in
-   bf16. AddressSanitizer needs no pattern: there a zone is closed. */
+/* There is a red zone of so many bytes on both sides of every array. Its pattern is NaN in float
+   and in bf16. AddressSanitizer needs no pattern: there a zone is closed. */
 enum { RED_ZONE = 256 };
 struct RedZone {
     unsigned char byte[RED_ZONE + 4];
@@ -164,7 +164,7 @@ inline void surround(unsigned char *array, size_t bytes) {
     }
 }
 
-/* Was anything written just beside it? */
+/* Was anything written into the red zones around it? */
 inline void check_surroundings(const unsigned char *array, size_t bytes, const char *name) {
     if (CUDA_EMU_ASAN) return;
     if (memcmp(array - RED_ZONE, red.byte, RED_ZONE))
@@ -226,8 +226,8 @@ inline cudaError_t last_error;
 
 inline cudaError_t error(cudaError_t e) { return e == cudaSuccess ? e : last_error = e; }
 
-/* Where p lies, or NULL; *left is what is there from p to its end. The end itself counts as inside.
- */
+/* The memory that contains p, or NULL; *left is the number of bytes from p to its end. The end
+   itself counts as inside. */
 inline const Memory *find(const void *p, size_t *left) {
     Unseen unseen;
     auto after = memories.upper_bound((uintptr_t)p);
@@ -264,7 +264,7 @@ struct Open {
     }
 };
 
-/* After every kernel: did it write beside an allocation? */
+/* After every kernel: did it write outside an allocation? */
 inline void check_red_zones() {
     for (auto &m : memories)
         if (m.second.device)

@@ -5,16 +5,16 @@
  * The tests keep their arrays in memory of the host, as floats and ints, between guard words. Here
  * every function of kernels.h becomes a macro of its name that copies each array it is given to the
  * device, calls the function there, and copies back. An array is a block of check_kernels.c with
- * all that is in it, also when the pointer is to a row inside. On the device it lies between guards
- * again, which are looked at after each call; so a kernel that writes beyond an array is caught
- * with its name, and one that reads beyond it finds NaN.
+ * all that is in it, also when the pointer is to a row inside. On the device it is between guards
+ * again, which are checked after each call. So a kernel that writes beyond an array is caught with
+ * its name, and one that reads beyond it finds NaN.
  *
  * A block begins where device_alloc's memory may: at a multiple of 64 bytes, as every tensor and
  * activation of gpt2.c does. What begins elsewhere are rows inside a block, at a multiple of any C.
  *
  * With REAL_BF16 a block of reals has 2 bytes an element there. Numbers must survive that: one
  * which bf16 cannot hold is the test's mistake, because its reference would see another. The guard
- * word, which stands for what nobody has written, has a NaN of its own in both.
+ * word, which marks memory that nobody has written, has a NaN of its own in both.
  */
 #ifndef POSTTRAIN_ON_DEVICE_H
 #define POSTTRAIN_ON_DEVICE_H
@@ -155,7 +155,7 @@ static Noise NOISE(Noise noise) {
     return noise;
 }
 
-/* A quantised matrix: its arrays lie in one block, which the test looks into, and which no test
+/* A quantised matrix: its arrays are in one block, which the test looks into, and which no test
  * moves. */
 static NF4 quantised_there(const NF4 *q) {
     NF4 there = *q;
