@@ -310,8 +310,11 @@ fuzz-%: $(B)/%.o $(B)/common.a
 
 # One row per kernel, with its share of the machine's peak; then whole steps and decoding.
 # BENCH="--only step" selects rows.
+# Then the products again with --bf16, and with AVX2.
 bench: $(B)/bench $(addprefix $(B)/,$(PROGRAMS))
 	$(B)/bench $(BENCH)
+	$(B)/bench --bf16 $(BENCH)
+	$(B)/bench --cpu avx2 $(BENCH)
 
 # The same rows on a GPU; and CPU and GPU in one table
 bench_cuda: nvcc
