@@ -29,7 +29,7 @@
    chosen by measurement on 2 cores of Zen 4 (32 KB L1, 1 MB L2): a tile's panel of B (KC x NR)
    stays in L1 or L2, MC rows of A in L2, the packed superblocks (MB x KC and KC x NC, 7 MB) in L3.
    KC counts words of 4 bytes: floats, or pairs of bf16. */
-enum { KC = 384, MC = MR * (192 / MR), MB = MR * (1536 / MR), NC = 3072, JT = 128 };
+enum { KC = W == 16 ? 512 : 384, MC = MR * (192 / MR), MB = MR * (1536 / MR), NC = 3072, JT = 128 };
 
 static float *packed_a, *packed_b;  // the superblocks, shared by all threads
 
