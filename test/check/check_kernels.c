@@ -566,7 +566,7 @@ static const char *compare_numbers(const char *what, const float *got, const flo
 
 static uint16_t *halves(const float *x, size_t n) {
     uint16_t *half = room((n + 1) / 2);
-    round_weights(half, x, n);
+    round_weights(half, (const real *)(const void *)x, n);
     for (size_t i = 0; i < n; i++) {
         const uint32_t w = (uint32_t)half[i] << 16;
         float back;
@@ -602,7 +602,7 @@ static void check_bf16_chains(int N, int IC, int OC, bool hard) {
             dweight_ref[at] =
                 ref_chain_bf16(l.dweight[at], inp + i, (size_t)IC, dout + o, (size_t)OC, N);
         }
-    const real *stored_weight = (const real *)(const void *)halves(weight, l.weight_n);
+    const float *stored_weight = (const float *)(const void *)halves(weight, l.weight_n);
     freeze();
     for (int t = 1; t <= 3; t += 2) {
         omp_set_num_threads(t);
@@ -644,7 +644,7 @@ START_TEST(head_in_bf16_is_the_documented_chain) {
         const size_t RC = (size_t)R * C, VC = (size_t)V * C, RV = (size_t)R * V;
         float *inp = reals(RC, 1), *wte = reals(VC, 1), *dlogits = reals(RV, 1);
         make_hard(wte, VC);
-        const real *stored_wte = (const real *)(const void *)halves(wte, VC);
+        const float *stored_wte = (const float *)(const void *)halves(wte, VC);
         float *logits_ref = room(RV), *dinp_ref = room(RC);
         for (int r = 0; r < R; r++) {
             for (int v = 0; v < V; v++)
@@ -658,7 +658,7 @@ START_TEST(head_in_bf16_is_the_documented_chain) {
         float *logits = room(RV), *dinp = room(RC);
         for (int stored = 0; stored < 2; stored++) {
             device_precision(stored ? BF16_WEIGHTS : BF16);
-            const real *w = stored ? stored_wte : wte;
+            const float *w = stored ? stored_wte : wte;
             head_forward(logits, inp, w, R, C, V, V);
             head_backward(dinp, NULL, dlogits, NULL, w, R, C, V, V);
             ck_numbers(logits, logits_ref, RV);
