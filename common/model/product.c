@@ -119,6 +119,10 @@ INLINE Vec8 elements8(const MatrixKind kind, Matrix M, size_t at, int n) {
 /* W elements. */
 INLINE Vec elements(const MatrixKind kind, Matrix M, size_t at, int n) {
 #ifdef __AVX512F__
+    if (kind == OF_BF16 && n >= W) {
+        const __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)(M.half + at));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+    }
     if (kind != OF_FLOATS)
         return join(elements8(kind, M, at, n), elements8(kind, M, at + 8, n - 8));
     return load(M.p + at, n);
@@ -575,7 +579,23 @@ INLINE __m128 four_pairs(const MatrixKind kind, Matrix B, size_t at, int n) {
         _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
 }
 
-/* The same in a product of bf16: four columns of pairs at a time. */
+/* z + x y for a pair x (2 rounded floats) and eight pairs y of bf16. */
+static inline Vec8 step_of_pairs(const float *x, Vec8 y, Vec8 z) {
+    const __m256i pair = _mm256_castps_si256(y);
+#ifdef __AVX512BF16__
+    uint64_t both;
+    memcpy(&both, x, sizeof both);
+    const uint32_t word = (uint32_t)(both >> 32 & 0xffff0000u) | (uint16_t)(both >> 16);
+    return _mm256_dpbf16_ps(z, (__m256bh)_mm256_set1_epi32((int)word), (__m256bh)pair);
+#else
+    const __m256i high = _mm256_and_si256(pair, _mm256_set1_epi32((int)0xffff0000)),
+                  low = _mm256_slli_epi32(pair, 16);
+    z = _mm256_fmadd_ps(_mm256_broadcast_ss(x + 1), _mm256_castsi256_ps(high), z);
+    return _mm256_fmadd_ps(_mm256_broadcast_ss(x), _mm256_castsi256_ps(low), z);
+#endif
+}
+
+/* The same in a product of bf16: four columns of pairs at a time. x has a zero after its end. */
 INLINE void row_turned_bf16(const MatrixKind kind, int rows, int K, const float *x, Matrix B,
                             size_t at, float *c) {
     const char *p[8];
@@ -593,15 +613,7 @@ INLINE void row_turned_bf16(const MatrixKind kind, int rows, int K, const float 
             r[i] = two_rows(four_pairs(kind, B, from[i] + (size_t)k, K - k),
                             four_pairs(kind, B, from[i + 4] + (size_t)k, K - k));
         transpose4(r, column);
-        for (int i = 0; i < 4 && k + 2 * i < K; i++) {
-            const int even = k + 2 * i;
-            const __m256i pair = _mm256_castps_si256(column[i]),
-                          high = _mm256_and_si256(pair, _mm256_set1_epi32((int)0xffff0000)),
-                          low = _mm256_slli_epi32(pair, 16);
-            const Vec8 odd = even + 1 < K ? _mm256_broadcast_ss(x + even + 1) : _mm256_setzero_ps();
-            s = _mm256_fmadd_ps(odd, _mm256_castsi256_ps(high), s);
-            s = _mm256_fmadd_ps(_mm256_broadcast_ss(x + even), _mm256_castsi256_ps(low), s);
-        }
+        for (int i = 0; i < 4 && k + 2 * i < K; i++) s = step_of_pairs(x + k + 2 * i, column[i], s);
     }
     store8(c, s, rows);
 }
@@ -639,6 +651,7 @@ static void product_one(Product p) {
     if (p.bf16) {
         for (int k = 0; k < p.K; k += W)
             store(packed_a + k, rounded(load(x + k, p.K - k)), p.K - k);
+        packed_a[p.K] = 0;
         x = packed_a;
     }
 #pragma omp parallel
