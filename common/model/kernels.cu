@@ -1,8 +1,8 @@
 /*
- * kernels.cu - kernels.h on a GPU with CUDA: the functions of kernels.c, in the same order.
+ * kernels.cu - kernels.h on a GPU with CUDA: the functions of kernels.h, in the same order.
  *
  * Numbers are stored as bf16 (or as float, with PRECISION=fp32) and summed in float. cuBLASLt
- * computes the large products, and this file everything else. The rule of kernels.c holds here too:
+ * computes the large products, and this file everything else. The rule of product.c holds here too:
  * an output element is accumulated by one thread, or by one group of threads in one fixed order.
  * There are no atomic additions, so the same run gives the same bits. The results of a token do not
  * depend on the number of rows in the batch: product() uses the same algorithm for every product of

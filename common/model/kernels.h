@@ -90,10 +90,11 @@ void real_read(float *host, const real *device, size_t n);
  *     acc = fma(a[k+1], b[k+1], acc);  acc = fma(a[k], b[k], acc)    for k = 0, 2, 4, ...
  *
  * An odd number of terms is completed by one of 0 x 0. A denormal acc is replaced by 0, before and
- * after each fma. This is what the instruction VDPBF16PS computes, so every CPU has the same bits.
- * A weight gradient of two halves of a batch has the bits of the whole if the first half has an
- * even number of rows. embed_forward rounds wte, because the head has the same weight. All else
- * (activations, parameters, gradients, norms, softmax, attention) remains float.
+ * after each fma (after it is rounded as if there were no smallest exponent). This is what the
+ * instruction VDPBF16PS computes, so every CPU has the same bits. A weight gradient of two halves
+ * of a batch has the bits of the whole if the first half has an even number of rows. embed_forward
+ * rounds wte, because the head has the same weight. All else (activations, parameters, gradients,
+ * norms, softmax, attention) remains float.
  *
  * BF16_WEIGHTS is the same with weights that are stored in bf16: the arguments `weight` of
  * linear_forward, linear_backward_input and linear_gelu_forward, and `wte`, point to them.

@@ -1,5 +1,5 @@
 /*
- * nf4.h - the constants of NF4 (kernels.h) for kernels.c and kernels.cu: the 16 values, the 256
+ * nf4.h - the constants of NF4 (kernels.h) for the kernels of CPU and GPU: the 16 values, the 256
  * values of 8-bit scales, and double quantisation, the quantisation of the blocks' scales. It runs
  * on the host, once, when a model is loaded.
  */

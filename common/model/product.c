@@ -483,7 +483,8 @@ INLINE void row_segment(const MatrixKind kind, const bool bf16, int columns, int
             for (int i = 0; i < DOWN; i++) {
                 const int row = bf16 ? i ^ 1 : i;
                 const size_t here = at + (size_t)row * B.stride + (size_t)j;
-                const char *next = bytes_at(B, here + DOWN * B.stride);
+                const char *next = kind == OF_BF16 ? (const char *)(B.half + here + DOWN * B.stride)
+                                                   : (const char *)(B.p + here + DOWN * B.stride);
                 _mm_prefetch(next, _MM_HINT_T1);
                 if (W == 16 && kind == OF_FLOATS) _mm_prefetch(next + 64, _MM_HINT_T1);
                 s = fma_(xk[row], factors(kind, bf16, B, here, W), s);
@@ -595,6 +596,21 @@ static inline Vec8 step_of_pairs(const float *x, Vec8 y, Vec8 z) {
 #endif
 }
 
+/* s + x (n) times columns k .. k + n (at most 8) of 8 rows of B, which start at from[]. */
+INLINE Vec8 eight_columns(const MatrixKind kind, const float *x, Matrix B, const size_t from[8],
+                          size_t k, const int n, Vec8 s) {
+    Vec8 r[4], column[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        r[i] =
+            two_rows(four_pairs(kind, B, from[i] + k, n), four_pairs(kind, B, from[i + 4] + k, n));
+    transpose4(r, column);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++)
+        if (2 * i < n) s = step_of_pairs(x + 2 * i, column[i], s);
+    return s;
+}
+
 /* The same in a product of bf16: four columns of pairs at a time. x has a zero after its end. */
 INLINE void row_turned_bf16(const MatrixKind kind, int rows, int K, const float *x, Matrix B,
                             size_t at, float *c) {
@@ -606,15 +622,12 @@ INLINE void row_turned_bf16(const MatrixKind kind, int rows, int K, const float 
     }
     const size_t size = bytes_each(B);
     Vec8 s = load8(c, rows);
-    for (int k = 0; k < K; k += 8) {
+    int k = 0;
+    for (; k + 8 <= K; k += 8) {
         prefetch_rows(p, size * (size_t)k, size * (size_t)K, size * B.stride);
-        Vec8 r[4], column[4];
-        for (int i = 0; i < 4; i++)
-            r[i] = two_rows(four_pairs(kind, B, from[i] + (size_t)k, K - k),
-                            four_pairs(kind, B, from[i + 4] + (size_t)k, K - k));
-        transpose4(r, column);
-        for (int i = 0; i < 4 && k + 2 * i < K; i++) s = step_of_pairs(x + k + 2 * i, column[i], s);
+        s = eight_columns(kind, x + k, B, from, (size_t)k, 8, s);
     }
+    if (k < K) s = eight_columns(kind, x + k, B, from, (size_t)k, K - k, s);
     store8(c, s, rows);
 }
 
@@ -644,8 +657,8 @@ static void segment_of_row(const Product *p, const float *x, int j0, int columns
 }
 
 static void product_one(Product p) {
-    const int threads = omp_get_max_threads(),
-              parts = threads * ((p.N + threads * SEGMENT - 1) / (threads * SEGMENT));
+    const int threads = omp_get_max_threads(), wide = SEGMENT * 4 / (int)bytes_each(p.B),
+              parts = threads * ((p.N + threads * wide - 1) / (threads * wide));
     const int segment = p.B.transposed ? 128 : round_up((p.N + parts - 1) / parts, 64);
     const float *x = p.A.p;
     if (p.bf16) {

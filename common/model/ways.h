@@ -14,7 +14,8 @@
 #define KERNELS(X)                                                                               \
     X(embed_forward)                                                                             \
     X(embed_backward)                                                                            \
-    X(linear_forward) X(linear_backward_input) X(linear_backward_weight) X(projection_forward)   \
+    X(linear_forward)                                                                            \
+    X(linear_backward_input) X(linear_backward_weight) X(projection_forward)                     \
         X(projection_backward_input) X(projection_backward_weight) X(add_activations) X(scale)   \
             X(nf4_bytes) X(nf4_quantize) X(nf4_read) X(nf4_linear_forward)                       \
                 X(nf4_linear_backward_input) X(layernorm_forward) X(layernorm_backward)          \

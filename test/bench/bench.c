@@ -750,7 +750,7 @@ static void bench_decode(void) {
             gpt2_generate(m, &prompts, &sampler, &out, NULL, NULL);
             generation_free(&out);
         }
-        begin("decode", READ, sizeof(real) * (layers + head));
+        begin("decode", READ, (double)(bf16 ? sizeof(uint16_t) : sizeof(real)) * (layers + head));
         row.tokens = S;
         row.once = true;
         sampler.max_new_tokens = EACH;

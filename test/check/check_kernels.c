@@ -1,5 +1,5 @@
 /*
- * check_kernels.c - kernels.c against its contract, kernels.h.
+ * check_kernels.c - the kernels against their contract, kernels.h.
  *
  * The witnesses: ref.h, in double, for values; central differences of ref.h for ref.h's own
  * gradients; ref_chain() for the exact bits of a product; and the promises that need no second
