@@ -11,6 +11,7 @@
 #include "model/cpu.h"
 #include "model/kernels.h"
 
+// clang-format off
 #define KERNELS(X)                                                                               \
     X(embed_forward)                                                                             \
     X(embed_backward)                                                                            \
@@ -28,6 +29,7 @@
                                             X(kl_forward) X(largest_difference) X(value_forward) \
                                                 X(value_backward) X(sample) X(sum_of_squares)    \
                                                     X(adamw) X(round_weights)
+// clang-format on
 
 #ifdef WAY
 #    define WAY_TEXT(way) #    way
