@@ -7,6 +7,7 @@
 
 #include <stdint.h>
 
+// clang-format off
 static const struct {
     const char *name;
     uint64_t hash;
