@@ -14,12 +14,17 @@ ifeq ($(origin CXX),default)
 endif
 STDXX    = -std=gnu++17 -Wno-unknown-pragmas
 WARN     = -Wall -Wextra
-# Only the kernels are compiled for AVX2 and FMA. The rest runs on any CPU, so that a program can
-# report that AVX2 is missing. Contraction is off, so that gcc and clang round alike; the kernels
-# ask for a fused multiply-add where they want it. No -Ofast and no -ffast-math: NaN must stay
-# visible.
+# Contraction is off, so that gcc and clang round alike; the kernels ask for a fused multiply-add
+# where they want it. No -Ofast and no -ffast-math: NaN must stay visible.
 FP       = -ffp-contract=off
+# Only the kernels are compiled for an instruction set, once for each (common/model/simd.h). The
+# rest runs on any CPU, chooses one of them, and can report that AVX2 is missing.
 AVX2     = -mavx2 -mfma
+AVX512   = $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512
+flags_avx2       = $(AVX2)
+flags_avx512     = $(AVX512)
+flags_avx512bf16 = $(AVX512) -mavx512bf16
+WAYS     = avx2 avx512 avx512bf16
 SANITIZE =
 LIBS     = jansson libpcre2-8
 
@@ -35,8 +40,11 @@ B       := .build/$(FLAVOUR)
 # The folders of common/ and of test/. An object is named after its source file; names are unique.
 ROOMS    = common common/model common/text common/files common/run common/rl
 BENCHES  = test test/check test/fuzz test/bench
+# The kernels of the CPU. On a device with its own memory kernels.cu replaces all of these objects.
+KERNELS  = product layers attention head nf4
 COMMON  := $(notdir $(wildcard $(ROOMS:=/*.c)))
-COMMON_O = $(COMMON:.c=.o)
+HOST_O   = $(filter-out device.o $(KERNELS:=.o),$(COMMON:.c=.o))
+CPU_O    = device.o $(foreach way,$(WAYS),$(KERNELS:=.$(way).o))
 
 # Models that are fetched on request into models/NAME, and their repositories on Hugging Face's hub
 MODELS                 = gpt2 distilgpt2 gpt2-medium dialogpt
@@ -69,9 +77,15 @@ all: $(PROGRAMS)
 
 define rule_of_room
 $(B)/%.o: $(1)/%.c | $(B)
-	$$(COMPILE) $$(INCLUDE) $$(if $$(filter kernels,$$*),$$(AVX2)) -c $$< -o $$@
+	$$(COMPILE) $$(INCLUDE) -c $$< -o $$@
 endef
 $(foreach room,$(ROOMS),$(eval $(call rule_of_room,$(room))))
+
+define rule_of_way
+$(B)/%.$(1).o: common/model/%.c | $(B)
+	$$(COMPILE) $$(INCLUDE) $$(flags_$(1)) -DWAY=$(1) -c $$< -o $$@
+endef
+$(foreach way,$(WAYS),$(eval $(call rule_of_way,$(way))))
 
 $(B)/%.o: %.c | $(B)
 	$(COMPILE) $(INCLUDE) -c $< -o $@
@@ -87,7 +101,7 @@ $(foreach room,$(BENCHES),$(eval $(call rule_of_test_room,$(room))))
 $(B)/%.o: test/emu/%.cu | $(B) cxx
 	$(COMPILE_CU) $(INCLUDE) -x c++ -c $< -o $@
 
-$(B)/common.a: $(addprefix $(B)/,$(COMMON_O))
+$(B)/common.a: $(addprefix $(B)/,$(HOST_O) $(CPU_O))
 	rm -f $@ && ar rcs $@ $^
 
 $(addprefix $(B)/,$(STAGES)): $(B)/%: $(B)/%.o $(B)/common.a
@@ -102,7 +116,7 @@ $(addprefix $(B)/,$(CHECKS_CU)): $(B)/%: $(B)/%.o
 $(B)/bench $(B)/world: $(B)/%: $(B)/%.o $(B)/common.a
 	$(COMPILE) $^ -o $@ $(LDLIBS)
 
-# --- devices with their own memory: kernels.cu instead of kernels.c -----------------------------
+# --- devices with their own memory: kernels.cu instead of the CPU's kernels ------------------
 
 # The tests of kernels and model, which run on a device as well
 MODEL_CHECKS  = check_gpt2 check_training check_generate check_memory
@@ -117,7 +131,7 @@ $(foreach room,$(ROOMS),$(call device_room,$(1),$(2),$(room)))
 $(B)/$(1)/%.o: %.c | $(B)/$(1)
 	$$(COMPILE) $$(INCLUDE) $(2) -c $$< -o $$@
 $(foreach room,test/check test/bench,$(call device_test,$(1),$(2),$(room)))
-$(B)/$(1)/common.a: $(addprefix $(B)/$(1)/,$(COMMON_O))
+$(B)/$(1)/common.a: $(addprefix $(B)/$(1)/,$(HOST_O) kernels.o)
 	rm -f $$@ && ar rcs $$@ $$^
 $(addprefix $(B)/$(1)/,$(STAGES) bench): %: %.o $(B)/$(1)/common.a
 	$$(LINK_CU) $$^ -o $$@ $$(LDLIBS) $(3)
@@ -184,7 +198,7 @@ $(PROGRAMS): %: $(B)/% FORCE
 
 # --- tests --------------------------------------------------------------------------------------
 
-.PHONY: all format format-check cxx nvcc test test_emu test_cuda planted torture asan ubsan tsan \
+.PHONY: all avx2_only format format-check cxx nvcc test test_emu test_cuda planted torture asan ubsan tsan \
         tsan_cuda fuzz bench bench_cuda bench_compare tiny tiny-out tiny-check demo plots help \
         clean $(MODELS) FORCE
 FORCE:
@@ -195,8 +209,15 @@ EMULATED_TESTS = emu-check_kernels-forward emu_bf16-check_kernels-reverse \
                  $(MODEL_CHECKS:%=emu-%-reverse) $(MODEL_CHECKS:%=emu_bf16-%-forward) \
                  emu-curve emu-bench
 EMULATED ?= $(if $(filter command,$(origin CHECKS)),,$(EMULATED_TESTS))
-test: $(addprefix run-,$(CHECKS)) $(EMULATED)
+test: $(addprefix run-,$(CHECKS)) $(EMULATED) avx2_only
 	@echo "✓ all $(words $(CHECKS) $(EMULATED)) test programs passed ($(FLAVOUR))"
+
+# The kernels for AVX2, and what is not a kernel, must hold no instruction of AVX-512: no register
+# zmm, none of the registers 16 to 31, and no mask.
+avx2_only: $(B)/common.a FORCE
+	@for o in $(addprefix $(B)/,device.o $(KERNELS:=.avx2.o)); do \
+	    ! objdump -d $$o | grep -m1 -E '%zmm|%[xy]mm(1[6-9]|2[0-9]|3[01])|%k[0-7]' || \
+	        { echo "✗ $$o holds instructions of AVX-512"; exit 1; }; done
 
 # The GPU kernels, emulated. One order of threads can hide a bug that another shows
 # (test/emu/cuda_emu.h).
@@ -289,8 +310,11 @@ fuzz-%: $(B)/%.o $(B)/common.a
 
 # One row per kernel, with its share of the machine's peak; then whole steps and decoding.
 # BENCH="--only step" selects rows.
+# Then the products again with --bf16, and with AVX2.
 bench: $(B)/bench $(addprefix $(B)/,$(PROGRAMS))
 	$(B)/bench $(BENCH)
+	$(B)/bench --bf16 $(BENCH)
+	$(B)/bench --cpu avx2 $(BENCH)
 
 # The same rows on a GPU; and CPU and GPU in one table
 bench_cuda: nvcc

@@ -480,6 +480,7 @@ static int load_weights(GPT2 *m, const Weights *w, bool frozen, Error *e) {
             if (frozen) gpt2_map(m, i, NULL);
             continue;
         }
+        if (frozen && t->type == ST_BF16 && gpt2_map_bf16(m, i, t->data)) continue;
         if (frozen && gpt2_map(m, i, t->type == ST_F32 ? t->data : NULL)) continue;
         status = hf_read_tensor(t, m, i, GPT2_WEIGHT, e);
         drop_pages(t);

@@ -79,6 +79,14 @@ void gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *
     *out = (Generation){.start = (int *)xcalloc((size_t)S + 1, sizeof(int)),
                         .ended = (bool *)xcalloc((size_t)S, sizeof(bool))};
 
+    // a copy of the weights in bf16 pays off after a few tokens
+    enum { FEW_TOKENS = 4 };
+    const bool shortens = m->short_weights && s->max_new_tokens > FEW_TOKENS;
+    Parts *before = (Parts *)xmalloc(sizeof *before * (size_t)m->own);
+    memcpy(before, m->parts, sizeof *before * (size_t)m->own);
+    if (shortens) gpt2_shorten(m);
+    device_precision(m->precision);
+
     for (;;) {
         // 1. free slots take the next prompts
         for (int i = 0; i < slots && next < S && room; i++) {
@@ -152,6 +160,8 @@ void gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *
             }
         }
     }
+    if (shortens) gpt2_lengthen(m, before);
+    free(before);
     for (int q = 0; q < S; q++) out->start[q + 1] = out->start[q] + count[q];
     out->tokens = (int *)xmalloc(sizeof(int) * (size_t)out->start[S]);
     out->logp = (float *)xmalloc(sizeof(float) * (size_t)out->start[S]);

@@ -180,6 +180,7 @@ void gpt2_forward(GPT2 *m, const Batch *b, const GPT2Noise *noise) {
     if (noise) m->noise = *noise;
     m->scored = m->logits_kept = 0;
     m->decoding = m->recomputing = m->head_in_is_grad = false;
+    device_precision(m->precision);
     upload(m, b);
     embed(m, m->layer[0].r);
     for (int l = 0; l < c->n_layer; l++) {
@@ -237,6 +238,7 @@ void gpt2_logprob(GPT2 *m, const int *target, float temperature, float *logp, fl
     m->scored = R;
     m->logits_kept = R < m->logit_rows ? R : m->logit_rows;
     m->with_entropy = entropy != NULL;
+    device_precision(m->precision);
     m->head_in_is_grad = m->noisy && m->limits.train && !m->parts[WTE].g;
     if (!R) return;
     device_write(m->row, m->host_row, sizeof(int) * (size_t)R);
@@ -281,6 +283,7 @@ static real *logits_of(GPT2 *m, int from, int rows) {
     }
     if (from + rows <= m->logits_kept) return m->logits + (size_t)from * (size_t)m->ldv;
     m->logits_kept = 0;
+    device_precision(m->precision);
     head_forward(m->logits, m->head_in + (size_t)from * (size_t)C, m->parts[WTE].w, rows, C,
                  m->config.vocab_size, m->ldv);
     return m->logits;
@@ -504,6 +507,7 @@ void gpt2_backward(GPT2 *m, const float *dlogp, const float *dentropy, const flo
     if (!m->limits.train) die("gpt2_backward: this model was reserved without training");
     check_in_memory(m, "gpt2_backward");
     m->in_memory = false;
+    device_precision(m->precision);
     heads_backward(m, dlogp, dentropy, dvalue);
     const Parts *f = of_layer(m, c->n_layer);
     device_zero(m->d_r, sizeof(real) * (size_t)N * (size_t)C);

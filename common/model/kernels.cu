@@ -1,8 +1,8 @@
 /*
- * kernels.cu - kernels.h on a GPU with CUDA: the functions of kernels.c, in the same order.
+ * kernels.cu - kernels.h on a GPU with CUDA: the functions of kernels.h, in the same order.
  *
  * Numbers are stored as bf16 (or as float, with PRECISION=fp32) and summed in float. cuBLASLt
- * computes the large products, and this file everything else. The rule of kernels.c holds here too:
+ * computes the large products, and this file everything else. The rule of product.c holds here too:
  * an output element is accumulated by one thread, or by one group of threads in one fixed order.
  * There are no atomic additions, so the same run gives the same bits. The results of a token do not
  * depend on the number of rows in the batch: product() uses the same algorithm for every product of
@@ -125,6 +125,20 @@ void device_init(void) {
             properties.name, properties.major, properties.minor);
     CUDA(cudaStreamCreate(&stream));
     CUBLAS(cublasLtCreate(&cublas));
+}
+
+/* A CPU's choices, which a GPU does not have. */
+int device_choose(const char *way, Error *e) {
+    return strcmp(way, "auto")
+               ? fail(e, "%s is for CPUs, and this program was built for a GPU", way)
+               : 0;
+}
+void device_precision(Precision precision) { (void)precision; }
+void round_weights(uint16_t *out, const real *x, size_t n) {
+    (void)out;
+    (void)x;
+    (void)n;
+    die("round_weights: the weights of a GPU are stored in bf16 already");
 }
 
 const char *device_name(void) {

@@ -1,8 +1,9 @@
 /*
  * kernels.h - the functions of the machine that the model is computed with.
  *
- * gpt2.c computes with these functions alone. kernels.c implements them for a CPU with AVX2 and
- * OpenMP; kernels.cu implements them for a GPU and is linked instead. None of them contains
+ * gpt2.c computes with these functions alone. product.c, layers.c, attention.c, head.c and nf4.c
+ * implement them for a CPU with AVX2 or AVX-512 and OpenMP (simd.h), and device.c its memory;
+ * kernels.cu implements them for a GPU and is linked instead. None of them contains
  * anything particular to GPT-2.
  *
  *   S sequences   N tokens (of all sequences, concatenated without padding)   C channels
@@ -35,6 +36,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "util.h"
+
 #ifndef REAL_BF16
 typedef float real;
 #elif defined __cplusplus  // kernels.cu, which includes the header of this type first
@@ -51,6 +54,10 @@ extern "C" {
 
 /* Checks the machine. Exits with an error that names a remedy if it is not suitable. */
 void device_init(void);
+/* Chooses how a CPU computes: "avx2", "avx512", "avx512bf16" (AVX-512 with an instruction for
+   bf16), or "auto", the fastest that it has. All give the same bits. -1 with e filled if this
+   machine cannot. Call it before anything is computed. */
+int device_choose(const char *way, Error *e);
 /* A name for messages, for example "CPU, 2 threads, AVX2". */
 const char *device_name(void);
 /* Bytes that can still be allocated. */
@@ -71,6 +78,33 @@ void device_unmap(const real *device, size_t n);
 /* device_write and device_read of n numbers that convert between float and real. */
 void real_write(real *device, const float *host, size_t n);
 void real_read(float *host, const real *device, size_t n);
+
+/* ---- Precision of a CPU's products ----------------------------------------------------------- */
+
+/*
+ * FLOAT32 is the chain above. With BF16, the factors of linear layers, projections and the loss
+ * head are rounded to bf16, which is the upper half of a float: to nearest, ties to even; NaN stays
+ * NaN, and a denormal becomes 0. The chain is still one of floats, and takes two terms at a time,
+ * the odd one first:
+ *
+ *     acc = fma(a[k+1], b[k+1], acc);  acc = fma(a[k], b[k], acc)    for k = 0, 2, 4, ...
+ *
+ * An odd number of terms is completed by one of 0 x 0. A denormal acc is replaced by 0, before and
+ * after each fma (after it is rounded as if there were no smallest exponent). This is what the
+ * instruction VDPBF16PS computes, so every CPU has the same bits. A weight gradient of two halves
+ * of a batch has the bits of the whole if the first half has an even number of rows. embed_forward
+ * rounds wte, because the head has the same weight. All else (activations, parameters, gradients,
+ * norms, softmax, attention) remains float.
+ *
+ * BF16_WEIGHTS is the same with weights that are stored in bf16: the arguments `weight` of
+ * linear_forward, linear_backward_input and linear_gelu_forward, and `wte`, point to them.
+ */
+typedef enum { FLOAT32, BF16, BF16_WEIGHTS } Precision;
+
+/* The precision of all products from now on. Other backends ignore it. */
+void device_precision(Precision precision);
+/* out (n) = x rounded to bf16. */
+void round_weights(uint16_t *out, const real *x, size_t n);
 
 /* ---- Embedding:  out[n] = wte[token[n]] + wpe[position[n]] ----------------------------------- */
 

@@ -100,9 +100,15 @@ size_t gpt2_parameters(const GPT2Config *config, GPT2Trains trains) {
     return n;
 }
 
+static bool in_block(const GPT2Tensor *t) { return t->ndim == 2 && !strncmp(t->name, "h.", 2); }
+
+bool gpt2_is_factor(const GPT2Tensor *t) { return in_block(t) || !strcmp(t->name, "wte.weight"); }
+
 /* Bytes of a tensor's weight in this format. Only the matrices of the blocks can be in NF4. */
 static size_t weight_bytes(const GPT2Tensor *t, GPT2Format format) {
-    const bool matrix = t->ndim == 2 && !strncmp(t->name, "h.", 2);
+    const bool matrix = in_block(t);
+    if (format == FORMAT_BF16 && gpt2_is_factor(t)) return parameters(t, 1) * sizeof(uint16_t);
+    if (format == FORMAT_BF16) format = FORMAT_FLOAT;
     return matrix && format
                ? (nf4_bytes(t->shape[0], t->shape[1], format == FORMAT_NF4_DOUBLE) + 63) / 64 * 64
                : parameters(t, 1) * sizeof(real);
@@ -198,6 +204,19 @@ static void assign_addresses(GPT2 *m, Arena *a, GPT2Memory *memory) {
     memory->cache = a->used - mark;
 }
 
+void gpt2_use_bf16(GPT2Limits *limits, bool bf16, bool frozen) {
+    limits->bf16 = bf16 && !SHORT;
+    if (limits->bf16 && frozen && limits->format == FORMAT_FLOAT) limits->format = FORMAT_BF16;
+}
+
+/* Bytes for a copy in bf16 of the matrices, with which a model that trains decodes: every token
+   reads every weight once. */
+static size_t short_bytes(const GPT2Tensor *t, int own, const GPT2Limits *limits) {
+    size_t n = 0;
+    for (int i = 0; i < own; i++) n += gpt2_is_factor(t + i) ? weight_bytes(t + i, FORMAT_BF16) : 0;
+    return limits->bf16 && limits->format == FORMAT_FLOAT && limits->slots ? n : 0;
+}
+
 GPT2Memory gpt2_memory(const GPT2Config *config, const GPT2Limits *limits) {
     GPT2 m = {.config = *config,
               .limits = *limits,
@@ -208,6 +227,7 @@ GPT2Memory gpt2_memory(const GPT2Config *config, const GPT2Limits *limits) {
     m.tensors = m.own + limits->more_n;
     for (int i = 0; i < m.tensors; i++)
         memory.weights += weight_bytes(table + i, i < m.own ? limits->format : FORMAT_FLOAT);
+    memory.weights += short_bytes(table, m.own, limits);
     memory.gradients = trained_parameters(table, m.tensors) * sizeof(float);
     memory.moments = (2 + SHORT) * memory.gradients;
     Arena count = {0};
@@ -216,6 +236,16 @@ GPT2Memory gpt2_memory(const GPT2Config *config, const GPT2Limits *limits) {
     free(table);
     free(m.layer);
     return memory;
+}
+
+/* out (n) = elements [offset, offset + n) of a weight in bf16. */
+static void lengthen(float *out, const Parts *p, size_t offset, size_t n) {
+    const uint16_t *half = (const uint16_t *)(const void *)p->w + offset;
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t bits = (uint32_t)half[i] << 16;
+        memcpy(out + i, &bits, sizeof bits);
+    }
 }
 
 static void no_memory(const char *what, size_t bytes) {
@@ -253,6 +283,52 @@ GPT2 *gpt2_create(const GPT2Config *config, bool mapped) {
     return m;
 }
 
+/* Releases a weight of a mapped model: a copy, or the pages of the file. */
+static void release_weight(Parts *p, const GPT2Tensor *t) {
+    if (p->owns_w)
+        device_free(p->w, t->n * (p->half ? sizeof(uint16_t) : sizeof(real)));
+    else if (p->half)
+        device_unmap(p->w, t->n / 2);
+    else
+        device_unmap(p->w, t->n);
+    p->w = NULL;
+    p->owns_w = p->half = false;
+}
+
+/* Stores the matrices of a mapped model in bf16, or as floats those that its file has in bf16. */
+static void convert(GPT2 *m, bool to_bf16) {
+    for (int i = 0; i < m->own; i++) {
+        const GPT2Tensor *t = &m->tensor[i];
+        Parts *p = &m->parts[i];
+        if (!gpt2_is_factor(t) || p->half == to_bf16) continue;
+        const size_t bytes = t->n * (to_bf16 ? sizeof(uint16_t) : sizeof(float));
+        void *memory = bytes > device_memory_free() ? NULL : device_alloc(bytes);
+        if (!memory) no_memory("the model", bytes);
+        if (to_bf16)
+            round_weights(memory, p->w, t->n);
+        else
+            lengthen(memory, p, 0, t->n);
+        release_weight(p, t);
+        *p = (Parts){.w = memory, .owns_w = true, .half = to_bf16};
+    }
+}
+
+void gpt2_shorten(GPT2 *m) {
+    uint16_t *to = m->short_weights;
+    for (int i = 0; i < m->own; i++) {
+        if (!gpt2_is_factor(&m->tensor[i])) continue;
+        round_weights(to, m->parts[i].w, m->tensor[i].n);
+        m->parts[i].w = (real *)(void *)to;
+        to += parameters(&m->tensor[i], 1);
+    }
+    m->precision = BF16_WEIGHTS;
+}
+
+void gpt2_lengthen(GPT2 *m, Parts *before) {
+    memcpy(m->parts, before, sizeof *before * (size_t)m->own);
+    m->precision = BF16;
+}
+
 /* Quantises the matrices of the blocks to NF4, one at a time. Each releases its original, a copy or
    the file's pages, before the next one is read. */
 static void quantize(GPT2 *m) {
@@ -268,12 +344,7 @@ static void quantize(GPT2 *m) {
             p->nf4 = (NF4 *)xcalloc(1, sizeof *p->nf4);
             nf4_quantize(p->nf4, memory, p->w, t->shape[0], t->shape[1],
                          m->limits.format == FORMAT_NF4_DOUBLE);
-            if (p->owns_w)
-                device_free(p->w, t->n * sizeof(real));
-            else
-                device_unmap(p->w, t->n);
-            p->w = NULL;
-            p->owns_w = false;
+            release_weight(p, t);
         }
 }
 
@@ -286,9 +357,13 @@ void gpt2_reserve(GPT2 *m, const GPT2Limits *limits) {
     if (m->reserved) die("gpt2_reserve may be called once per model");
     if (m->mapped && limits->train && (limits->trains != TRAIN_NONE || m->config.head != LM_HEAD))
         die("gpt2_reserve: weights that are mapped from a file cannot train");
-    if (!m->mapped && limits->format)
+    if (!m->mapped && (limits->format == FORMAT_NF4 || limits->format == FORMAT_NF4_DOUBLE))
         die("gpt2_reserve: only a model that is mapped from a file can be quantised");
     m->limits = *limits;
+    if (limits->format == FORMAT_BF16 && (SHORT || !limits->bf16 || !m->mapped))
+        m->limits.format = FORMAT_FLOAT;
+    m->limits.bf16 = limits->bf16 && !SHORT;
+    limits = &m->limits;
     if (limits->tap) m->tap = *limits->tap;
     m->reserved = true;
     m->memory = gpt2_memory(&m->config, limits);
@@ -297,7 +372,9 @@ void gpt2_reserve(GPT2 *m, const GPT2Limits *limits) {
     plan_tensors(m->tensor, m->own, &m->config, limits);
     m->tensors = m->own + limits->more_n;
     m->parts = (Parts *)xrealloc(m->parts, (size_t)m->tensors, sizeof *m->parts);
-    if (limits->format) quantize(m);
+    m->precision = !limits->bf16 ? FLOAT32 : limits->format == FORMAT_BF16 ? BF16_WEIGHTS : BF16;
+    if (m->mapped && !SHORT) convert(m, limits->format == FORMAT_BF16);
+    if (limits->format == FORMAT_NF4 || limits->format == FORMAT_NF4_DOUBLE) quantize(m);
     size_t added = parameters(m->tensor + m->own, limits->more_n);
     size_t scratch =
         m->memory.activations + m->memory.logits + m->memory.cache + m->memory.workspace;
@@ -307,6 +384,8 @@ void gpt2_reserve(GPT2 *m, const GPT2Limits *limits) {
     Arena a = {m->scratch, 0};
     assign_addresses(m, &a, &m->memory);
     if (added && !(m->more = device_alloc(added * sizeof(real)))) no_memory("this run", needed);
+    const size_t copies = short_bytes(m->tensor, m->own, limits);
+    if (copies && !(m->short_weights = device_alloc(copies))) no_memory("this run", needed);
     size_t at = 0;
     for (int i = m->own; i < m->tensors; at += parameters(m->tensor + i++, 1))
         m->parts[i] = (Parts){.w = m->more + at};
@@ -346,7 +425,7 @@ void gpt2_reserve(GPT2 *m, const GPT2Limits *limits) {
 void gpt2_free(GPT2 *m) {
     if (!m) return;
     for (int i = 0; i < m->tensors; i++) {
-        if (m->parts[i].owns_w) device_free(m->parts[i].w, m->tensor[i].n * sizeof(real));
+        if (m->parts[i].owns_w) release_weight(&m->parts[i], m->tensor + i);
         if (m->parts[i].nf4)
             device_free(m->parts[i].nf4->code, weight_bytes(m->tensor + i, m->limits.format));
         free(m->parts[i].nf4);
@@ -357,6 +436,7 @@ void gpt2_free(GPT2 *m) {
         device_free(m->more, parameters(m->tensor + m->own, m->tensors - m->own) * sizeof(real));
     if (m->gradients) device_free(m->gradients, m->memory.gradients);
     if (m->moments) device_free(m->moments, m->memory.moments);
+    if (m->short_weights) device_free(m->short_weights, short_bytes(m->tensor, m->own, &m->limits));
     if (m->scratch)
         device_free(m->scratch, m->memory.activations + m->memory.logits + m->memory.cache +
                                     m->memory.workspace);
@@ -381,6 +461,8 @@ void gpt2_read(const GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, flo
     const Parts *p = &m->parts[i];
     if (part == GPT2_WEIGHT && p->nf4)
         nf4_read(host, p->nf4, offset, n);
+    else if (part == GPT2_WEIGHT && p->half)
+        lengthen(host, p, offset, n);
     else if (part == GPT2_WEIGHT && p->master)
         device_read(host, p->master + offset, n * sizeof(float));
     else if (part == GPT2_WEIGHT)
@@ -396,7 +478,8 @@ void gpt2_read(const GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, flo
 
 void gpt2_write(GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, const float *host) {
     Parts *p = &m->parts[i];
-    if (p->nf4) die("gpt2_write: %s is quantised and cannot be written", m->tensor[i].name);
+    if (p->nf4 || p->half)
+        die("gpt2_write: %s is quantised and cannot be written", m->tensor[i].name);
     if (part == GPT2_WEIGHT && p->master) device_write(p->master + offset, host, n * sizeof(float));
     if (part == GPT2_WEIGHT)
         real_write(p->w + offset, host, n);
@@ -415,6 +498,13 @@ bool gpt2_map(GPT2 *m, int i, const void *data) {
         no_memory("the model", bytes);
     m->parts[i].owns_w = true;
     return false;
+}
+
+bool gpt2_map_bf16(GPT2 *m, int i, const void *data) {
+    if (SHORT || !gpt2_is_factor(&m->tensor[i]) || (uintptr_t)data % _Alignof(uint16_t))
+        return false;
+    if (!(m->parts[i].w = device_map(data, 1))) return false;
+    return m->parts[i].half = true;
 }
 
 real *gpt2_weight(const GPT2 *m, int i) { return m->parts[i].w; }

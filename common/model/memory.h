@@ -21,9 +21,10 @@ typedef struct {
    product for its gradient is not computed. A scalar head always trains. */
 typedef enum { TRAIN_ALL, TRAIN_NORMS, TRAIN_NONE } GPT2Trains;
 
-/* How the four matrices of each block are stored: as `real`, in NF4 (kernels.h), or in NF4 with
-   block scales that are themselves quantised to 8 bits. NF4 requires that they are frozen. */
-typedef enum { FORMAT_FLOAT, FORMAT_NF4, FORMAT_NF4_DOUBLE } GPT2Format;
+/* How the four matrices of each block are stored: as `real`, in NF4 (kernels.h), in NF4 with block
+   scales that are themselves quantised to 8 bits, or in bf16, which wte then is as well. NF4 and
+   bf16 require that they are frozen. */
+typedef enum { FORMAT_FLOAT, FORMAT_NF4, FORMAT_NF4_DOUBLE, FORMAT_BF16 } GPT2Format;
 
 /* Upper limits that determine how much memory gpt2_reserve allocates. */
 typedef struct {
@@ -32,8 +33,10 @@ typedef struct {
     bool train;  // allocate gradients and moments for the trained tensors, and the activations of
                  // every layer
     GPT2Trains trains;
+    bool bf16;               // products round their factors to bf16 (kernels.h); CPU only
     GPT2Format format;       // NF4 only for a mapped model; gpt2_reserve quantises it and unmaps
-                             // the file's pages
+                             // the file's pages. FORMAT_BF16 only with bf16; gpt2_reserve stores a
+                             // mapped model in it, and leaves any other as it is
     const GPT2Tensor *more;  // (more_n) trained tensors that a technique adds (name, ndim, shape);
                              // initially 0; gpt2_tensor numbers them after the model's own
     int more_n;
@@ -65,6 +68,9 @@ size_t gpt2_parameters(const GPT2Config *config, GPT2Trains trains);
 /* The memory that a model with this config and these limits uses, including its weights. */
 GPT2Memory gpt2_memory(const GPT2Config *config, const GPT2Limits *limits);
 
+/* Sets limits->bf16, and the format of a model whose weights never change. */
+void gpt2_use_bf16(GPT2Limits *limits, bool bf16, bool frozen);
+
 /* Allocates that memory. Call it once. Exits with an error if there is not enough memory. */
 void gpt2_reserve(GPT2 *m, const GPT2Limits *limits);
 
@@ -90,6 +96,10 @@ void gpt2_write(GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, const fl
    of tensor i. Returns false if the backend needs a copy. Then memory for tensor i is allocated,
    and the caller fills it with gpt2_write. */
 bool gpt2_map(GPT2 *m, int i, const void *data);
+/* The same for n numbers of bf16. Returns false if the backend or the tensor needs floats: only the
+   matrices of the blocks and wte can be bf16. If limits.format is not FORMAT_BF16, gpt2_reserve
+   copies them to floats. */
+bool gpt2_map_bf16(GPT2 *m, int i, const void *data);
 /* gpt2_free will call release(context), which unmaps the file. */
 void gpt2_at_free(GPT2 *m, void (*release)(void *context), void *context);
 

@@ -1,5 +1,5 @@
 /*
- * nf4.h - the constants of NF4 (kernels.h) for kernels.c and kernels.cu: the 16 values, the 256
+ * nf4.h - the constants of NF4 (kernels.h) for the kernels of CPU and GPU: the 16 values, the 256
  * values of 8-bit scales, and double quantisation, the quantisation of the blocks' scales. It runs
  * on the host, once, when a model is loaded.
  */
@@ -44,7 +44,9 @@ static inline int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+/* Fills it, in each file that uses it. */
 static inline void fill_dynamic_map(void) {
+    if (dynamic_map[255] == 1) return;
     int n = 0;
     for (int e = 0; e < 7; e++) {
         const float step = (1 - 0.1f) / (float)(1 << e), unit = (float)pow(10, e - 6);
@@ -94,6 +96,18 @@ static inline void quantize_absmax(NF4 *q, float *absmax, size_t blocks) {
         for (size_t b = b0; b < b1; b++) q->absmax8[b] = dynamic_code(absmax[b] * inverse);
         q->absmax2[b0 / NF4_BLOCK2] = top;
     }
+}
+
+/* The scale of a block. */
+static inline float nf4_absmax_of(const NF4 *q, size_t block) {
+    return q->absmax ? q->absmax[block]
+                     : dynamic_map[q->absmax8[block]] * q->absmax2[block / NF4_BLOCK2] + q->offset;
+}
+
+/* Element `at` of weight^T, counted row after row. */
+static inline float nf4_number(const NF4 *q, size_t at) {
+    return nf4_value[at % 2 ? q->code[at / 2] & 15 : q->code[at / 2] >> 4] *
+           nf4_absmax_of(q, at / NF4_BLOCK);
 }
 
 #endif

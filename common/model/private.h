@@ -51,6 +51,7 @@ typedef struct {
     real *w;
     float *master, *g, *m1, *m2;
     bool owns_w;  // w was allocated for this tensor alone, because a mapped model needed a copy
+    bool half;    // w points to numbers of bf16
     NF4 *nf4;     // the quantised weight, which replaces w; or NULL
 } Parts;
 
@@ -66,6 +67,7 @@ struct GPT2 {
     GPT2Limits limits;
     GPT2Memory memory;
     bool mapped, reserved;
+    Precision precision;  // of the model's products
     Tap tap;
     int tensors, own;    // all tensors, and the model's own
     GPT2Tensor *tensor;  // (tensors)
@@ -76,8 +78,9 @@ struct GPT2 {
     real *more;      // weights of the tensors of limits.more
     float *masters;  // of all own tensors, until gpt2_reserve copies the needed ones to moments
     float *gradients;
-    float *moments;  // first moments, second moments, masters
-    char *scratch;   // activations, logits, workspace and cache: all arrays below
+    float *moments;           // first moments, second moments, masters
+    char *scratch;            // activations, logits, workspace and cache: all arrays below
+    uint16_t *short_weights;  // room for the matrices in bf16, while a model that trains decodes
 
     // (trained_count) the gradients, and how many elements each has
     const float **trained;
@@ -132,6 +135,13 @@ struct GPT2 {
 static inline Parts *of_layer(const GPT2 *m, int l) {
     return m->parts + FIRST_LAYER + PER_LAYER * l;
 }
+
+/* Can tensor t be stored in bf16? */
+bool gpt2_is_factor(const GPT2Tensor *t);
+/* Replaces the matrices of a model by copies in bf16, and back. The products of the model have the
+   same bits. */
+void gpt2_shorten(GPT2 *m);
+void gpt2_lengthen(GPT2 *m, Parts *before);
 
 /* ---- parts of a forward pass, in gpt2.c, which decoding uses as well --------------------------
  */

@@ -174,7 +174,8 @@ static void score_file(const Scoring *s, const Run *run, const char *template, i
     if (!t) die_usage("%s", e.text);
     Texts x = texts_read(s->score, template, min_int(max_length, config.n_positions), t);
     const int B = run->per_device_train_batch_size;
-    const GPT2Limits limits = {.tokens = B * x.longest, .sequences = B};
+    GPT2Limits limits = {.tokens = B * x.longest, .sequences = B};
+    gpt2_use_bf16(&limits, run->bf16, true);
     GPT2 *model = load_reward_model(run->model, &limits);
     float *score = (float *)xmalloc(sizeof(float) * (size_t)x.n);
     texts_score(model, &limits, &x, score);
@@ -240,7 +241,8 @@ static void score_answers(const Scoring *s, const Run *run, const char *template
                 "note: %s does not say in which template it was trained, so --prompt is read as it "
                 "is; --template sets one\n",
                 dir);
-    const GPT2Limits limits = {.tokens = config.n_positions, .sequences = 1};
+    GPT2Limits limits = {.tokens = config.n_positions, .sequences = 1};
+    gpt2_use_bf16(&limits, run->bf16, true);
     GPT2 *model = load_reward_model(dir, &limits);
     char *answer = s->chat ? chat_line() : xstrdup(s->response);
     while (answer) {

@@ -236,6 +236,7 @@ void chat_answer(Chat *c, Run *run, const Technique *technique, const char *adap
     if (hf_config(dir, &config, &e)) die_usage("%s", e.text);
     GPT2Limits limits = chat_prepare(c, adapter, dir, &config);
     GPT2 *model;
+    gpt2_use_bf16(&limits, run->bf16, !technique);
     if (technique) {
         model = technique_open(technique, run, adapter, limits);
     } else {

@@ -147,6 +147,12 @@ void networks_open(Run *run, Network *const list[]) {
         read_config(run, list[s->networks], s->networks == 0);
     }
     if (technique) technique_limits(technique, &s->network[0]->limits);
+    for (int i = 0; i < s->networks; i++) {
+        Network *n = s->network[i];
+        const bool adapted = technique && i == 0;
+        gpt2_use_bf16(&n->limits, run->bf16,
+                      adapted ? n->limits.trains == TRAIN_NONE : !n->trains && !n->changes);
+    }
     plan_memory(run);
     if (run->dry_run) exit(0);
     for (int i = 0; i < s->networks; i++) load(run, s->network[i], i == 0);

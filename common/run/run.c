@@ -76,6 +76,14 @@ static void add_run_flags(Run *run, const char *without) {
          "AdamW adds this to the root of the second moment."},
         {"seed", NUMBER(run->seed, "42", 0, INFINITY),
          "The seed of all random numbers. The same seed and flags give the same result."},
+        TITLE("Machine"),
+        {"bf16", SWITCH(run->bf16, "false"),
+         "Round the factors of every matrix product to bf16, which is faster on CPUs with AVX-512 "
+         "and bf16; all else stays float32. The bits are the same on every CPU."},
+        {"fp16", SWITCH(run->fp16, "false"), "Refused: use --bf16."},
+        {"cpu", TEXT(run->cpu, "auto"),
+         "The instructions to use: avx2, avx512, avx512bf16 or auto; all give the same bits.",
+         .may_change_on_resume = true},
         TITLE("Log and checkpoints"),
         {"logging_steps", NUMBER(run->logging_steps, "10", 0, 1e9),
          "The number of steps between two lines of the log; 0 logs only the last step.",
@@ -196,6 +204,23 @@ static void read_tokenizer(Run *run) {
                   dir, tokenizer_size(run->tokenizer), run->config.vocab_size);
 }
 
+static bool is_cpu(void) { return !strncmp(device_name(), "CPU", 3); }
+
+/* --cpu, --bf16 and --fp16. */
+static void choose_machine(const Run *run) {
+    Error e;
+    device_init();
+    if (run_given(run, "cpu") && device_choose(run->cpu, &e)) die_usage("--cpu: %s", e.text);
+    if (run->fp16)
+        die_usage(
+            "--fp16: use --bf16; the numbers of fp16 end at 65504, so it needs a scaled loss, and "
+            "no CPU here multiplies them faster");
+    if (run->bf16 && !is_cpu() && sizeof(real) == sizeof(float))
+        die_usage(
+            "--bf16: this program was built for a GPU with PRECISION=fp32; build it without, and "
+            "it computes in bf16");
+}
+
 Run run_begin(const Program *program, int argc, char **argv) {
     Error e;
     static Run run;  // the rows of the table of flags point into it for the life of the program
@@ -206,7 +231,7 @@ Run run_begin(const Program *program, int argc, char **argv) {
         run_free(&run);
         exit(0);
     }
-    device_init();
+    choose_machine(&run);
     catch_signal(SIGINT);
     catch_signal(SIGTERM);
     if (checkpoint_find(&run, &e)) die_usage("%s", e.text);
@@ -223,6 +248,7 @@ Run run_begin(const Program *program, int argc, char **argv) {
     if (checkpoint_prepare_output(&run, &e)) die_usage("%s", e.text);
     read_tokenizer(&run);
     if (technique) technique->plan(&run, technique_directory(technique, &run));
+    printf("%s%s\n", device_name(), run.bf16 && is_cpu() ? ", products in bf16" : "");
     flags_echo(run.state->flags);
     if (technique) technique->print(&run.config);
     return run;

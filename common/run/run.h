@@ -52,6 +52,9 @@ struct Run {
     /* flags: files */
     const char *model, *data, *eval, *output, *resume;  // output NULL or "": nothing is written
     bool overwrite_output_dir, dry_run;
+    /* flags: the machine */
+    bool bf16, fp16;
+    const char *cpu;
     /* flags: the schedule of training; the spelling is Hugging Face's */
     float num_train_epochs, learning_rate, warmup_ratio, weight_decay, max_grad_norm;
     float adam_beta1, adam_beta2, adam_epsilon;

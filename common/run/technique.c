@@ -168,6 +168,7 @@ GPT2 *technique_open(const Technique *t, const Run *run, const char *dir, GPT2Li
     Error e;
     t->plan(run, dir);
     technique_limits(t, &limits);
+    gpt2_use_bf16(&limits, run->bf16, limits.trains == TRAIN_NONE);
     GPT2 *m = hf_load(run->model, limits.trains == TRAIN_NONE, &e);
     if (!m) die_usage("%s", e.text);
     gpt2_reserve(m, &limits);

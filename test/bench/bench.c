@@ -3,6 +3,7 @@
  * share of what the machine can do.
  *
  *     bench [--threads N] [--only SUBSTRING] [--size 124M|355M|tiny] [--quick]
+ *         [--cpu WAY] [--bf16]
  *
  * It runs in the repository's root. `make bench` runs all rows with the kernels of a CPU, `make
  * bench_cuda` with those of a GPU, `make bench_compare` with both, for one table.
@@ -61,6 +62,8 @@ static GPT2Config config_of_size;
 static const char *only = "";      // --only
 static bool quick;                 // --quick
 static const char *size = "124M";  // --size
+static const char *way = "auto";   // --cpu
+static bool bf16;                  // --bf16
 static bool gpu;
 
 /* ---- arrays ---------------------------------------------------------------------------------- */
@@ -174,16 +177,31 @@ static struct {
 static float *stream;        // (PIECES, STREAM_PIECE)
 static volatile float sink;  // takes results that would otherwise not be computed
 
-/* 12 chains of fused multiply-adds, 8 lanes each: more than latency (4-5) times units (2) needs. */
-__attribute__((target("avx2,fma"))) static void fma_piece(void) {
-    __m256 chain[12], x = _mm256_set1_ps(0.999f), y = _mm256_set1_ps(0.001f);
-    for (int i = 0; i < 12; i++) chain[i] = _mm256_set1_ps((float)i);
-    for (int step = 0; step < FMA_STEPS; step++) {
-#pragma GCC unroll 12
-        for (int i = 0; i < 12; i++) chain[i] = _mm256_fmadd_ps(chain[i], x, y);
+/* Twelve chains of multiply-adds: more than latency (4-5) times units (2) needs. One for each way
+   to compute: 8 lanes, 16 lanes, and 16 lanes of two products of bf16. */
+#define FMA_PIECE(name, extensions, vector, set, step)                                             \
+    __attribute__((target(extensions))) static void name(void) {                                   \
+        vector chain[12], x = set(0.999f), y = set(0.001f);                                        \
+        for (int i = 0; i < 12; i++) chain[i] = set((float)i);                                     \
+        for (int k = 0; k < FMA_STEPS; k++) {                                                      \
+            _Pragma("GCC unroll 12") for (int i = 0; i < 12; i++) chain[i] = step(chain[i], x, y); \
+        }                                                                                          \
+        for (int i = 1; i < 12; i++) chain[0] = chain[0] + chain[i];                               \
+        sink = chain[0][0];                                                                        \
     }
-    for (int i = 1; i < 12; i++) chain[0] = _mm256_add_ps(chain[0], chain[i]);
-    sink = _mm256_cvtss_f32(chain[0]);
+#define BF16_STEP(c, x, y) _mm512_dpbf16_ps(c, (__m512bh)(x), (__m512bh)(y))
+FMA_PIECE(fma_piece_avx2, "avx2,fma", __m256, _mm256_set1_ps, _mm256_fmadd_ps)
+FMA_PIECE(fma_piece_avx512, "avx512f", __m512, _mm512_set1_ps, _mm512_fmadd_ps)
+FMA_PIECE(fma_piece_bf16, "avx512bf16,avx512f", __m512, _mm512_set1_ps, BF16_STEP)
+static void (*fma_piece)(void) = fma_piece_avx2;
+
+/* The multiply-adds of the way in use: the peak is counted by its widest instruction. */
+static void choose_peak(void) {
+    const bool wide = strstr(device_name(), "AVX-512") != NULL,
+               pairs = bf16 && strstr(device_name(), "AVX-512 with bf16");
+    if (wide) fma_piece = fma_piece_avx512;
+    if (pairs) fma_piece = fma_piece_bf16;
+    peaks[FMA].work *= pairs ? 4 : wide ? 2 : 1;
 }
 
 __attribute__((target("avx2"))) static void read_piece(const float *p) {
@@ -594,6 +612,7 @@ static void bench_step(int i) {
                                .sequences = S,
                                .scored = N,
                                .train = true,
+                               .bf16 = bf16 && !gpu,
                                .gradient_checkpointing = steps[i].checkpointing};
     GPT2 *m = random_model(&limits);
     const Batch b = random_batch(S, length);
@@ -623,8 +642,12 @@ static void in_a_process(const char *part, int which) {
     snprintf(threads, sizeof threads, "%d", omp_get_max_threads());
     int status, child = fork();
     if (child == 0)
-        execl("/proc/self/exe", "bench", "--threads", threads, "--size", size, "--only", only, part,
-              number, quick ? "--quick" : NULL, NULL);
+        execl("/proc/self/exe", "bench", "--threads", threads, "--size", size, "--only", only,
+              "--cpu", way, part, number,
+              bf16    ? "--bf16"
+              : quick ? "--quick"
+                      : NULL,
+              bf16 && quick ? "--quick" : NULL, NULL);
     if (child <= 0) die("cannot run this program anew: %s", strerror(errno));
     if (waitpid(child, &status, 0) < 0 || status) die("%s failed", shape);
 }
@@ -706,8 +729,11 @@ static void bench_decode(void) {
     enum { EACH = 64 };
     const int sequences[] = {1, 4, 16, 32, 64, 256}, shapes = gpu ? 6 : 5,
               most = sequences[shapes - 1];
-    const GPT2Limits limits = {
-        .tokens = most * EACH, .sequences = most, .slots = most, .positions = 2 * EACH};
+    const GPT2Limits limits = {.tokens = most * EACH,
+                               .sequences = most,
+                               .slots = most,
+                               .positions = 2 * EACH,
+                               .bf16 = bf16 && !gpu};
     const double layers = L * (4.0 * C * C + 2.0 * C * F), head = (double)V * C;
     GPT2 *m = NULL;
     for (int i = 0; i < shapes; i++) {
@@ -724,7 +750,7 @@ static void bench_decode(void) {
             gpt2_generate(m, &prompts, &sampler, &out, NULL, NULL);
             generation_free(&out);
         }
-        begin("decode", READ, sizeof(real) * (layers + head));
+        begin("decode", READ, (double)(bf16 ? sizeof(uint16_t) : sizeof(real)) * (layers + head));
         row.tokens = S;
         row.once = true;
         sampler.max_new_tokens = EACH;
@@ -1159,6 +1185,10 @@ int main(int argc, char **argv) {
         const char *flag = argv[i], *value = argv[i + 1];
         if (!strcmp(flag, "--quick"))
             quick = true;
+        else if (!strcmp(flag, "--bf16"))
+            bf16 = true;
+        else if (!strcmp(flag, "--cpu") && value)
+            way = argv[++i];
         else if (!strcmp(flag, "--only") && value)
             only = argv[++i];
         else if (!strcmp(flag, "--size") && value)
@@ -1173,14 +1203,17 @@ int main(int argc, char **argv) {
         else
             die_usage(
                 "bad %s; usage: bench [--threads N] [--only SUBSTRING] [--size 124M|355M|tiny] "
-                "[--quick]",
+                "[--quick] [--cpu avx2|avx512|avx512bf16] [--bf16]",
                 flag);
     }
     omp_set_num_threads(threads);
     setvbuf(stdout, NULL, _IOLBF,
             0);  // a row is there when it is measured, and before a process is started
-    device_init();
+    Error e;
+    if (device_choose(way, &e)) die_usage("--cpu: %s", e.text);
     set_size();
+    if (!gpu) choose_peak();
+    device_precision(bf16 ? BF16 : FLOAT32);
     if (step >= 0) return bench_step(step), 0;
     if (iteration >= 0) return bench_iteration(), 0;
     print_heading();
@@ -1188,6 +1221,13 @@ int main(int argc, char **argv) {
                                       bench_elementwise, bench_steps,  bench_pairs, bench_programs,
                                       bench_decode,      bench_ppo,    bench_round, bench_load,
                                       bench_tokenizer};
+    void (*const of_products[])(void) = {bench_probes,    bench_linear, bench_heads,
+                                         bench_attention, bench_steps,  bench_decode};
+    // with --bf16 or --cpu only the rows that these flags change
+    if (bf16 || strcmp(way, "auto")) {
+        for (int i = 0; i < LENGTH(of_products); i++) of_products[i]();
+        return 0;
+    }
     for (int i = 0; i < LENGTH(sections); i++) sections[i]();
     return 0;
 }

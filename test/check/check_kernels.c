@@ -1,5 +1,5 @@
 /*
- * check_kernels.c - kernels.c against its contract, kernels.h.
+ * check_kernels.c - the kernels against their contract, kernels.h.
  *
  * The witnesses: ref.h, in double, for values; central differences of ref.h for ref.h's own
  * gradients; ref_chain() for the exact bits of a product; and the promises that need no second
@@ -533,6 +533,151 @@ START_TEST(linear_is_the_documented_chain_to_the_bit) {
     for (int i = 0; i < LENGTH(linear_shapes); i++)
         check_linear_chains(linear_shapes[i][0], linear_shapes[i][1], linear_shapes[i][2]);
     for (int N = 1; N <= 26; N++) check_linear_chains(N, 7 + N % 5, 51 - N);
+}
+END_TEST
+
+/* ---- Linear layer in bf16 -------------------------------------------------------------------- */
+
+/* The numbers of x, some of them made hard: denormals, the largest denormal (which must not become
+   the smallest normal number), infinities, NaN, ties of rounding. */
+static void make_hard(float *x, size_t n) {
+    static const float hard[] = {0x1p-130f, -0x1p-149f, 0x1.fffffcp-127f, 0x1p-126f, 0x1p-70f,
+                                 -0x1p-80f, 0x1.01p0f,  0x1.03p0f,        -0.0f,     0x1.ffffp100f};
+    for (size_t i = 0; i < n; i++)
+        if (draw() < 0.3f) x[i] = hard[(int)(draw() * (float)LENGTH(hard))];
+    if (n > 40) {
+        x[n / 3] = NAN;
+        x[n / 2] = INFINITY;
+    }
+}
+
+/* As compare_bits, but every NaN is equal to every other. */
+static const char *compare_numbers(const char *what, const float *got, const float *want,
+                                   size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (!(isnan(got[i]) && isnan(want[i])) && memcmp(got + i, want + i, sizeof *got)) {
+            snprintf(complaint, sizeof complaint, "%s: %s[%zu of %zu] is %a, not %a", where, what,
+                     i, n, (double)got[i], (double)want[i]);
+            return complaint;
+        }
+    return NULL;
+}
+#define ck_numbers(got, want, n) ck_complaint(compare_numbers(#got, (got), (want), (n)))
+
+static uint16_t *halves(const float *x, size_t n) {
+    uint16_t *half = room((n + 1) / 2);
+    round_weights(half, (const real *)(const void *)x, n);
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t w = (uint32_t)half[i] << 16;
+        float back;
+        memcpy(&back, &w, sizeof back);
+        ck_must(isnan(x[i]) ? isnan(back) : back == ref_bf16(x[i]), "%a became %a", (double)x[i],
+                (double)back);
+    }
+    return half;
+}
+
+static void check_bf16_chains(int N, int IC, int OC, bool hard) {
+    Linear l = linear_inputs(N, IC, OC);
+    float *inp = copy(l.inp, l.inp_n), *weight = copy(l.weight, l.weight_n);
+    float *dout = copy(l.dout, l.out_n), *bias = copy(l.bias, (size_t)OC);
+    if (hard) {
+        make_hard(inp, l.inp_n);
+        make_hard(weight, l.weight_n);
+        make_hard(dout, l.out_n);
+        make_hard(bias, (size_t)OC);
+    }
+    float *out_ref = room(l.out_n), *dinp_ref = room(l.inp_n), *dweight_ref = room(l.weight_n);
+    for (int n = 0; n < N; n++)
+        for (int o = 0; o < OC; o++)
+            out_ref[(size_t)n * OC + o] =
+                ref_chain_bf16(bias[o], inp + (size_t)n * IC, 1, weight + o, (size_t)OC, IC);
+    for (int n = 0; n < N; n++)
+        for (int i = 0; i < IC; i++)
+            dinp_ref[(size_t)n * IC + i] =
+                ref_chain_bf16(0, dout + (size_t)n * OC, 1, weight + (size_t)i * OC, 1, OC);
+    for (int i = 0; i < IC; i++)
+        for (int o = 0; o < OC; o++) {
+            const size_t at = (size_t)i * OC + o;
+            dweight_ref[at] =
+                ref_chain_bf16(l.dweight[at], inp + i, (size_t)IC, dout + o, (size_t)OC, N);
+        }
+    const float *stored_weight = (const float *)(const void *)halves(weight, l.weight_n);
+    freeze();
+    for (int t = 1; t <= 3; t += 2) {
+        omp_set_num_threads(t);
+        float *out = room(l.out_n), *dinp = room(l.inp_n), *dweight = copy(l.dweight, l.weight_n);
+        device_precision(BF16);
+        linear_forward(out, inp, weight, bias, N, IC, OC);
+        linear_backward_input(dinp, dout, weight, N, IC, OC);
+        linear_backward_weight(dweight, NULL, inp, dout, N, IC, OC);
+        ck_numbers(out, out_ref, l.out_n);
+        ck_numbers(dinp, dinp_ref, l.inp_n);
+        ck_numbers(dweight, dweight_ref, l.weight_n);
+        device_precision(BF16_WEIGHTS);
+        linear_forward(out, inp, stored_weight, bias, N, IC, OC);
+        linear_backward_input(dinp, dout, stored_weight, N, IC, OC);
+        ck_numbers(out, out_ref, l.out_n);
+        ck_numbers(dinp, dinp_ref, l.inp_n);
+        linear_forward(out, inp + (size_t)(N - 1) * IC, stored_weight, bias, 1, IC, OC);
+        ck_numbers(out, out_ref + (size_t)(N - 1) * OC, (size_t)OC);
+        device_precision(FLOAT32);
+    }
+    release();
+}
+
+START_TEST(linear_in_bf16_is_the_documented_chain) {
+    if (DEVICE) return;  // which has bf16 of its own
+    for (int i = 0; i < LENGTH(linear_shapes); i++)
+        for (int hard = 0; hard < 2; hard++)
+            check_bf16_chains(linear_shapes[i][0], linear_shapes[i][1], linear_shapes[i][2], hard);
+    for (int N = 1; N <= 31; N++) check_bf16_chains(N, 7 + N % 5, 66 - N, true);
+}
+END_TEST
+
+START_TEST(head_in_bf16_is_the_documented_chain) {
+    if (DEVICE) return;
+    static const int shapes[][3] = {{1, 5, 3}, {1, 129, 1003}, {7, 33, 67}, {60, 17, 130}};
+    for (int i = 0; i < LENGTH(shapes); i++) {
+        const int R = shapes[i][0], C = shapes[i][1], V = shapes[i][2];
+        AT("R=%d C=%d V=%d", R, C, V);
+        const size_t RC = (size_t)R * C, VC = (size_t)V * C, RV = (size_t)R * V;
+        float *inp = reals(RC, 1), *wte = reals(VC, 1), *dlogits = reals(RV, 1);
+        make_hard(wte, VC);
+        const float *stored_wte = (const float *)(const void *)halves(wte, VC);
+        float *logits_ref = room(RV), *dinp_ref = room(RC);
+        for (int r = 0; r < R; r++) {
+            for (int v = 0; v < V; v++)
+                logits_ref[(size_t)r * V + v] =
+                    ref_chain_bf16(0, inp + (size_t)r * C, 1, wte + (size_t)v * C, 1, C);
+            for (int c = 0; c < C; c++)
+                dinp_ref[(size_t)r * C + c] =
+                    ref_chain_bf16(0, dlogits + (size_t)r * V, 1, wte + c, (size_t)C, V);
+        }
+        freeze();
+        float *logits = room(RV), *dinp = room(RC);
+        for (int stored = 0; stored < 2; stored++) {
+            device_precision(stored ? BF16_WEIGHTS : BF16);
+            const float *w = stored ? stored_wte : wte;
+            head_forward(logits, inp, w, R, C, V, V);
+            head_backward(dinp, NULL, dlogits, NULL, w, R, C, V, V);
+            ck_numbers(logits, logits_ref, RV);
+            ck_numbers(dinp, dinp_ref, RC);
+        }
+        // the embedding is that of the same weight
+        static const int token[3] = {2, 0, 1};
+        float *row = room((size_t)3 * C);
+        for (int stored = 0; stored < 2; stored++) {
+            device_precision(stored ? BF16_WEIGHTS : BF16);
+            embed_forward(row, token, NULL, stored ? stored_wte : wte, NULL, 3, C);
+            for (int k = 0; k < 3 * C; k++) {
+                const float want = ref_bf16(wte[(size_t)token[k / C] * C + k % C]);
+                ck_true(isnan(want) ? isnan(row[k]) : row[k] == want);
+            }
+        }
+        device_precision(FLOAT32);
+        release();
+    }
 }
 END_TEST
 
@@ -2884,11 +3029,8 @@ static void add(Suite *suite, const char *name, const char *tag, const TTest *co
     add(suite, name, tag, (const TTest *const[]){__VA_ARGS__}, \
         LENGTH(((const TTest *const[]){__VA_ARGS__})))
 
-int main(void) {
-    mallopt(M_MMAP_THRESHOLD, 1 << 25);
-    mallopt(M_TRIM_THRESHOLD, 1 << 30);  // the arrays of one shape serve the next
-    device_init();
-    Suite *suite = suite_create("kernels");
+static int run_all(const char *name) {
+    Suite *suite = suite_create(name);
     ADD("device", device_memory_is_zeroed_aligned_and_copied);
     ADD("reference", embedding_reference, linear_reference, projection_reference,
         layernorm_reference, gelu_reference, relu_and_silu_reference, attention_reference,
@@ -2896,6 +3038,7 @@ int main(void) {
     ADD("embedding", embedding);
     ADD("linear", linear_values, linear_is_the_documented_chain_to_the_bit,
         linear_shows_nan_in_its_row_only, scale_multiplies);
+    ADD("bf16", linear_in_bf16_is_the_documented_chain, head_in_bf16_is_the_documented_chain);
     ADD("nf4", nf4_codes_change_at_the_thresholds, nf4_blocks_run_along_the_input_channels,
         nf4_shows_what_is_not_finite, nf4_scales_are_quantised_to_the_dynamic_map);
     ADD_LARGE("nf4, large", nf4_errors_are_the_published_ones,
@@ -2927,6 +3070,26 @@ int main(void) {
     ADD("optimiser", squares_are_summed_in_double, adamw_takes_the_documented_step,
         adamw_shows_nan);
     ADD("empty", empty_batches);
-    int failed = run_suite(suite);
+    return run_suite(suite);
+}
+
+/* On a CPU, all tests run in each way of computing that the machine has, or in that which
+   POSTTRAIN_CPU names. */
+int main(void) {
+    static const char *const ways[] = {"avx2", "avx512", "avx512bf16"};
+    mallopt(M_MMAP_THRESHOLD, 1 << 25);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);  // the arrays of one shape serve the next
+    device_init();
+    if (DEVICE || getenv("POSTTRAIN_CPU")) return run_all("kernels") != 0;
+    int failed = 0;
+    for (int i = 0; i < LENGTH(ways); i++) {
+        Error e;
+        char name[64];
+        snprintf(name, sizeof name, "kernels, %s", ways[i]);
+        if (device_choose(ways[i], &e))
+            printf("note: %s\n", e.text);
+        else
+            failed += run_all(name);
+    }
     return failed != 0;
 }

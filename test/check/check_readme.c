@@ -337,6 +337,7 @@ START_TEST(the_first_page_is_short) {
 END_TEST
 
 int main(void) {
+    setenv("POSTTRAIN_CPU", "avx2", 1);  // the messages name the instructions in use
     char there[PATH_MAX];
     if (!mkdtemp(work) || !getcwd(root, sizeof root) || !realpath(build(), there)) return 1;
     setenv("ROOT", root, 1);

@@ -512,6 +512,44 @@ static inline float ref_chain(float start, const float *a, size_t a_stride, cons
     return sum;
 }
 
+/* x rounded to bf16, the upper half of a float: to nearest, ties to even. NaN stays NaN, and a
+   denormal becomes 0. */
+static inline float ref_flushed(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0, x) : x; }
+
+static inline float ref_bf16(float x) {
+    union {
+        float f;
+        uint32_t w;
+    } u = {ref_flushed(x)};
+    if (isnan(x)) return x;
+    const uint32_t lower = u.w & 0xffff, odd = u.w >> 16 & 1;
+    u.w -= lower;
+    if (lower > 0x8000 || (lower == 0x8000 && odd)) u.w += 0x10000;
+    return u.f;
+}
+
+/* x y + z. A result that is below the smallest normal number when it is rounded to 24 bits, as if
+   there were no smallest exponent, becomes 0. */
+static inline float ref_fma_flushed(float x, float y, float z) {
+    const double exact = (double)x * (double)y + (double)z;  // near 2^-126, where it matters
+    const float sum = fmaf(x, y, z);
+    const bool tiny = fabsf(sum) <= 0x1p-126f && fabs(exact) < 0x1p-126 * (1 - 0x1p-25);
+    return tiny ? copysignf(0, sum) : sum;
+}
+
+/* The chain of a product of bf16: two terms at a time, the odd one first, with denormals as 0. */
+static inline float ref_chain_bf16(float start, const float *a, size_t a_stride, const float *b,
+                                   size_t b_stride, int K) {
+    float sum = ref_flushed(start);
+    for (int pair = 0; pair < K; pair += 2)
+        for (int k = pair + 1; k >= pair; k--) {
+            const float x = k < K ? ref_bf16(a[(size_t)k * a_stride]) : 0,
+                        y = k < K ? ref_bf16(b[(size_t)k * b_stride]) : 0;
+            sum = ref_fma_flushed(x, y, sum);
+        }
+    return sum;
+}
+
 /* The bias gradient is a chain without a product: plain additions, k ascending. */
 static inline float ref_sum_chain(float start, const float *a, size_t a_stride, int K) {
     float sum = start;
