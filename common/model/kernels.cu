@@ -885,7 +885,7 @@ void nf4_quantize(NF4 *q, void *memory, const real *weight, int IC, int OC, bool
     free(host);
 }
 
-struct Decode {  // out (OC,IC) = weight^T as it lies, or, transposed, elements of weight (IC,OC)
+struct Decode {  // out (OC,IC) = weight^T as stored; or transposed, as weight (IC,OC)
                  // from `offset` on
     real *out;
     float *floats;
