@@ -129,9 +129,9 @@ void device_init(void) {
 
 /* A CPU's choices, which a GPU does not have. */
 int device_choose(const char *way, Error *e) {
-    return strcmp(way, "auto")
-               ? fail(e, "%s is for CPUs, and this program was built for a GPU", way)
-               : 0;
+    device_init();
+    if (!strcmp(way, "auto")) return 0;
+    return fail(e, "%s is for CPUs, and this program was built for a GPU", way);
 }
 void device_precision(Precision precision) { (void)precision; }
 void round_weights(uint16_t *out, const real *x, size_t n) {
