@@ -462,7 +462,7 @@ double run_optimise(Run *run, GPT2 *m, double loss, long tokens, int line) {
 
 /* ---- finish ---------------------------------------------------------------------------------- */
 
-bool run_completed(const Run *run) { return run->total_steps > 0 && !run_interrupted(); }
+bool run_completed(const Run *run) { return run->step == run->total_steps && !run_interrupted(); }
 
 /* Saves a checkpoint of an interrupted run. Only a finished run writes a model into OUTPUT itself.
  */

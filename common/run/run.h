@@ -141,7 +141,7 @@ void run_cut_lines(const Run *run, const char *path);
 
 /* ---- end ------------------------------------------------------------------------------------- */
 
-/* Has the run trained to its end, not been interrupted? */
+/* Has the run reached its end without an interruption? A run of 0 steps has. */
 bool run_completed(const Run *run);
 /* Writes the model into OUTPUT, prints where it is and the peak memory; of an interrupted run saves
    a checkpoint and says how to resume. Frees the models. Returns the program's exit status: 0, or

@@ -336,7 +336,7 @@ static void print_answer(const Task *t, const Run *run, int i, const Generation 
 }
 
 void task_report(Task *t, Run *run, GPT2 *model) {
-    if (!run_completed(run)) return;
+    if (!run_completed(run) || run->total_steps == 0) return;
     Generation after = answer(t, run, model);
     for (int i = 0; i < min_int(t->answers, 3); i++) print_answer(t, run, i, &after);
     print_held_out("before", t->before);

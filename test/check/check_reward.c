@@ -468,6 +468,15 @@ START_TEST(it_learns_to_tell_them_apart) {
                            ">%s/figures && grep -qFf %s/figures %s/again.txt",
                            work, work, work, work),
                      0);
+    // a run of no steps reports as well, and normalises
+    ck_assert(printed("again", "held-out accuracy by margin"));
+    ck_assert(printed("again", "held-out pairs (144)  accuracy"));
+    ck_assert_int_eq(shell("%s/reward --model %s/learn --data test/tiny/preferences.jsonl --eval "
+                           "test/tiny/preferences-eval.jsonl --max_steps 0 --normalize --output "
+                           "%s/none >%s/none.txt",
+                           build(), work, work, work),
+                     0);
+    ck_assert(printed("none", "normalized on"));
 }
 END_TEST
 

@@ -286,9 +286,12 @@ START_TEST(test_when) {
     run.dry_run = false;
     run.output = "";
     ck_assert(!run_writes(&run));
+    run.step = run.total_steps;
     ck_assert(run_completed(&run));
-    run.total_steps = 0;
-    ck_assert(!run_completed(&run));  // it has only evaluated
+    run.step--;
+    ck_assert(!run_completed(&run));
+    run.step = run.total_steps = 0;
+    ck_assert(run_completed(&run));  // it has only evaluated
     run_free(&run);
 }
 END_TEST
