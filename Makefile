@@ -273,12 +273,14 @@ run-check_torture: $(B)/faults.so
 $(B)/faults.so: test/check/faults.c | $(B)
 	$(CC) $(STD) $(WARN) -O2 -g -shared -fPIC $< -o $@ -ldl
 
-# The sanitizers run the same tests. CK_TIMEOUT_MULTIPLIER extends the time limits of slow tests.
+# The sanitizers run the same tests but check_ways, which runs the programs of other tests once more
+# for each instruction set. CK_TIMEOUT_MULTIPLIER extends the time limits of slow tests.
+SANITIZED = test CHECKS="$(filter-out check_ways,$(CHECKS))" EMULATED="$(EMULATED_TESTS)"
 asan:
-	$(MAKE) test FLAVOUR=$(FLAVOUR)-asan CFLAGS="-O1 -g -fno-omit-frame-pointer" \
+	$(MAKE) $(SANITIZED) FLAVOUR=$(FLAVOUR)-asan CFLAGS="-O1 -g -fno-omit-frame-pointer" \
 	    SANITIZE="-fsanitize=address"
 ubsan:
-	$(MAKE) test FLAVOUR=$(FLAVOUR)-ubsan CFLAGS="-O1 -g" \
+	$(MAKE) $(SANITIZED) FLAVOUR=$(FLAVOUR)-ubsan CFLAGS="-O1 -g" \
 	    SANITIZE="-fsanitize=undefined -fno-sanitize-recover=all"
 # ThreadSanitizer must see the barriers of OpenMP. clang's OpenMP reports them through its tool
 # Archer; gcc's does not. The CUDA kernels use no OpenMP, and they run without TSAN_OPTIONS below,
