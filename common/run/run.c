@@ -16,6 +16,7 @@
 #include "run/technique.h"
 #include "text/template.h"
 
+#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
 #include <unistd.h>
@@ -221,8 +222,17 @@ static void choose_machine(const Run *run) {
             "it computes in bf16");
 }
 
+/* Opens /dev/null in the place of a stdin, stdout or stderr that is closed. Without this, the next
+   file that is opened would get its number: log.jsonl would receive what is printed. */
+static void open_standard_files(void) {
+    int file = open("/dev/null", O_RDWR);
+    while (file >= 0 && file <= STDERR_FILENO) file = dup(file);
+    if (file >= 0) close(file);
+}
+
 Run run_begin(const Program *program, int argc, char **argv) {
     Error e;
+    open_standard_files();
     static Run run;  // the rows of the table of flags point into it for the life of the program
     const int parsed = run_parse(&run, program, argc, argv, &e);
     if (parsed < 0) die_usage("%s\n%s --help lists every flag", e.text, program->name);
