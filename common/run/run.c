@@ -108,6 +108,7 @@ int run_parse(Run *run, const Program *program, int argc, char **argv, Error *e)
     s->program = program;
     s->order_epoch = -1;
     s->in_phase = -1;
+    s->saved_step = -1;
     s->terminal = isatty(STDOUT_FILENO);
     s->flags = flags_new();
     add_run_flags(run, program->without);
