@@ -516,7 +516,8 @@ int run_finish(Run *run) {
     const Technique *technique = s->program->technique;
     int status = 0;
     run_clear_progress(run);
-    if (technique && technique->flags->merge && run_completed(run))
+    const bool trained = run->total_steps > 0 && run->step == run->total_steps;
+    if (technique && technique->flags->merge && trained)
         technique_merge(technique, run, s->network[0]->model, s->template);
     printf("peak memory %.0f MB, planned %.0f MB\n", (double)device_memory_peak() / 1e6,
            (double)s->memory.total / 1e6);
