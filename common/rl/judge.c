@@ -187,6 +187,7 @@ static void score_file(const Scoring *s, const Run *run, const char *template, i
         else
             fprintf(file.f, "{\"line\": %d, \"score\": null}\n", x.line[i]);
     if (s->score_output && newfile_close(&file, true, &e)) die("%s", e.text);
+    if (fflush(stdout) || ferror(stdout)) die("cannot write the scores: %s", strerror(errno));
     free(score);
     gpt2_free(model);
     texts_free(&x);

@@ -501,8 +501,10 @@ static void restore_numbers(Run *run, const SafeTensors *st) {
     }
     const char *figures = st_metadata(st, "figures");
     if (!figures || watch_restore(run, figures))
-        die_usage("cannot resume %s: its figures are \"%.200s\"", s->checkpoint,
-                  figures ? figures : "");
+        die_usage(
+            "cannot resume %s: it is damaged, its figures are \"%.200s\"; resume from an earlier "
+            "checkpoint",
+            s->checkpoint, figures ? figures : "");
 }
 
 void run_cut_lines(const Run *run, const char *path) {

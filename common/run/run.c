@@ -16,6 +16,7 @@
 #include "run/technique.h"
 #include "text/template.h"
 
+#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
 #include <unistd.h>
@@ -107,6 +108,7 @@ int run_parse(Run *run, const Program *program, int argc, char **argv, Error *e)
     s->program = program;
     s->order_epoch = -1;
     s->in_phase = -1;
+    s->saved_step = -1;
     s->terminal = isatty(STDOUT_FILENO);
     s->flags = flags_new();
     add_run_flags(run, program->without);
@@ -221,8 +223,17 @@ static void choose_machine(const Run *run) {
             "it computes in bf16");
 }
 
+/* Opens /dev/null in the place of a stdin, stdout or stderr that is closed. Without this, the next
+   file that is opened would get its number: log.jsonl would receive what is printed. */
+static void open_standard_files(void) {
+    int file = open("/dev/null", O_RDWR);
+    while (file >= 0 && file <= STDERR_FILENO) file = dup(file);
+    if (file >= 0) close(file);
+}
+
 Run run_begin(const Program *program, int argc, char **argv) {
     Error e;
+    open_standard_files();
     static Run run;  // the rows of the table of flags point into it for the life of the program
     const int parsed = run_parse(&run, program, argc, argv, &e);
     if (parsed < 0) die_usage("%s\n%s --help lists every flag", e.text, program->name);
@@ -505,7 +516,8 @@ int run_finish(Run *run) {
     const Technique *technique = s->program->technique;
     int status = 0;
     run_clear_progress(run);
-    if (technique && technique->flags->merge && run_completed(run))
+    const bool trained = run->total_steps > 0 && run->step == run->total_steps;
+    if (technique && technique->flags->merge && trained)
         technique_merge(technique, run, s->network[0]->model, s->template);
     printf("peak memory %.0f MB, planned %.0f MB\n", (double)device_memory_peak() / 1e6,
            (double)s->memory.total / 1e6);

@@ -252,6 +252,18 @@ START_TEST(test_second_signal_ends_at_once) {
 }
 END_TEST
 
+/* A signal before the first step: the run promises that --resume continues, so there is a
+ * checkpoint-0. */
+START_TEST(test_signal_before_the_first_step) {
+    ck_toy(0, TRAIN " --output %s", at("whole"));
+    ck_toy(130, TRAIN " --signal_at 0 --output %s", at("out"));
+    assert_said("--resume continues");
+    ck_toy(0, TRAIN " --resume --output %s", at("out"));
+    assert_same_file("whole/model.safetensors", "out/model.safetensors");
+    assert_same_file("whole/log.jsonl", "out/log.jsonl");
+}
+END_TEST
+
 START_TEST(test_other_signals) {
     ck_toy(128 + SIGTERM, TRAIN " --signal_at 3 --terminate --output %s", at("out"));
     ck_assert(exists("out/checkpoint-3"));
@@ -521,6 +533,7 @@ int main(void) {
                                     test_resume_outlives_its_checkpoint,
                                     test_a_second_model_is_saved_and_resumed,
                                     test_second_signal_ends_at_once,
+                                    test_signal_before_the_first_step,
                                     test_other_signals,
                                     test_resume_refusals,
                                     test_broken_checkpoint_is_passed_over,

@@ -739,6 +739,21 @@ START_TEST(threads_change_no_bit) {
 }
 END_TEST
 
+/* A signal in the last step stops nothing: the result is complete, and that includes --merge. */
+START_TEST(a_signal_in_the_last_step_does_not_skip_the_merging) {
+    const int status = shell(
+        "(%s/lora --model test/tiny --data test/tiny/domain.jsonl --eval "
+        "test/tiny/domain-eval.jsonl --eval_samples 0 --warmup_steps 0 --max_steps 2 "
+        "--gradient_accumulation_steps 16 --logging_steps 1 --output %s/signal --merge "
+        "%s/signal-merged >%s/signal.txt 2>&1 & p=$!; while ! grep -q 'step 1/2' %s/signal.txt && "
+        "kill -0 $p; do sleep 0.02; done; kill -TERM $p; wait $p)",
+        build(), work, work, work, work);
+    ck_assert_msg(status == 143 || status == 0, "it ended with %d", status);
+    if (status == 0)  // 143: the signal came before the last step
+        ck_assert_int_eq(shell("test -e %s/signal-merged/model.safetensors", work), 0);
+}
+END_TEST
+
 START_TEST(it_merges_and_answers) {
     char more[512];
     ck_assert_int_eq(shell("rm -rf %s/first", work), 0);
@@ -879,6 +894,7 @@ int main(void) {
         it_trains_and_leaves_the_base_alone,
         a_resumed_run_has_the_bits_of_an_uninterrupted_one,
         threads_change_no_bit,
+        a_signal_in_the_last_step_does_not_skip_the_merging,
         it_merges_and_answers,
         a_wrong_adapter_is_refused,
         bad_flags_end_with_2_and_leave_no_output,

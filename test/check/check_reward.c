@@ -712,6 +712,12 @@ START_TEST(bad_input_ends_with_2_and_leaves_no_output) {
     ck_assert_int_eq(train("bad", "--score_output x"), 2);  // of no effect without --score
     ck_assert(printed("bad", "score_output"));
     ck_assert_int_ne(shell("test -e %s/bad/model.safetensors", work), 0);
+    // a full disk
+    ck_assert_int_eq(shell("%s/reward --model test/tiny/reward --score test/tiny/sft-eval.jsonl "
+                           ">/dev/full 2>%s/full.txt",
+                           build(), work),
+                     1);
+    ck_assert(printed("full", "cannot write the scores"));
     write_lines("bad.jsonl", "{\"text\": \"fine\"}\nnot JSON\n");
     ck_assert_int_eq(
         shell(

@@ -116,6 +116,20 @@ START_TEST(a_resumed_run_has_the_bits_of_an_uninterrupted_one) {
 }
 END_TEST
 
+/* Without a stdout the log's file must not take its number, and with it what is printed. */
+START_TEST(a_closed_stdout_leaves_the_log_clean) {
+    ck_assert_int_eq(sft("open", "--max_steps 3"), 0);
+    ck_assert_int_eq(shell("%s/sft --model test/tiny --data test/tiny/sft.jsonl --eval "
+                           "test/tiny/sft-eval.jsonl --output %s/closed --eval_samples 2 "
+                           "--max_new_tokens 8 --logging_steps 3 --warmup_steps 2 --learning_rate "
+                           "1e-3 --max_steps 3 <&- >&- 2>&-",
+                           build(), work),
+                     0);
+    ck_assert(same("open/log.jsonl", "closed/log.jsonl"));
+    ck_assert(same("open/model.safetensors", "closed/model.safetensors"));
+}
+END_TEST
+
 START_TEST(threads_change_no_bit) {
     const char *flags =
         "--max_steps 3 --per_device_train_batch_size 5 --gradient_accumulation_steps 1";
@@ -191,6 +205,7 @@ int main(void) {
         the_defaults_are_the_published_ones,
         it_learns_and_stops,
         a_resumed_run_has_the_bits_of_an_uninterrupted_one,
+        a_closed_stdout_leaves_the_log_clean,
         threads_change_no_bit,
         accumulation_gives_the_large_batch,
         bad_input_ends_with_2_and_leaves_no_output,

@@ -126,6 +126,7 @@ static inline int toy_main(const char *name, int argc, char **argv) {
                      .limits = {.tokens = 4, .sequences = 1},
                      .trains = true};
     networks_open(&run, (Network *[]){&model, toy_args.second ? &judge : NULL, NULL});
+    if (toy_args.signal_at == 0) raise(SIGINT);  // before the first step
     while (run_next(&run)) {
         const int step = run.step + 1;
         const float rate = run_adamw(&run).learning_rate;
