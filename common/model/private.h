@@ -143,8 +143,7 @@ bool gpt2_is_factor(const GPT2Tensor *t);
 void gpt2_shorten(GPT2 *m);
 void gpt2_lengthen(GPT2 *m, Parts *before);
 
-/* ---- parts of a forward pass, in gpt2.c, which decoding uses as well --------------------------
- */
+/* ---- parts of a forward pass, in gpt2.c, which decoding uses as well ------------------------- */
 
 /* out (N,OC) = inp (N,IC) w + b. p[0] is the weight, which may be quantised, and p[1] the bias. */
 void gpt2_linear(real *out, const real *inp, const Parts *p, int N, int IC, int OC);

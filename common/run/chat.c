@@ -93,10 +93,7 @@ GPT2Limits chat_prepare(Chat *c, const char *adapter, const char *dir, const GPT
     Error e;
     chat_interrupts();
     if (c->prompt && !*c->prompt) die_usage("--prompt is empty; give it a text");
-    if (!(c->tokenizer = tokenizer_load(dir, &e))) die_usage("%s", e.text);
-    if (tokenizer_size(c->tokenizer) > config->vocab_size)
-        die_usage("%s: the tokenizer has %d tokens and the model %d; they do not belong together",
-                  dir, tokenizer_size(c->tokenizer), config->vocab_size);
+    c->tokenizer = run_load_tokenizer(dir, config);
     c->positions = config->n_positions;
     c->form = chat_template(c->template, adapter, dir);
     c->plain = !c->form && !c->chat;

@@ -185,8 +185,7 @@ int checkpoint_prepare_output(Run *run, Error *e) {
     return status;
 }
 
-/* ---- what a checkpoint keeps ------------------------------------------------------------------
- */
+/* ---- what a checkpoint keeps ----------------------------------------------------------------- */
 
 void run_fingerprint(Run *run, const char *flag, const char *path) {
     struct RunState *s = run->state;

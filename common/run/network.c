@@ -7,8 +7,7 @@
 #include "run/private.h"
 #include "run/technique.h"
 
-/* ---- what can be known before anything is loaded ----------------------------------------------
- */
+/* ---- before anything is loaded --------------------------------------------------------------- */
 
 /* The directory to read a model from. */
 static void find_directory(const Run *run, Network *n, bool first) {

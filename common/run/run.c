@@ -124,8 +124,7 @@ int run_parse(Run *run, const Program *program, int argc, char **argv, Error *e)
     return 0;
 }
 
-/* ---- signals: the first asks the run to save and stop, the second ends it ----------------------
- */
+/* ---- signals: the first asks the run to save and stop, the second ends it -------------------- */
 
 static volatile sig_atomic_t interrupted;  // the signal's number
 
@@ -195,17 +194,6 @@ static void read_config(Run *run, const Program *p) {
     run->state->model_dir = xstrdup(dir);
 }
 
-/* A checkpoint has a copy of the tokenizer, so --model may be gone when it is resumed. */
-static void read_tokenizer(Run *run) {
-    Error e;
-    const char *dir = run->state->model_dir;
-    run->tokenizer = tokenizer_load(dir, &e);
-    if (!run->tokenizer) die_usage("%s", e.text);
-    if (tokenizer_size(run->tokenizer) > run->config.vocab_size)
-        die_usage("%s: the tokenizer has %d tokens and the model %d; they do not belong together",
-                  dir, tokenizer_size(run->tokenizer), run->config.vocab_size);
-}
-
 static bool is_cpu(void) { return !strncmp(device_name(), "CPU", 3); }
 
 /* --cpu, --bf16 and --fp16. */
@@ -257,7 +245,8 @@ Run run_begin(const Program *program, int argc, char **argv) {
     if (chats) answer(&run, program);
     check_needs(&run, program);
     if (checkpoint_prepare_output(&run, &e)) die_usage("%s", e.text);
-    read_tokenizer(&run);
+    // a checkpoint has a copy of the tokenizer, so --model may be gone when it is resumed
+    run.tokenizer = run_load_tokenizer(run.state->model_dir, &run.config);
     if (technique) technique->plan(&run, technique_directory(technique, &run));
     printf("%s%s\n", device_name(), run.bf16 && is_cpu() ? ", products in bf16" : "");
     flags_echo(run.state->flags);
@@ -426,8 +415,6 @@ static bool is_time(const Run *run, int done, int every) {
 }
 
 bool run_is_last(const Run *run) { return run->step + 1 == run->total_steps; }
-
-bool run_should_log(const Run *run) { return is_time(run, run->step + 1, run->logging_steps); }
 
 bool run_should_evaluate(const Run *run) {
     const int every = run->eval_steps > 0 ? run->eval_steps : run->steps_per_epoch;

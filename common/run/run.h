@@ -99,6 +99,9 @@ void run_template(Run *run, const char *template);
 /* A number of the stage that every checkpoint records. networks_open, which resumes, sets it again:
    call run_keep before it. A checkpoint without the number is refused. */
 void run_keep(Run *run, const char *name, double *value);
+/* The tokenizer of a model directory. Ends the program with 2 when it cannot be read, or has more
+   tokens than a model of this configuration. */
+Tokenizer *run_load_tokenizer(const char *dir, const GPT2Config *config);
 /* Fills in the dropout of noise. text: a probability, or "config" for those of config. */
 void run_dropout(GPT2Noise *noise, const GPT2Config *config, const char *text);
 
@@ -123,8 +126,6 @@ double run_optimise(Run *run, GPT2 *m, double loss, long tokens, int line);
 void run_progress(Run *run, double loss, long tokens);
 /* Every eval_steps (0: at the end of an epoch), and at the last step. */
 bool run_should_evaluate(const Run *run);
-/* Every logging_steps, and at the last step. */
-bool run_should_log(const Run *run);
 /* Is this the last step? */
 bool run_is_last(const Run *run);
 /* SIGINT or SIGTERM has come: the step is finished, then the run saves and stops. */

@@ -12,6 +12,16 @@ const char *run_checkpoint_dir(const Run *run) { return run->state->checkpoint; 
 
 bool run_writes(const Run *run) { return run->output && *run->output && !run->dry_run; }
 
+Tokenizer *run_load_tokenizer(const char *dir, const GPT2Config *config) {
+    Error e;
+    Tokenizer *t = tokenizer_load(dir, &e);
+    if (!t) die_usage("%s", e.text);
+    if (tokenizer_size(t) > config->vocab_size)
+        die_usage("%s: the tokenizer has %d tokens and the model %d; they do not belong together",
+                  dir, tokenizer_size(t), config->vocab_size);
+    return t;
+}
+
 void run_clear_progress(Run *run) {
     if (run->state->shown) printf("\r%*s\r", run->state->shown, "");
     run->state->shown = 0;

@@ -268,8 +268,9 @@ START_TEST(test_when) {
                     {"0000000000001", "0010010010011", "0000000000001"}};
     for (int i = 0; i < 2; i++) {
         for (run.step = 0; run.step < 13; run.step++) {
-            ck_assert_msg(run_should_log(&run) == (expected[i].logged[run.step] == '1'), "log %d",
-                          run.step + 1);
+            ck_assert_msg(is_time(&run, run.step + 1, run.logging_steps) ==
+                              (expected[i].logged[run.step] == '1'),
+                          "log %d", run.step + 1);
             ck_assert_msg(run_should_evaluate(&run) == (expected[i].evaluated[run.step] == '1'),
                           "eval %d", run.step + 1);
             ck_assert_msg(

@@ -347,8 +347,7 @@ static inline Wide widen_weights(const GPT2 *m) {
     return x;
 }
 
-/* ---- Generated texts --------------------------------------------------------------------------
- */
+/* ---- Generated texts ------------------------------------------------------------------------- */
 
 static inline const Generation *generate(GPT2 *m, const Batch *prompts, Sampler s) {
     ck_assert_int_lt(generation_count, OWNED);
