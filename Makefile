@@ -39,11 +39,11 @@ FLAVOUR ?= $(notdir $(firstword $(CC)))
 B       := .build/$(FLAVOUR)
 # The folders of common/ and of test/. An object is named after its source file; names are unique.
 ROOMS    = common common/model common/text common/files common/run common/rl
-BENCHES  = test test/check test/fuzz test/bench
+BENCHES  = test test/check test/fuzz test/bench test/page
 # The kernels of the CPU. On a device with its own memory kernels.cu replaces all of these objects.
-KERNELS  = product layers attention head nf4
+KERNELS  = product row layers attention head nf4
 COMMON  := $(notdir $(wildcard $(ROOMS:=/*.c)))
-HOST_O   = $(filter-out device.o $(KERNELS:=.o),$(COMMON:.c=.o))
+HOST_O   = $(filter-out device.o ranks_mpi.o $(KERNELS:=.o),$(COMMON:.c=.o))
 CPU_O    = device.o $(foreach way,$(WAYS),$(KERNELS:=.$(way).o))
 
 # Models that are fetched on request into models/NAME, and their repositories on Hugging Face's hub
@@ -54,7 +54,7 @@ repository_gpt2-medium = openai-community/gpt2-medium
 repository_dialogpt    = microsoft/DialoGPT-medium
 
 # Check what building needs. The targets in NEEDS_NOTHING do without.
-NEEDS_NOTHING = help clean plots format format-check $(MODELS)
+NEEDS_NOTHING = help clean plots format format-check tidy cuda_table cuda_check $(MODELS)
 ifneq ($(filter-out $(NEEDS_NOTHING),$(or $(MAKECMDGOALS),all)),)
   ifeq ($(shell command -v pkg-config),)
     $(error ✗ pkg-config not found: apt-get install pkg-config)
@@ -68,10 +68,25 @@ ifneq ($(filter-out $(NEEDS_NOTHING),$(or $(MAKECMDGOALS),all)),)
   endif
 endif
 
-COMPILE  = $(CC) $(STD) $(WARN) $(CFLAGS) $(FP) $(SANITIZE) -fopenmp -Icommon -MMD -MP
+# --chat has line editing and a history where one of these libraries is installed. libedit has a BSD
+# licence, readline the GPL. LINE_EDITOR=none builds without.
+LINE_EDITOR ?= $(firstword $(foreach lib,libedit readline,\
+    $(if $(shell pkg-config --exists $(lib) 2>/dev/null && echo yes),$(lib))))
+line_libedit  = '-DLINE_EDITOR=<editline/readline.h>' '-DLINE_HISTORY=<editline/readline.h>'
+line_readline = '-DLINE_EDITOR=<readline/readline.h>' '-DLINE_HISTORY=<readline/history.h>'
+AS_NEEDED = -Wl,--as-needed
+LINE_LIBS := $(if $(line_$(LINE_EDITOR)),$(AS_NEEDED) \
+    $(shell pkg-config --libs $(LINE_EDITOR) 2>/dev/null))
+
+COMPILE_FLAGS = $(STD) $(WARN) $(CFLAGS) $(FP) $(SANITIZE) -fopenmp -Icommon -MMD -MP
+COMPILE  = $(CC) $(COMPILE_FLAGS)
+# The fuzzers run no kernel and leave the kernels out: compiling them with sanitizers takes minutes.
+SANITIZE_KERNELS = $(SANITIZE)
+COMPILE_WAY = $(filter-out $(SANITIZE),$(COMPILE)) $(SANITIZE_KERNELS)
 COMPILE_CU = $(CXX) $(STDXX) $(WARN) $(CFLAGS) $(FP) $(AVX2) $(SANITIZE) -Icommon -MMD -MP
-LDLIBS  := $(shell pkg-config --libs $(LIBS) 2>/dev/null) -lm
+LDLIBS  := $(shell pkg-config --libs $(LIBS) 2>/dev/null) -lm $(LINE_LIBS)
 INCLUDE := $(shell pkg-config --cflags $(LIBS) 2>/dev/null)
+%/line.o: INCLUDE += $(line_$(LINE_EDITOR))
 
 all: $(PROGRAMS)
 
@@ -83,7 +98,7 @@ $(foreach room,$(ROOMS),$(eval $(call rule_of_room,$(room))))
 
 define rule_of_way
 $(B)/%.$(1).o: common/model/%.c | $(B)
-	$$(COMPILE) $$(INCLUDE) $$(flags_$(1)) -DWAY=$(1) -c $$< -o $$@
+	$$(COMPILE_WAY) $$(INCLUDE) $$(flags_$(1)) -DWAY=$(1) -c $$< -o $$@
 endef
 $(foreach way,$(WAYS),$(eval $(call rule_of_way,$(way))))
 
@@ -113,13 +128,35 @@ $(addprefix $(B)/,$(filter-out $(CHECKS_CU),$(CHECKS))): $(B)/%: $(B)/%.o $(B)/c
 $(addprefix $(B)/,$(CHECKS_CU)): $(B)/%: $(B)/%.o
 	$(COMPILE_CU) $^ -o $@ $(shell pkg-config --libs check)
 
-$(B)/bench $(B)/world: $(B)/%: $(B)/%.o $(B)/common.a
+$(B)/bench $(B)/world $(B)/page: $(B)/%: $(B)/%.o $(B)/common.a
 	$(COMPILE) $^ -o $@ $(LDLIBS)
+
+# --- several processes: ranks_mpi.c instead of ranks.c --------------------------------------------
+
+# The compiler of Open MPI or MPICH, which is CC with MPI's directories. `mpirun -n 2 ./sft_mpi` is
+# sft in two processes (common/ranks.h). Nothing else needs MPI.
+MPICC  ?= $(shell command -v mpicc)
+MPI_CC  = OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC)
+MPI_CXX = OMPI_CXX="$(CXX)" MPICH_CXX="$(CXX)" $(subst mpicc,mpicxx,$(MPICC))
+# What starts the processes in the tests: with MPICC=mpicc.mpich mpirun.mpich. Objects of another MPI
+# need another FLAVOUR.
+MPIRUN ?= $(subst mpicc,mpirun,$(MPICC))
+export MPIRUN
+MPI     = $(STAGES:=_mpi)
+$(B)/ranks_mpi.o: common/ranks_mpi.c | $(B) mpicc
+	$(MPI_CC) $(COMPILE_FLAGS) $(INCLUDE) -c $< -o $@
+$(addprefix $(B)/,$(MPI)): $(B)/%_mpi: $(B)/%.o $(B)/ranks_mpi.o $(B)/common.a
+	$(MPI_CC) $(COMPILE_FLAGS) $^ -o $@ $(LDLIBS)
+$(MPI): %: $(B)/% FORCE
+	@cmp -s $< $@ || cp $< $@
+mpicc:
+	@test -n "$(MPICC)" || \
+	    { echo "✗ mpicc not found: apt-get install libopenmpi-dev openmpi-bin"; exit 1; }
 
 # --- devices with their own memory: kernels.cu instead of the CPU's kernels ------------------
 
 # The tests of kernels and model, which run on a device as well
-MODEL_CHECKS  = check_gpt2 check_training check_generate check_memory
+MODEL_CHECKS  = check_gpt2 check_training check_shards check_generate check_memory
 DEVICE_CHECKS = check_kernels $(MODEL_CHECKS)
 
 # One directory per kind: cuda and cuda_fp32 for a GPU, emu and emu_bf16 for tests on the CPU
@@ -135,6 +172,8 @@ $(B)/$(1)/common.a: $(addprefix $(B)/$(1)/,$(HOST_O) kernels.o)
 	rm -f $$@ && ar rcs $$@ $$^
 $(addprefix $(B)/$(1)/,$(STAGES) bench): %: %.o $(B)/$(1)/common.a
 	$$(LINK_CU) $$^ -o $$@ $$(LDLIBS) $(3)
+$(addprefix $(B)/$(1)/,$(MPI)): %_mpi: %.o $(B)/ranks_mpi.o $(B)/$(1)/common.a
+	$$(MPI_CXX) $$(CFLAGS) $$(SANITIZE) -fopenmp $$^ -o $$@ $$(LDLIBS) $(3)
 $(addprefix $(B)/$(1)/,$(DEVICE_CHECKS)): %: %.o $(B)/$(1)/common.a
 	$$(LINK_CU) $$^ -o $$@ $$(LDLIBS) $$(shell pkg-config --libs check) $(3)
 $(B)/$(1):
@@ -180,7 +219,10 @@ nvcc:
 	@test -n "$(NVCC)" || \
 	    { echo "✗ nvcc not found: _cuda targets need the CUDA toolkit 12 or newer"; exit 1; }
 
-# ./ppo_cuda is ppo on a GPU.
+# ./ppo_cuda is ppo on a GPU, and ./ppo_cuda_mpi in several processes, each on a GPU of its own.
+$(addsuffix _cuda_mpi,$(STAGES)): %_cuda_mpi: nvcc mpicc FORCE
+	+@$(MAKE) --no-print-directory $(B)/$(CUDA)/$*_mpi
+	@cmp -s $(B)/$(CUDA)/$*_mpi $@ || cp $(B)/$(CUDA)/$*_mpi $@
 $(addsuffix _cuda,$(STAGES)): %_cuda: nvcc FORCE
 	+@$(MAKE) --no-print-directory $(B)/$(CUDA)/$*
 	@cmp -s $(B)/$(CUDA)/$* $@ || cp $(B)/$(CUDA)/$* $@
@@ -198,18 +240,20 @@ $(PROGRAMS): %: $(B)/% FORCE
 
 # --- tests --------------------------------------------------------------------------------------
 
-.PHONY: all avx2_only format format-check cxx nvcc test test_emu test_cuda planted torture asan ubsan tsan \
-        tsan_cuda fuzz bench bench_cuda bench_compare tiny tiny-out tiny-check demo plots help \
-        clean $(MODELS) FORCE
+.PHONY: all avx2_only format format-check tidy cxx nvcc mpicc test test_emu test_cuda planted \
+        cuda_table cuda_check \
+        torture network asan ubsan asan_mpi ubsan_mpi tsan tsan_cuda fuzz fuzz_flags bench bench_cuda \
+        bench_compare \
+        tiny tiny-out tiny-check demo demo_bf16 plots page help clean $(MODELS) FORCE
 FORCE:
 
 # `make test` runs the emulated GPU in one order of threads for each kind of numbers; test_emu runs
 # all orders. CHECKS=... on the command line leaves the emulated GPU out.
 EMULATED_TESTS = emu-check_kernels-forward emu_bf16-check_kernels-reverse \
                  $(MODEL_CHECKS:%=emu-%-reverse) $(MODEL_CHECKS:%=emu_bf16-%-forward) \
-                 emu-curve emu-bench
+                 emu-curve emu-bench emu-dies $(if $(MPICC),emu-ranks)
 EMULATED ?= $(if $(filter command,$(origin CHECKS)),,$(EMULATED_TESTS))
-test: $(addprefix run-,$(CHECKS)) $(EMULATED) avx2_only
+test: $(addprefix run-,$(CHECKS)) $(EMULATED) avx2_only cuda_check
 	@echo "✓ all $(words $(CHECKS) $(EMULATED)) test programs passed ($(FLAVOUR))"
 
 # The kernels for AVX2, and what is not a kernel, must hold no instruction of AVX-512: no register
@@ -246,6 +290,23 @@ emu-bench: $(B)/bench $(B)/emu_bf16/bench FORCE
 	test `grep -c '^layernorm.*[0-9]$$' $(B)/compare-tiny.txt` = 2
 	test `grep -c '^layernorm.* -$$' $(B)/compare-tiny.txt` = 2
 
+# A test that ends its process does not end the suite, and says why.
+emu-dies: $(B)/emu/check_kernels FORCE
+	sh test/emu/dies.sh $(B)/emu
+
+# What the compiled kernels take of a GPU: registers, shared memory, warps (test/emu/cuda_table.sh).
+# cuda_check fails when a kernel spills registers or loses warps. Without nvcc it has nothing to do.
+cuda_table:
+	@NVCC="$(or $(NVCC),nvcc)" sh test/emu/cuda_table.sh table
+cuda_check: .build/cuda_check
+.build/cuda_check: test/emu/cuda_table.sh test/emu/cuda_limits.txt common/model/kernels.cu \
+        common/model/kernels.h common/model/nf4.h common/util.h
+	@mkdir -p .build && NVCC="$(or $(NVCC),nvcc)" sh test/emu/cuda_table.sh check && touch $@
+
+# Several processes, each on a GPU: equal bytes, in float and in bf16.
+emu-ranks: $(B)/emu/full_ft_mpi $(B)/emu_bf16/full_ft_mpi FORCE
+	for kind in $(EMU); do sh test/emu/ranks.sh $(B)/$$kind || exit 1; done
+
 # Plants bugs in kernels.cu, one at a time, and fails if the tests miss one.
 planted: $(B)/emu/check_kernels $(B)/emu_bf16/check_kernels FORCE
 	CXX="$(CXX)" sh test/emu/planted.sh $(B)
@@ -258,30 +319,43 @@ test_cuda: nvcc
 	    $(B)/$$check || exit 1; done
 	sh test/emu/curve.sh $(B)/sft $(B)/cuda_fp32/sft $(B)/cuda_fp32 50
 
+# OMP_DYNAMIC=false: as many threads as a test asks for, also on a busy machine
 run-%: $(B)/% $(addprefix $(B)/,$(PROGRAMS)) FORCE
-	BUILD=$(B) $<
+	BUILD=$(B) OMP_DYNAMIC=false $<
 
 # Kills the programs, fills their disk, takes their memory, and runs valgrind. `make test` has a
 # short form of this (test/check/check_torture.c). TORTURE_KILLS is the number of random moments for
 # each program, drawn from TORTURE_SEED. `make torture-disk` runs one part; -j2 runs two at a time.
-TORTURE = kill operations disk older read-only memory valgrind
+TORTURE = kill operations over signals descriptors limits two disk older read-only memory valgrind
 torture: $(addprefix torture-,$(TORTURE))
 	@echo "✓ nothing was lost ($(FLAVOUR))"
 torture-%: $(B)/check_torture $(B)/faults.so $(addprefix $(B)/,$(PROGRAMS)) FORCE
 	BUILD=$(B) $< whole $*
-run-check_torture: $(B)/faults.so
+run-check_torture run-check_bundle: $(B)/faults.so
+run-check_ranks: $(if $(MPICC),$(addprefix $(B)/,$(MPI)))
+run-check_page: $(B)/page
 $(B)/faults.so: test/check/faults.c | $(B)
 	$(CC) $(STD) $(WARN) -O2 -g -shared -fPIC $< -o $@ -ldl
 
-# The sanitizers run the same tests but check_ways, which runs the programs of other tests once more
-# for each instruction set. CK_TIMEOUT_MULTIPLIER extends the time limits of slow tests.
-SANITIZED = test CHECKS="$(filter-out check_ways,$(CHECKS))" EMULATED="$(EMULATED_TESTS)"
+# Several machines on this one (test/network.sh). Needs root, iproute2 and Open MPI.
+network: $(B)/sft $(B)/sft_mpi
+	sh test/network.sh $(B)
+
+# The sanitizers run the same tests but those that only run the programs of other tests once more:
+# for each instruction set, in several processes, with the flags of recipes, and on a terminal. To
+# run these as well: make asan MANY_RUNS=. CK_TIMEOUT_MULTIPLIER extends the time limits of slow
+# tests.
+MANY_RUNS = check_ways check_ranks check_recipes check_screen
+SANITIZED = test CHECKS="$(filter-out $(MANY_RUNS),$(CHECKS))" EMULATED="$(EMULATED_TESTS)"
 asan:
 	$(MAKE) $(SANITIZED) FLAVOUR=$(FLAVOUR)-asan CFLAGS="-O1 -g -fno-omit-frame-pointer" \
 	    SANITIZE="-fsanitize=address"
 ubsan:
 	$(MAKE) $(SANITIZED) FLAVOUR=$(FLAVOUR)-ubsan CFLAGS="-O1 -g" \
 	    SANITIZE="-fsanitize=undefined -fno-sanitize-recover=all"
+# Several processes under these sanitizers
+asan_mpi ubsan_mpi: %_mpi:
+	$(MAKE) $* MANY_RUNS= CHECKS="check_ranks check_overlap" EMULATED_TESTS=emu-ranks
 # ThreadSanitizer must see the barriers of OpenMP. clang's OpenMP reports them through its tool
 # Archer; gcc's does not. The CUDA kernels use no OpenMP, and they run without TSAN_OPTIONS below,
 # which would hide their accesses through memset() and memcpy().
@@ -289,7 +363,7 @@ TSAN = CK_TIMEOUT_MULTIPLIER=4 $(MAKE) test CC=clang FLAVOUR=clang-tsan CFLAGS="
        SANITIZE="-fsanitize=thread"
 tsan: tsan_cuda
 	+ARCHER_OPTIONS="verbose=0" TSAN_OPTIONS="ignore_noninstrumented_modules=1" \
-	    $(TSAN) CHECKS="$(DEVICE_CHECKS)"
+	    $(TSAN) CHECKS="$(DEVICE_CHECKS) check_overlap"
 	+$(TSAN) CHECKS= EMULATED="emu-check_kernels-forward emu_bf16-check_kernels-forward"
 # ThreadSanitizer on the emulated GPU: the emulator's own tests, and each kernel on small shapes.
 # The large shapes, in tsan above, take half an hour.
@@ -301,19 +375,29 @@ tsan_cuda:
 FUZZ_SECONDS ?= 20
 fuzz:
 	$(MAKE) CC=clang FLAVOUR=clang-fuzz CFLAGS="-O1 -g" $(addprefix fuzz-,$(FUZZERS)) \
-	    SANITIZE="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all"
+	    SANITIZE="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all" \
+	    SANITIZE_KERNELS=
 fuzz-%: $(B)/%.o $(B)/common.a
 	$(COMPILE) -fsanitize=fuzzer $^ -o $(B)/$* $(LDLIBS)
 	mkdir -p $(B)/corpus/$*
 	$(B)/$* -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -verbosity=0 \
-	    -print_final_stats=0 -artifact_prefix=$(B)/$*- $(B)/corpus/$*
+	    -print_final_stats=1 -artifact_prefix=$(B)/$*- $(B)/corpus/$*
+
+# Every flag of every program at extreme values, and pairs of them, under both sanitizers
+# (test/fuzz/flags.sh). FLAGS_SECONDS=0 runs all of them.
+FLAGS_SECONDS ?= 0
+SANITIZED_FLAGS = CC=clang FLAVOUR=clang-flags CFLAGS="-O1 -g" SANITIZE_KERNELS= \
+    SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all"
+fuzz_flags:
+	$(MAKE) $(SANITIZED_FLAGS) $(addprefix .build/clang-flags/,$(PROGRAMS))
+	sh test/fuzz/flags.sh .build/clang-flags $(FLAGS_SECONDS)
 
 # --- benchmarks ---------------------------------------------------------------------------------
 
 # One row per kernel, with its share of the machine's peak; then whole steps and decoding.
 # BENCH="--only step" selects rows.
 # Then the products again with --bf16, and with AVX2.
-bench: $(B)/bench $(addprefix $(B)/,$(PROGRAMS))
+bench: $(B)/bench $(addprefix $(B)/,$(PROGRAMS)) $(if $(MPICC),$(B)/full_ft_mpi)
 	$(B)/bench $(BENCH)
 	$(B)/bench --bf16 $(BENCH)
 	$(B)/bench --cpu avx2 $(BENCH)
@@ -366,9 +450,10 @@ tiny: tiny-out
 	for f in $(TINY_DATA); do cp $(T)/world/$$f.jsonl test/tiny/; done
 	cd test/tiny && sha256sum $(patsubst %,%/model.safetensors,$(TINY))
 
-# Runs every program on the built-in world, and prints one table of what each learned.
-demo: $(addprefix $(B)/,$(PROGRAMS))
-	sh test/demo.sh $(B)
+# Runs every program on the built-in world, and prints one table of what each learned. The same
+# claims must hold with --bf16.
+demo demo_bf16: $(addprefix $(B)/,$(PROGRAMS))
+	$(if $(filter demo_bf16,$@),SEEDS=1) sh test/demo.sh $(B) $(if $(filter demo_bf16,$@),--bf16)
 
 # A slow test: the compiler that made the committed models makes them again, bit for bit.
 tiny-check: tiny-out
@@ -378,6 +463,11 @@ tiny-check: tiny-out
 # Draws the log of a run: RUN=out, or several names separated by spaces (test/plots.sh).
 plots:
 	@sh test/plots.sh $(RUN)
+
+# Writes RUN/page.html, the curves and the text of a run for a browser. Several runs:
+# RUN="out1 out2"
+page: $(B)/page
+	@$(B)/page test/page $(RUN)
 
 # --- published models ---------------------------------------------------------------------------
 
@@ -395,6 +485,20 @@ format format-check:
 	    { echo "✗ $(CLANG_FORMAT) not found: apt-get install $(CLANG_FORMAT)"; exit 1; }
 	@$(CLANG_FORMAT) $(if $(filter format,$@),-i,--dry-run -Werror) $(C_FILES)
 
+# clang-tidy: no product of two sizes in int that then becomes an index, an offset or a number of
+# bytes. The kernels are read as their widest version.
+CLANG_TIDY ?= clang-tidy-14
+TIDY_CHECKS = -*,bugprone-implicit-widening-of-multiplication-result,$(\
+    )bugprone-misplaced-widening-cast
+tidy:
+	@command -v $(CLANG_TIDY) >/dev/null || \
+	    { echo "✗ $(CLANG_TIDY) not found: apt-get install $(CLANG_TIDY)"; exit 1; }
+	@ls $(STAGES:=.c) $(filter-out %_mpi.c,$(wildcard $(ROOMS:=/*.c))) | xargs -P $$(nproc) -I FILE \
+	    $(CLANG_TIDY) -quiet --checks="$(TIDY_CHECKS)" --warnings-as-errors="*" \
+	    --header-filter=common FILE -- $(STD) -fopenmp -Icommon $(INCLUDE) \
+	    $(flags_avx512bf16) -DWAY=avx512bf16 2>/dev/null
+	@echo "✓ no product of two sizes in int"
+
 # --- the rest -----------------------------------------------------------------------------------
 
 help:
@@ -402,21 +506,28 @@ help:
 	@echo "make sft        build one program; ./sft runs an example, ./sft --help lists flags"
 	@echo "make test       run all tests; CC=clang or CFLAGS='-O3 -Werror' selects another build"
 	@echo "make asan       run the tests under AddressSanitizer; also ubsan, tsan (clang)"
+	@echo "make asan_mpi   run several processes under AddressSanitizer; also ubsan_mpi"
 	@echo "make test_emu   test the GPU kernels without a GPU; test_cuda tests them on a GPU"
 	@echo "make planted    plant bugs in the GPU kernels, and check that the tests see each"
+	@echo "make cuda_table print what each compiled GPU kernel takes: registers, memory (nvcc)"
 	@echo "make torture    kill programs, fill their disk, take their memory (an hour; -j2)"
+	@echo "make network    run sft on several machines, as network namespaces (root, iproute2)"
 	@echo "make fuzz       fuzz every file reader for FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)"
 	@echo "make ppo_cuda   build a program for an NVIDIA GPU, in bf16; PRECISION=fp32 for float"
+	@echo "make sft_mpi    build a program for several processes: mpirun -n 2 ./sft_mpi --model ..."
 	@echo "make bench      measure the speed; bench_cuda on a GPU, bench_compare on both"
-	@echo "make demo       run every program on the built-in world, and print what each learned"
+	@echo "make demo       run every program on the built-in world, and print what each learned;"
+	@echo "                demo_bf16 does so with --bf16"
 	@echo "make plots      draw the log of a run (gnuplot): RUN=out, or RUN=\"out1 out2\""
+	@echo "make page       show curves and tokens of a run in a browser: RUN=out/ppo, or several"
 	@echo "make gpt2       fetch gpt2 into models/gpt2; also distilgpt2, gpt2-medium, dialogpt"
 	@echo "make tiny       train the built-in models again (five minutes)"
 	@echo "make format     format all C and CUDA files; format-check only checks them"
+	@echo "make tidy       find products of sizes that may not fit their type (clang-tidy)"
 	@echo "make clean      remove everything that was built"
 
 clean:
-	rm -rf .build $(STAGES) $(addsuffix _cuda,$(STAGES))
+	rm -rf .build $(STAGES) $(addsuffix _cuda,$(STAGES)) $(addsuffix _cuda_mpi,$(STAGES)) $(MPI)
 
 .SECONDARY:
 -include $(wildcard $(B)/*.d $(B)/*/*.d)

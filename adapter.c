@@ -63,9 +63,9 @@ static const Flag flags[] = {
     {"adapter", TEXT(files.adapter, NULL),
      "Start from the adapter in this directory, in AdapterHub's format; flags that describe an "
      "adapter are then not needed and must not contradict it.",
-     .may_change_on_resume = true},
+     .may_change_on_resume = true, .conflicts = "init"},
     ALLOW_UNTRAINED_FLAG(files, "every up projection"),  // "... because that is zero"
-    CHAT_FLAGS(task.chat, ""),  // --prompt, --chat. "": no flag above is in conflict with them
+    CHAT_FLAGS(task.chat, "dump_tokens"),  // --prompt, --chat; --dump_tokens conflicts with them
     {0},
 };
 
@@ -141,7 +141,8 @@ static void adapter_init(GPT2 *m, uint64_t seed) {
 /* Where x (N,C) and z (N,D) of the call's adapter are saved. */
 static void find_saved(const TapCall *c, real **x, real **z) {
     const int site = c->site == TAP_MLP ? adapter.sites - 1 : 0;
-    const size_t saved = (size_t)(max_int(c->save_at, 0) * adapter.sites + site);
+    const size_t at = (size_t)max_int(c->save_at, 0);
+    const size_t saved = at * (size_t)adapter.sites + (size_t)site;
     *x = adapter.x + saved * adapter.x_size;
     *z = adapter.z + saved * adapter.z_size;
 }
@@ -218,7 +219,8 @@ static void plan(const Run *run, const char *dir) {
     Error e;
     Bottleneck saved;
     if (args.reduction_factor > 0)
-        args.form.dim = max_int((int)((float)run->config.n_embd / args.reduction_factor), 1);
+        args.form.dim =
+            (int)fmaxf(fminf((float)run->config.n_embd / args.reduction_factor, 1e6f), 1);
     if (dir) {
         if (hf_bottleneck(dir, &run->config, &saved, &e)) die_usage("%s", e.text);
         check_flags(run, &saved, dir);
@@ -227,6 +229,8 @@ static void plan(const Run *run, const char *dir) {
         args.form = saved;
         fprintf(chat_asked(&task.chat) ? stderr : stdout,
                 "%s: an adapter of AdapterHub's, \"%s\"\n", dir, saved.name);
+    } else if (hf_check_bottleneck(&args.form, &run->config, &e)) {
+        die_usage("--adapter_dim or --reduction_factor: %s", e.text);
     }
     args.reduction_factor = 0;
     adapter_plan(&run->config);
@@ -268,8 +272,8 @@ static const Technique technique = {
     .flags = &files,
     .weights = "adapter.safetensors",
     .loading =
-        "the adapter is in %s: give it to --adapter, or in Python to load_adapter(..., "
-        "use_safetensors=True) after adapters.init(model)",
+        "the adapter is in %1$s: give it to --adapter, or in Python to "
+        "load_adapter(\"%1$s\", use_safetensors=True) after adapters.init(model)",
     .untrained = "every up projection",
     .per_site = PER_ADAPTER,
     .zero_from = UP_W,  // up and its bias are zero until they are trained
@@ -303,6 +307,11 @@ static const Program program = {
         "--warmup_steps=20", "--logging_steps=50", "--eval_steps=150", "--eval_samples=128",
         "--adapter_dropout=0"),
     .lines.example_unless = "model data adapter prompt chat",
+    .lines.uses =
+        "  ./adapter --model models/gpt2 --data my.jsonl --output mine\n"
+        "      trains small layers between frozen ones\n"
+        "  ./adapter --model models/gpt2 --adapter mine --chat\n"
+        "      talks to the result\n",
     .needs = "model data",  // unless it is the example
     .chat = &task.chat,
     .technique = &technique,
@@ -319,6 +328,7 @@ int main(int argc, char **argv) {
     GPT2 *model = network.model;
     task_begin(&task, &run, model);  // measures the model before training
     const int B = run.per_device_train_batch_size;
+    if (run_measures_again(&run)) task_evaluate(&task, &run, model);
 
     while (run_next(&run)) {
         // 1. Draw n examples for this step. M is the number of their tokens that are scored
@@ -326,7 +336,8 @@ int main(int argc, char **argv) {
         const int n = task_examples(&task, &run, &M);
         // 2. For each micro-batch of B examples, end to end (the last one may be smaller): its part
         //    of the loss, which is a mean over M. So the gradients add up to those of the step
-        for (int i = 0; i < n; i += B) {
+        int i = 0;
+        for (; i < n && !run_interrupted(); i += task.ragged.batch.S) {
             const Batch *batch = task_batch(&task, i, B);
             const int *target = task.ragged.target;  // the next token, or -1: not scored
             gpt2_forward(model, batch, &task.noise);
@@ -336,10 +347,11 @@ int main(int argc, char **argv) {
             gpt2_backward(model, task.dlogp, NULL, NULL);  // L has no entropy and no scalar head
             task_watch(&task, &run);  // logs the means of -logp, entropy, best == target
         }
+        if (i < n) break;  // a signal: a resumed run begins the step anew
         // 3. Clip the gradient, take a step of AdamW, clear the gradient
         task_optimise(&task, &run, model, loss);
-        // 4. Measure the held-out records. OUTPUT/best holds the result with the lowest loss
-        if (run_should_evaluate(&run) && task_evaluate(&task, &run, model)) run_save(&run, "best");
+        // 4. Measure the held-out records. OUTPUT/best holds the model with the lowest loss
+        if (run_should_evaluate(&run)) task_evaluate(&task, &run, model);
     }
 
     task_report(&task, &run, model);

@@ -32,7 +32,7 @@
 
 static struct {
     const char *prompts, *constitution, *stop_phrases, *feedback, *pairs, *labels, *clamp;
-    const char *breaches, *evaluate;
+    const char *breaches, *evaluate, *dump_dialogues;
     PrincipleOrder principles;
     enum { REVISIONS_LAST, REVISIONS_ALL } revisions;
     float critique_temperature, revision_temperature;
@@ -54,8 +54,7 @@ static const Flag flags[] = {
      .may_change_on_resume = true, .only_with = "prompts pairs"},
     {"principles", CHOICE(args.principles, "random", "random|all"),
      "The choice of principles: random draws one for each round and each comparison; all takes "
-     "them "
-     "in turn in the rounds, and averages comparisons over them.",
+     "them in turn in the rounds, and averages comparisons over them.",
      .only_with = "prompts pairs"},
     {"max_iterations", NUMBER(args.max_iterations, "3", 0, 100),
      "The most rounds of critique and revision.", .only_with = "prompts"},
@@ -98,7 +97,10 @@ static const Flag flags[] = {
      .may_change_on_resume = true,
      .conflicts = "data eval output resume max_iterations stop_phrases keep_rounds "
                   "critique_temperature revision_temperature revisions regenerate "
-                  "gradient_checkpointing eval_samples"},
+                  "gradient_checkpointing eval_samples",
+     .uses = "overwrite_output_dir prompts pairs labels clamp breaches evaluate constitution "
+             "principles temperature max_new_tokens max_length generation_batch_size "
+             "per_device_train_batch_size template strict model dry_run seed bf16 fp16 cpu quiet"},
     {"pairs", TEXT(args.pairs, NULL),
      "Label the pairs of chosen and rejected in this JSONL file instead of sampled answers, and "
      "count how often the labels agree with the file.",
@@ -112,14 +114,17 @@ static const Flag flags[] = {
     TITLE("Evaluation"),
     {"eval_samples", NUMBER(args.eval_samples, "64", 0, 1e6),
      "The number of held-out prompts answered before, during and after training; two are shown.",
-     .may_change_on_resume = true, .only_with = "eval"},
+     .only_with = "eval"},
     {"breaches", TEXT(args.breaches, NULL),
      "Count the answers that say one of these phrases, separated by |, as breaking the principles.",
-     .may_change_on_resume = true, .only_with = "eval feedback"},
+     .may_be_empty = true, .only_with = "eval feedback"},
     {"evaluate", TEXT(args.evaluate, NULL),
      "Measure how often the model prefers a right option, on this JSONL file of prompt, corrects "
      "and incorrects.",
      .may_change_on_resume = true},
+    {"dump_dialogues", TEXT(args.dump_dialogues, NULL),
+     "Write the held-out dialogues, before, during and after training, to this JSONL file.",
+     .may_change_on_resume = true, .only_with = "eval", .conflicts = "feedback"},
     CHAT_PROMPT_FLAGS(chat, "prompts evaluate feedback pairs labels"),
     CHAT_TOP_FLAGS(chat),
     {0},
@@ -143,6 +148,12 @@ static const Program constitutional = {
         "--gradient_accumulation_steps=1", "--max_steps=60", "--learning_rate=3e-4",
         "--adam_beta2=0.99", "--lr_scheduler_type=cosine", "--warmup_steps=10", "--eval_steps=30"),
     .lines.example_unless = "model prompts evaluate pairs prompt chat",
+    .lines.uses =
+        "  ./constitutional --model tuned --prompts prompts.jsonl --output mended\n"
+        "      trains on the model's own revisions\n"
+        "  ./constitutional --model tuned --prompts prompts.jsonl --feedback pairs.jsonl\n"
+        "      writes preferences for ./reward\n",
+    .without = BEST_FLAGS,
     .needs = "model",
     .usage =
         "Give --model DIR with --prompts FILE, with --evaluate FILE, or with --feedback FILE "
@@ -213,16 +224,13 @@ static Ending after_critique(const Dialogue *d) {
     return text_says(own, args.stop_phrases) ? PRAISED : UNFINISHED;
 }
 
-/* Held-out dialogues are never cut short, because their figures go into the log. */
-static bool stopped(uint32_t epoch) { return epoch != HELD_OUT && run_interrupted(); }
-
 /* The procedure of section 3.1 on n dialogues at once. Each leaves when it ends. False:
    interrupted; the dialogues are incomplete. */
 static bool converse(const Voice *v, Dialogue *d, int n, uint32_t epoch, int64_t seed,
                      Dropped *dropped) {
     // 1. An answer to each prompt
     speak(v, d, n, epoch, 0, chat.temperature, dropped);
-    for (int r = 0; r < args.max_iterations && !stopped(epoch); r++) {
+    for (int r = 0; r < args.max_iterations && !run_interrupted(); r++) {
         // 2. A principle, and a critique of the answer by it
         for (int i = 0; i < n; i++) {
             if (d[i].ending != UNFINISHED) continue;
@@ -245,7 +253,7 @@ static bool converse(const Voice *v, Dialogue *d, int n, uint32_t epoch, int64_t
     }
     for (int i = 0; i < n; i++)
         if (d[i].ending == UNFINISHED) d[i].ending = ROUNDS_USED;
-    return !stopped(epoch);
+    return !run_interrupted();
 }
 
 /* ---- learning from revisions ----------------------------------------------------------------- */
@@ -283,46 +291,113 @@ static bool hold_dialogues(Transcripts *t, TrainingSet *set, const Run *run, con
 }
 
 /* Runs the step's training examples in micro-batches: log p of every scored token, the loss, its
-   gradient. Gradients add up. Returns the loss, the mean over the step's M scored tokens. */
-static double add_gradients(GPT2 *model, TrainingSet *set, Run *run, double M) {
+   gradient. Gradients add up. *loss: the mean over the step's M scored tokens. False: a signal has
+   come, and a resumed run begins the step anew. */
+static bool add_gradients(GPT2 *model, TrainingSet *set, Run *run, double M, double *loss) {
     const RaggedBatch *r = &set->ragged;
-    double loss = 0;
+    *loss = 0;
     watch_mean(run, "loss", 0, 0);  // in the log even if there is nothing to learn
     watch_mean(run, "mean_token_accuracy", 0, 0);
     for (int i = 0, n; (n = training_set_batch(set, i, run->per_device_train_batch_size)); i += n) {
+        if (run_interrupted()) return false;
         gpt2_forward(model, &r->batch, NULL);
         gpt2_logprob(model, r->target, 1, set->logp, NULL, set->best);  // at temperature 1
         const double part = cross_entropy(r->batch.N, r->target, set->logp, M, set->dlogp);
         gpt2_backward(model, set->dlogp, NULL, NULL);  // L has no entropy and no scalar head
-        loss += part;
+        *loss += part;
         watch_mean(run, "loss", part * M, r->scored);
         watch_mean(run, "mean_token_accuracy", training_set_correct(set), r->scored);
     }
-    return loss;
+    return true;
 }
 
-/* Answers the held-out prompts. when: prints figures and two dialogues, unless it is NULL. */
-static Conduct evaluate(const Voice *v, int64_t seed, const char *when) {
-    static int shown[2] = {-1, -1};
-    const int n = min_int(held_out.n, args.eval_samples);
+/* What is measured before training. A resumed run has it from its checkpoint. */
+static struct {
+    Conduct conduct;
+    Choices choices;
+    double shown[2];  // the two dialogues that are shown before and after; -1: none yet
+} before = {.shown = {-1, -1}};
+
+static void keep_before(Run *run) {
+    run_keep(run, "breaches_before", &before.conduct.breaches);
+    run_keep(run, "criticised_before", &before.conduct.criticised);
+    run_keep(run, "choices_before", &before.choices.raw);
+    run_keep(run, "choices_debiased_before", &before.choices.debiased);
+    run_keep(run, "choices_first_before", &before.choices.first);
+    run_keep(run, "shown1", &before.shown[0]);
+    run_keep(run, "shown2", &before.shown[1]);
+}
+
+static int answered(void) { return min_int(held_out.n, args.eval_samples); }
+
+/* Answers the held-out prompts. step: the dialogues go to --dump_dialogues as those of this step;
+   -1: they do not. Returns the dialogues, or NULL if a signal has ended them. */
+static Dialogue *evaluate(const Voice *v, int64_t seed, int step, Conduct *c) {
+    const int n = answered();
     Dropped dropped = {0};
     Dialogue *d = dialogues_begin(&held_out, n, 0);
-    converse(v, d, n, HELD_OUT, seed, &dropped);
-    const Conduct c = dialogues_conduct(d, n, args.breaches);
-    if (when) dialogues_show(d, n, when, &c, shown);
-    dialogues_end(d, n);
-    return c;
+    *c = (Conduct){0};
+    if (!converse(v, d, n, HELD_OUT, seed, &dropped)) {
+        dialogues_end(d, n);
+        return NULL;
+    }
+    *c = dialogues_conduct(d, n, args.breaches);
+    if (args.dump_dialogues && step >= 0) dialogues_dump(args.dump_dialogues, d, n, step);
+    return d;
 }
 
+/* Prints two of the dialogues and the figures, and frees the dialogues. d NULL: there are none. */
+static void show_held_out(Dialogue *d, const char *when, const Conduct *c) {
+    int shown[2] = {(int)before.shown[0], (int)before.shown[1]};
+    if (!d) return;
+    dialogues_show(d, answered(), when, c, shown);
+    for (int k = 0; k < 2; k++) before.shown[k] = shown[k];
+    dialogues_end(d, answered());
+}
+
+/* Gives the figures to the log. --breaches not given: there is no such figure. */
+static void watch_conduct(Run *run, const Conduct *c) {
+    if (!isnan(c->breaches)) watch_held_out(run, "eval_breaches", c->breaches);
+    watch_held_out(run, "eval_criticised", c->criticised);
+}
+
+/* Answers the held-out prompts and the questions before training. */
+static void measure_before(Run *run, const Voice *v, Chooser *judge) {
+    const bool dump = dump_begin(run, args.dump_dialogues, "dump_dialogues");
+    const bool resumed = run_checkpoint_dir(run) != NULL;
+    if (questions.n && !resumed) before.choices = chooser_report(judge, &questions, "before");
+    if (questions.n && resumed) choices_print(&before.choices, questions.n, "before");
+    Conduct c;
+    Dialogue *d = NULL;
+    if (!resumed || dump) d = evaluate(v, run->seed, dump ? run->step : -1, &c);
+    if (!resumed) {
+        before.conduct = c;
+        show_held_out(d, "before", &c);
+        if (answered()) watch_conduct(run, &c);
+    } else if (d) {
+        dialogues_end(d, answered());
+    }
+    if (resumed) conduct_print(answered(), "before", &before.conduct);
+}
+
+/* Of the last step, for the end of the run. d NULL: it was not measured */
+static struct {
+    Dialogue *d;
+    Conduct conduct;
+} after;
+
 /* Answers the held-out prompts after a step. */
-static void watch_conduct(Run *run, const Voice *v, const Conduct *before) {
-    const bool last = run_is_last(run);
-    const Conduct c = evaluate(v, run->seed, last ? "after" : NULL);
-    watch_held_out(run, "eval_breaches", c.breaches);
-    watch_held_out(run, "eval_criticised", c.criticised);
-    if (last)
-        printf("held-out answers that say one of --breaches  %.1f %% -> %.1f %%\n",
-               100 * before->breaches, 100 * c.breaches);
+static void measure_after(Run *run, const Voice *v) {
+    Conduct c;
+    Dialogue *d = evaluate(v, run->seed, run->step + 1, &c);
+    const bool measured = !run_postpones(run);
+    if (measured) watch_conduct(run, &c);
+    if (measured && run_is_last(run)) {
+        after.d = d;
+        after.conduct = c;
+    } else if (d) {
+        dialogues_end(d, answered());
+    }
 }
 
 /* ---- AI feedback ----------------------------------------------------------------------------- */
@@ -336,11 +411,12 @@ static char *comparison(const char *prompt, const Principle *p, const char *a, c
     char *question = prompt_question(prompt, false), *x = xstrdup(a), *y = xstrdup(b);
     headings_cut(&headings, x);
     headings_cut(&headings, y);
-    const char *principle = p->comparison ? p->comparison : p->text ? p->text : "";
+    char *principle = principle_text(p);
     const Hole holes[] = {
         {"{prompt}", question}, {"{principle}", principle}, {"{a}", x}, {"{b}", y}, {0}};
     char *filled = text_fill(comparison_layout(&constitution, p), holes);
     free(question);
+    free(principle);
     free(x);
     free(y);
     return filled;
@@ -400,10 +476,9 @@ static void feedback(const Voice *v, Chooser *judge, int64_t seed) {
                              : sample_pairs(v, &pairs);
     // 2. Which is better, by the constitution?
     if (args.labels) labelled_take(pairs, n, args.labels, chat.template, args.strict);
-    if (run_interrupted()) die("interrupted; no label was written");
     label(judge, pairs, n, seed);
     if (judge->cut)
-        printf("%ld comparison%s longer than --max_length %d lost the beginning\n", judge->cut,
+        printf("cut the beginning of %ld comparison%s, longer than --max_length %d\n", judge->cut,
                plural(judge->cut), args.max_length);
     labelled_report(pairs, n, args.pairs != NULL, args.breaches);
     // 3. The better answer as chosen, with the probability that it is the better one
@@ -416,11 +491,19 @@ static void feedback(const Voice *v, Chooser *judge, int64_t seed) {
 
 /* ---- the run's files and memory -------------------------------------------------------------- */
 
+/* Does the run train, or only label pairs or measure? */
+static bool trains(void) { return args.prompts && !args.feedback; }
+
 static void check_flags(const Run *run) {
     if (!args.prompts && !args.pairs && (args.feedback || !args.evaluate))
         die_usage("There is nothing to do. %s", constitutional.usage);
     if ((run->data || run->eval) && !args.prompts)
         die_usage("--data and --eval have no effect without --prompts");
+    if (args.feedback) run_check_output(run, "feedback", NULL);
+    if (!args.prompts && !args.feedback)
+        run_only(run, "evaluate",
+                 "model output overwrite_output_dir dry_run max_length per_device_train_batch_size "
+                 "strict bf16 fp16 cpu quiet");
     label_range = range_read("clamp", args.clamp);
     args.max_length = min_int(args.max_length, run->config.n_positions + 1);
     if (chat.max_new_tokens >= args.max_length)
@@ -432,23 +515,34 @@ static void check_flags(const Run *run) {
 
 /* Reads the files that the flags name, says what they hold, and plans the steps. */
 static void read_files(Run *run) {
-    const bool learns = args.prompts && !args.feedback;
     constitution_open(args.constitution, &constitution, &headings);
     printf("%s: %d principle%s, %d few-shot conversation%s\n",
            args.constitution ? args.constitution : "built-in constitution", constitution.n,
            plural(constitution.n), constitution.few_shot_n, plural(constitution.few_shot_n));
+    if (args.feedback) comparisons_check(&constitution);
     if (args.prompts) prompts_load(args.prompts, chat.template, args.strict, &prompts);
-    if (run->eval && learns && args.eval_samples)
+    if (run->eval && trains() && args.eval_samples)
         prompts_load(run->eval, chat.template, args.strict, &held_out);
-    if (run->data && learns) records_load(run->data, chat.template, args.strict, &records);
+    if (run->data && trains()) records_load(run->data, chat.template, args.strict, &records);
     if (args.evaluate) questions_load(args.evaluate, args.strict, &questions);
     run_fingerprint(run, "prompts", args.prompts);
     run_fingerprint(run, "data", run->data);
+    run_fingerprint(run, "eval", trains() ? run->eval : NULL);
     run_fingerprint(run, "constitution", args.constitution);
-    run_template(run, chat.template);
-    if (!learns) return;
+    run_fingerprint(run, "evaluate", args.evaluate);
+    run_template_used(run, chat.template, prompts.templated || records.templated);
+    if (!trains()) return;
+    if (!held_out.n) {
+        run_refuse(run, "eval_steps", "because there are no held-out prompts: see --eval");
+        printf(run->eval ? "note: --eval_samples is 0, so no answers are shown\n"
+                         : "note: there are no held-out prompts (--eval), so no answers are "
+                           "shown\n");
+    }
+    if (!held_out.n || !args.breaches || !*args.breaches) run_without_figure(run, "eval_breaches");
+    if (!held_out.n) run_without_figure(run, "eval_criticised");
     run_plan(run, prompts.n + records.n,
-             run->per_device_train_batch_size * run->gradient_accumulation_steps, 0);
+             (int64_t)run->per_device_train_batch_size * run->gradient_accumulation_steps, 0);
+    run_print_plan(run, "prompt", prompts.n + records.n, held_out.n);
 }
 
 static GPT2Limits limits_of(const Run *run) {
@@ -460,7 +554,9 @@ static GPT2Limits limits_of(const Run *run) {
     // of a prompt's training examples; a micro-batch of longer ones is divided
     int longest = longest_prompt(&prompts, run->tokenizer) + chat.max_new_tokens;
     longest = min_int(positions, longest);
-    l.tokens = run->total_steps > 0 ? max_int(positions, batch * longest) : l.slots;
+    l.tokens =
+        run->total_steps > 0 ? max_int(positions, batch_tokens((int64_t)batch * longest)) : l.slots;
+    l.tokens = max_int(l.tokens, l.slots);  // decoding reads a token of each slot
     l.scored = l.tokens;
     if (args.feedback) comparison_limits(&l, &constitution, run->tokenizer, positions);
     chooser_ceilings(&l, &questions, run->tokenizer, positions);
@@ -479,56 +575,95 @@ static void free_files(void) {
 /* ---- the loop -------------------------------------------------------------------------------- */
 
 #ifndef TESTING
+/* Prints the comparison of each of the first n pairs, as it will be asked. Without --pairs the
+   answers are not written yet. */
+static void show_comparisons(int n, int64_t seed) {
+    Labelled *pairs = NULL;
+    int known = prompts.n;
+    if (args.pairs) known = labelled_read(args.pairs, chat.template, args.strict, &pairs);
+    for (int i = 0; i < min_int(n, known); i++) {
+        const char *prompt = pairs ? pairs[i].prompt : prompts.v[i].text;
+        const Principle *p =
+            draw_principle(&constitution, args.principles, prompt, FEEDBACK, (uint32_t)i, 0, seed);
+        char *asked = comparison(prompt, p, pairs ? pairs[i].a : "«one answer»",
+                                 pairs ? pairs[i].b : "«another»");
+        printf(
+            "--- comparison %d, asked in both orders; the model chooses between « and »\n"
+            "%s«%s or %s»\n",
+            i + 1, asked, comparison_labels(&constitution)[0], comparison_labels(&constitution)[1]);
+        free(asked);
+    }
+    if (pairs) labelled_free(pairs, known);
+}
+
+/* Opens the transcripts and the training set. */
+static void begin_training(Transcripts *t, TrainingSet *set, Run *run, int per_epoch, int tokens) {
+    const bool complete = run->step < run->total_steps && run->step % per_epoch != 0;
+    transcripts_open(t, &prompts, run, run_checkpoint_dir(run), run->step / per_epoch, complete);
+    training_set_open(set, prompts.n + records.n, tokens);
+}
+
+/* Prints what training has changed. */
+static void report(void) {
+    const bool measured = after.d != NULL;
+    show_held_out(after.d, "after", &after.conduct);
+    if (measured && !isnan(after.conduct.breaches))
+        conducts_compare(answered(), &before.conduct, &after.conduct);
+}
+
 int main(int argc, char **argv) {
     Run run = run_begin(&constitutional, argc, argv);
     check_flags(&run);
     read_files(&run);
-    show_layout(&prompts, run.dry_run ? 3 : 1, &constitution, args.principles, run.seed);
+    if (!args.feedback)
+        show_layout(&prompts, run.dry_run ? 3 : 1, &constitution, args.principles, run.seed);
+    else if (run.dry_run || !args.pairs)
+        show_comparisons(run.dry_run ? 3 : 1, run.seed);
     Network network = {.role = "model", .trains = true, .limits = limits_of(&run)};
+    keep_before(&run);
     networks_open(&run, (Network *[]){&network, NULL});
     GPT2 *model = network.model;
     const int positions = args.max_length - 1, together = 4 * network.limits.slots + 1;
-    Speaker speaker = {model, run.tokenizer, positions, chat.max_new_tokens, (uint64_t)run.seed};
-    const Voice voice = speaker_voice(&speaker);
+    Speaker speaker = {model, run.tokenizer, positions, chat.max_new_tokens, (uint64_t)run.seed,
+                       NULL};
+    Speaker hurried = speaker;  // a signal ends what it says
+    hurried.stopped = run_interrupted;
+    const Voice voice = speaker_voice(&speaker), training = speaker_voice(&hurried);
     Chooser judge = {model, run.tokenizer, network.limits, positions, 0};
     if (args.feedback) feedback(&voice, &judge, run.seed);
 
-    // Dialogues take long: a run that is interrupted in the first ones continues from checkpoint-0
     const int per_epoch = args.regenerate ? max_int(1, run.steps_per_epoch) : INT32_MAX;
-    const bool learns = args.prompts && !args.feedback;
     Transcripts transcripts = {0};
     TrainingSet set = {0};
-    if (learns) {
-        const bool complete = run.step < run.total_steps && run.step % per_epoch != 0;
-        transcripts_open(&transcripts, &prompts, run.output, run_checkpoint_dir(&run),
-                         run.step / per_epoch, complete);
-        training_set_open(&set, prompts.n + records.n, network.limits.tokens);
-        if (!run_checkpoint_dir(&run)) run_checkpoint(&run);
-    }
-    if (questions.n) chooser_report(&judge, &questions, "before");
-    const Conduct before = evaluate(&voice, run.seed, "before");
-    if (learns && transcripts.path && !run.total_steps)
+    if (trains()) begin_training(&transcripts, &set, &run, per_epoch, network.limits.tokens);
+    measure_before(&run, &voice, &judge);
+    // Dialogues take long: a run that is interrupted in the first ones resumes checkpoint-0
+    if (trains() && !run_checkpoint_dir(&run) && run.save_strategy != SAVE_NO) run_checkpoint(&run);
+    if (trains() && transcripts.run && !run.total_steps)
         hold_dialogues(&transcripts, &set, &run, &voice, 0, together);
 
+    if (run_measures_again(&run) && held_out.n) measure_after(&run, &training);
     int epoch = -1;  // of the dialogues that are learned from
     while (run_next(&run)) {
         // 1. In the beginning, or before every epoch: dialogues, and what is learned from them
         if (run.step / per_epoch != epoch) {
             epoch = run.step / per_epoch;
-            if (!hold_dialogues(&transcripts, &set, &run, &voice, epoch, together)) break;
+            if (!hold_dialogues(&transcripts, &set, &run, &training, epoch, together)) break;
         }
         // 2. The training examples of this step, and M, the number of tokens it scores. A prompt
         // without a revision has none
         const double M = training_set_draw(&set, run_examples(&run, set.which));
         // 3. The loss and its gradient
-        const double loss = add_gradients(model, &set, &run, M);
+        double loss;
+        if (!add_gradients(model, &set, &run, M, &loss)) break;
         // 4. Clip the gradient, AdamW. A step without an example leaves the model as it is
         run_optimise(&run, model, loss, set.trained, 0);
         watch(&run, "revised", transcripts_revised(&transcripts));
         // 5. Answer the held-out prompts
-        if (run_should_evaluate(&run) && held_out.n) watch_conduct(&run, &voice, &before);
+        if (run_should_evaluate(&run) && held_out.n) measure_after(&run, &training);
     }
 
+    report();
     if (questions.n && run.total_steps > 0 && run_completed(&run))
         chooser_report(&judge, &questions, "after");
     transcripts_free(&transcripts);

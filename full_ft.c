@@ -35,9 +35,9 @@ static const Flag flags[] = {
     GRADIENT_CHECKPOINTING_FLAG(task.gradient_checkpointing, "true"),
     {"init", TEXT(args.init, NULL),
      "Start from random weights of this shape (depth, channels, heads, positions); --model then "
-     "names the directory of the tokenizer.",
+     "names the directory of the tokenizer, which needs no config.json.",
      .bare = "d12-c768-h12-t1024"},
-    CHAT_FLAGS(task.chat, "init"),  // --prompt, --chat. "init": --init is in conflict with them
+    CHAT_FLAGS(task.chat, "init dump_tokens"),  // --prompt, --chat; these two conflict with them
     {0},
 };
 
@@ -50,10 +50,10 @@ static int read_shape(const char *text, GPT2Config *config, Error *e) {
         text[end])
         return fail(e, "is not of the form d4-c128-h4-t256: depth, channels, heads, positions");
     if (depth < 1 || depth > 1000 || heads < 1 || channels < heads || channels > 65536 ||
-        channels % heads || positions < 2 || positions > 1 << 20)
+        channels % heads || positions < 2 || positions > 1000000)
         return fail(e,
                     "is not a possible shape: 1 to 1000 layers, channels (up to 65536) a multiple "
-                    "of the heads, 2 to 1048576 positions");
+                    "of the heads, 2 to 1000000 positions");
     config->n_layer = depth;
     config->n_embd = channels;
     config->n_inner = 4 * channels;
@@ -62,10 +62,11 @@ static int read_shape(const char *text, GPT2Config *config, Error *e) {
     return 0;
 }
 
-/* Makes run->config the shape of --init. false: there is no --init, or its run is resumed. */
+/* Makes run->config the shape of --init. false: there is no --init, or a checkpoint has the model.
+ */
 static bool init_shape(Run *run) {
     Error e;
-    if (!args.init || run_checkpoint_dir(run)) return false;
+    if (!args.init || run_weights_dir(run)) return false;
     if (read_shape(args.init, &run->config, &e)) die_usage("--init %s %s", args.init, e.text);
     return true;
 }
@@ -94,8 +95,14 @@ static const Program program = {
         "--adam_beta2=0.99", "--lr_scheduler_type=cosine", "--warmup_steps=20",
         "--logging_steps=50", "--eval_steps=200", "--eval_samples=64", "--max_new_tokens=96"),
     .lines.example_unless = "model data prompt chat",
+    .lines.uses =
+        "  ./full_ft --model models/gpt2 --data my.jsonl --output whole\n"
+        "      trains on a task's records, or on plain {\"text\": ...}\n"
+        "  ./full_ft --model whole --prompt 'The house'\n"
+        "      continues a text\n",
     .needs = "model data",  // unless it is the example
     .chat = &task.chat,
+    .creates = "init",
 };
 
 /* ---- the loop -------------------------------------------------------------------------------- */
@@ -111,6 +118,7 @@ int main(int argc, char **argv) {
     GPT2 *model = network.model;
     task_begin(&task, &run, model);  // measures the model before training
     const int B = run.per_device_train_batch_size;
+    if (run_measures_again(&run)) task_evaluate(&task, &run, model);
 
     while (run_next(&run)) {
         // 1. Draw n examples for this step. M is the number of their tokens that are scored
@@ -118,7 +126,8 @@ int main(int argc, char **argv) {
         const int n = task_examples(&task, &run, &M);
         // 2. For each micro-batch of B examples, end to end (the last one may be smaller): its part
         //    of the loss, which is a mean over M. So the gradients add up to those of the step
-        for (int i = 0; i < n; i += B) {
+        int i = 0;
+        for (; i < n && !run_interrupted(); i += task.ragged.batch.S) {
             const Batch *batch = task_batch(&task, i, B);
             const int *target = task.ragged.target;  // the next token, or -1: not scored
             gpt2_forward(model, batch, &task.noise);
@@ -128,10 +137,11 @@ int main(int argc, char **argv) {
             gpt2_backward(model, task.dlogp, NULL, NULL);  // L has no entropy and no scalar head
             task_watch(&task, &run);  // logs the means of -logp, entropy, best == target
         }
+        if (i < n) break;  // a signal: a resumed run begins the step anew
         // 3. Clip the gradient, take a step of AdamW, clear the gradient
         task_optimise(&task, &run, model, loss);
-        // 4. Measure the held-out records. OUTPUT/best holds the result with the lowest loss
-        if (run_should_evaluate(&run) && task_evaluate(&task, &run, model)) run_save(&run, "best");
+        // 4. Measure the held-out records. OUTPUT/best holds the model with the lowest loss
+        if (run_should_evaluate(&run)) task_evaluate(&task, &run, model);
     }
 
     task_report(&task, &run, model);

@@ -68,7 +68,7 @@ static const Flag flags[] = {
      .conflicts = "r lora_alpha lora_dropout target_modules use_rslora"},
     MERGE_FLAGS(files),
     ALLOW_UNTRAINED_FLAG(files, "every B"),  // "... because every B is zero"
-    CHAT_FLAGS(task.chat, ""),  // --prompt, --chat. "": no flag above is in conflict with them
+    CHAT_FLAGS(task.chat, "dump_tokens"),    // --prompt, --chat; --dump_tokens conflicts with them
     {0},
 };
 
@@ -270,7 +270,7 @@ static void plan(const Run *run, const char *dir) {
     if (strlen(args.target_modules) >= sizeof l.targets)
         die_usage("--target_modules is longer than %zu characters", sizeof l.targets - 1);
     strcpy(l.targets, args.target_modules);
-    if (dir && hf_lora_config(dir, &l, &e)) die_usage("%s", e.text);
+    if (dir ? hf_lora_config(dir, &l, &e) : hf_check_lora(&l, &e)) die_usage("%s", e.text);
     if (lora_plan(&l, &run->config, &e)) die_usage("%s %s", dir ? dir : "--target_modules", e.text);
 }
 
@@ -315,8 +315,8 @@ static const Technique technique = {
     .flags = &files,
     .weights = "adapter_model.safetensors",
     .loading =
-        "the adapter is in %s: give it to --adapter, or in Python to "
-        "PeftModel.from_pretrained(model, ...)",
+        "the adapter is in %1$s: give it to --adapter, or in Python to "
+        "PeftModel.from_pretrained(model, \"%1$s\")",
     .untrained = "every B",
     .per_site = 2,                      // A, B
     .zero_from = 1,                     // B is zero until it is trained
@@ -352,6 +352,11 @@ static const Program program = {
         "--warmup_steps=20", "--logging_steps=50", "--eval_steps=200", "--eval_samples=128",
         "--lora_dropout=0"),
     .lines.example_unless = "model data adapter prompt chat",
+    .lines.uses =
+        "  ./lora --model models/gpt2 --data my.jsonl --output mine\n"
+        "      trains; --load_in_4bit keeps the frozen weights in four bits (QLoRA)\n"
+        "  ./lora --model models/gpt2 --adapter mine --merge merged --verify\n"
+        "      makes an ordinary model of it; --chat instead of --merge talks to it\n",
     .needs = "model data",  // unless it is the example
     .chat = &task.chat,
     .technique = &technique,
@@ -368,6 +373,7 @@ int main(int argc, char **argv) {
     GPT2 *model = network.model;
     task_begin(&task, &run, model);  // measures the model before training
     const int B = run.per_device_train_batch_size;
+    if (run_measures_again(&run)) task_evaluate(&task, &run, model);
 
     while (run_next(&run)) {
         // 1. Draw n examples for this step. M is the number of their tokens that are scored
@@ -375,7 +381,8 @@ int main(int argc, char **argv) {
         const int n = task_examples(&task, &run, &M);
         // 2. For each micro-batch of B examples, end to end (the last one may be smaller): its part
         //    of the loss, which is a mean over M. So the gradients add up to those of the step
-        for (int i = 0; i < n; i += B) {
+        int i = 0;
+        for (; i < n && !run_interrupted(); i += task.ragged.batch.S) {
             const Batch *batch = task_batch(&task, i, B);
             const int *target = task.ragged.target;  // the next token, or -1: not scored
             gpt2_forward(model, batch, &task.noise);
@@ -385,10 +392,11 @@ int main(int argc, char **argv) {
             gpt2_backward(model, task.dlogp, NULL, NULL);  // L has no entropy and no scalar head
             task_watch(&task, &run);  // logs the means of -logp, entropy, best == target
         }
+        if (i < n) break;  // a signal: a resumed run begins the step anew
         // 3. Clip the gradient, take a step of AdamW, clear the gradient
         task_optimise(&task, &run, model, loss);
-        // 4. Measure the held-out records. OUTPUT/best holds the result with the lowest loss
-        if (run_should_evaluate(&run) && task_evaluate(&task, &run, model)) run_save(&run, "best");
+        // 4. Measure the held-out records. OUTPUT/best holds the model with the lowest loss
+        if (run_should_evaluate(&run)) task_evaluate(&task, &run, model);
     }
 
     task_report(&task, &run, model);

@@ -33,7 +33,8 @@
  *      7 γ and λ                       14 the value coefficient     21 the first critic, warm-up
  *
  * Nothing is padded: means are over real tokens. The log-probabilities of sampling and of training
- * are bitwise identical (rows_check), so the first ratio is exactly 1.
+ * are bitwise identical (rows_check), so the first ratio is exactly 1. common/rl/rollouts.h counts
+ * the passes of an iteration.
  *
  * Left out: top-k and top-p in rollouts (they sample from another distribution than π, and the KL
  * can be negative); a reward after the end of text (a known bug of padded implementations); cutting
@@ -94,7 +95,8 @@ static const Flag flags[] = {
     {"whiten_advantages", CHOICE(args.whiten_advantages, "batch", "batch|minibatch|none"),
      "(9) Scale advantages to mean 0, standard deviation 1 over a batch or minibatch."},
     {"whitening_variance", CHOICE(args.whitening_variance, "unbiased", "unbiased|population"),
-     "(10) Whitening divides the sum of n squares by n - 1 (unbiased) or by n (population)."},
+     "(10) Whitening divides the sum of n squares by n - 1 (unbiased) or by n (population).",
+     .only_with = "whiten_rewards whiten_advantages=batch whiten_advantages=minibatch"},
     TITLE("Updates"),
     {"num_ppo_epochs", NUMBER(args.num_ppo_epochs, "4", 1, 1000),
      "(11) The number of epochs over the answers of an iteration."},
@@ -152,6 +154,7 @@ static const Program program = {
                      "--learning_rate=3e-6", "--adam_epsilon=1e-5", "--weight_decay=0",
                      "--warmup_steps=0", "--logging_steps=1", "--eval_steps=10", "--save_steps=50"),
     .lines.presets = presets,
+    .lines.notes = PPO_DETAILS REWARD_CMD_NOTES,
     .lines.example = COMMAND_LINE(
         "--model=test/tiny/chat", "--reward_model=test/tiny/reward",
         "--data=test/tiny/prompts.jsonl", "--eval=test/tiny/prompts-eval.jsonl",
@@ -161,9 +164,13 @@ static const Program program = {
         "--num_ppo_epochs=2", "--num_mini_batches=2", "--response_length=64", "--temperature=1",
         "--kl_coef=0.15", "--score_clip=4", "--non_eos_penalty", "--penalty_reward_value=-4"),
     .lines.example_unless = "model data prompt chat",
-    .without = "gradient_accumulation_steps dataloader_drop_last",
+    .lines.uses =
+        "  ./ppo --model tuned --reward_model judge --data prompts.jsonl --output rl\n"
+        "      trains on prompts alone; --reward_cmd PROGRAM takes any judge\n"
+        "  ./ppo --model rl --chat\n"
+        "      talks to the result\n",
+    .without = "gradient_accumulation_steps dataloader_drop_last " BEST_FLAGS,
     .needs = "model data",
-    .shown = 9,  // metrics of a log line on the terminal; log.jsonl has all
     .chat = &chat,
 };
 
@@ -308,20 +315,21 @@ static AdamW adam(const Run *run, float learning_rate, int t) {
 
 static bool separate_critic(void) { return task.critic && task.critic != task.policy; }
 
-/* Step d: log π_ref, the exact KL and, with_values, the critic's V of every token. */
-static void reference_and_values(Rollouts *r, int B, bool with_values) {
+/* Step d: log π_ref, the exact KL and, with_values, the critic's V of every token. The policy does
+   not read the answers again: its outputs are those that their tokens were sampled from. False: a
+   signal asks the run to stop. */
+static bool reference_and_values(Rollouts *r, int B, bool with_values) {
     Rows *b = &task.rows;
-    for (int from = 0; from < r->E; from += B) {
-        rows_range(b, r, from, B);
+    const int end = part_end(r->E);  // processes share the answers out
+    for (int from = part_first(r->E); from < end && !run_interrupted(); from += B) {
+        rows_range(b, r, from, min_int(B, end - from));
         gpt2_forward(task.reference, &b->batch, NULL);
         gpt2_logprob(task.reference, b->target, chat.temperature, b->logp, NULL, NULL);
         rows_keep(b, b->logp, r->ref_logp);
-        if (args.exact_kl || (with_values && !separate_critic())) {
-            gpt2_forward(task.policy, &b->batch, NULL);
-            gpt2_logprob(task.policy, b->target, chat.temperature, b->logp, NULL, NULL);  // (1)
-            rows_check(b);
-        }
+        if (args.exact_kl || (with_values && !separate_critic()))
+            gpt2_recall(task.policy, &b->batch, b->of);
         if (args.exact_kl) {
+            gpt2_logprob(task.policy, b->target, chat.temperature, b->logp, NULL, NULL);  // (1)
             gpt2_kl(task.policy, task.reference, b->kl);
             rows_keep(b, b->kl, r->kl);
         }
@@ -331,6 +339,8 @@ static void reference_and_values(Rollouts *r, int B, bool with_values) {
             rows_keep(b, b->value, r->value);
         }
     }
+    rollouts_collect(r);
+    return !run_interrupted();
 }
 
 /* Step e: the reward of every token. */
@@ -370,20 +380,22 @@ static void advantages(Rollouts *r) {
 /* ---- step g: learning ------------------------------------------------------------------------ */
 
 /* The loss of the answers which[0..n) and its gradients, B answers at a time. M counts the tokens
-   of all n, so B does not change the loss. r->A: the advantages as this minibatch uses them. */
-static Sums minibatch(Rollouts *r, const int *which, int n, int B, bool policy_trains) {
+   of all n, so B does not change the loss. r->A: the advantages as this minibatch uses them. first:
+   the policy is still the one that sampled the answers. */
+static Sums minibatch(Rollouts *r, const int *which, int n, int B, bool policy_trains, bool first) {
     Rows *b = &task.rows;
     Sums s = {0};
     const int M = rollouts_gather(r, r->advantage, which, n, r->gathered);
     if (args.whiten_advantages == WHITEN_MINIBATCH)
         whiten(M, r->gathered, args.whitening_variance == UNBIASED, false);  // (9)
     rollouts_scatter(r, r->gathered, which, n, r->A);
-    for (int from = 0; from < n; from += B) {
-        rows_fill(b, r, which + from, min_int(B, n - from));
+    while (rollout_task_rows(&task, which, n, B, &s)) {
         const int N = b->batch.N;
         if (policy_trains) {
             gpt2_forward(task.policy, &b->batch, NULL);
             gpt2_logprob(task.policy, b->target, chat.temperature, b->logp, b->entropy, NULL);
+            if (first) rows_check(b);  // ρ = 1
+            rows_keep(b, b->logp, r->new_logp);
             surrogate(N, b->target, b->logp, b->old_logp, b->A, args.cliprange,
                       args.log_ratio_clamp, M, b->dlogp, &s);
             for (int i = 0; i < N; i++) {
@@ -429,10 +441,11 @@ static Sums update(Rollouts *r, const Run *run) {
     const int n = r->E / args.num_mini_batches, B = run->per_device_train_batch_size;
     bool stop = false;
     for (int epoch = 0; epoch < args.num_ppo_epochs && !stop; epoch++) {  // (11)
-        const int pass = run->step * args.num_ppo_epochs + epoch;
-        random_permutation(r->order, r->E, (uint64_t)run->seed, RANDOM_DATA, (uint32_t)pass);
+        const uint32_t pass = (uint32_t)run->step * (uint32_t)args.num_ppo_epochs + (uint32_t)epoch;
+        random_permutation(r->order, r->E, (uint64_t)run->seed, RANDOM_DATA, pass);
         for (int from = 0; from < r->E && !stop; from += n) {
-            Sums s = minibatch(r, r->order + from, n, B, policy_trains);
+            const bool first = epoch == 0 && from == 0 && !task.replay;
+            Sums s = minibatch(r, r->order + from, n, B, policy_trains, first);
             stop = limit > 0 && s.approxkl > limit * s.tokens;                      // (17)
             s.skipped = stop || (threshold > 0 && s.ratio > threshold * s.tokens);  // (17)
             if (s.skipped) {
@@ -466,7 +479,10 @@ static Figures measure(const Rollouts *r, double beta) {
 /* Evaluates on the held-out prompts. None of the metrics that are logged depends on β. */
 static void evaluate(Run *run) {
     if (!rollout_task_answer(&task, run, chat.temperature)) return;
-    reference_and_values(&task.r, run->per_device_train_batch_size, false);
+    if (!reference_and_values(&task.r, run->per_device_train_batch_size, false)) {
+        run_postpones(run);
+        return;
+    }
     const Figures f = measure(&task.r, task.beta);
     rollout_task_measured(&task, run, &f);
 }
@@ -483,28 +499,31 @@ int main(int argc, char **argv) {
     run_keep(&run, "beta", &task.beta);
     run_keep(&run, "policy_updates", &task.policy_updates);
     run_keep(&run, "critic_updates", &task.critic_updates);
-    rollout_task_open(&task, &run, args.advantage == GAE, args.shared_value_head);
+    rollout_task_open(&task, &run, args.advantage == GAE, args.shared_value_head, args.exact_kl);
     const int B = run.per_device_train_batch_size;
     Rollouts *r = &task.r;
-    evaluate(&run);
+    if (!task.measured) evaluate(&run);  // a resumed run has it from its checkpoint
+    if (run_measures_again(&run)) evaluate(&run);
 
     while (run_next(&run)) {
         watch_phase(&run, "rollout");
         if (task.replay) {
             rollout_task_replay(&task, &run);  // instead of steps a to f
         } else {
-            rollout_task_choose(&task, &run);                    // a. prompts
-            rollout_task_sample(&task, &run, chat.temperature);  // b. an answer to each, sampled
+            rollout_task_choose(&task, &run);  // a. prompts
+            // b. an answer to each, sampled; c. scores. false: a signal asked the run to stop
+            if (!rollout_task_sample(&task, &run, chat.temperature)) break;
             watch_phase(&run, "scoring");
-            rollout_task_judge(&task, &run);                  // c. scores
-            reference_and_values(r, B, task.critic != NULL);  // d. the reference and the critic
-            reward_tokens(r, task.beta);                      // e. rewards
-            advantages(r);                                    // f. advantages and returns
+            if (!rollout_task_judge(&task, &run)) break;
+            // d. the reference and the critic
+            if (!reference_and_values(r, B, task.critic != NULL)) break;
+            reward_tokens(r, task.beta);  // e. rewards
+            advantages(r);                // f. advantages and returns
         }
-        rollout_task_dump(&task, &run);
         watch_phase(&run, "update");
         const Sums s = update(r, &run);  // g. epochs of minibatches: loss, gradient, AdamW
         watch_phase(&run, NULL);
+        rollout_task_dump(&task, &run);
         run_progress(&run, s.tokens > 0 ? s.policy / s.tokens : NAN, r->n_tokens);
         const Figures f = measure(r, task.beta);  // h. metrics; β adapts; evaluation
         figures_watch(&run, &f, &s, task.beta, (double)(run.step + 1) * task.batch_size);

@@ -75,6 +75,11 @@ static const Program reward = {
                      "--adam_beta2=0.99", "--lr_scheduler_type=cosine", "--warmup_steps=20",
                      "--logging_steps=10", "--eval_steps=20"),
     .lines.example_unless = "model data score prompt response chat",
+    .lines.uses =
+        "  ./reward --model tuned --data pairs.jsonl --normalize --output judge\n"
+        "      trains on pairs of chosen and rejected\n"
+        "  ./reward --model judge --score answers.jsonl\n"
+        "      scores answers\n",
     .needs = "model data",
     .usage =
         "To train, give --model and --data (or neither, for the built-in example). To score "
@@ -125,20 +130,26 @@ static double bradley_terry(int P, const float *chosen, const float *rejected, c
  * with shared = false (for tests), a pair is two independent sequences, prompt and answer each.
  */
 static void batch_fill(PairBatch *b, const Pairs *pairs, const int *which, int P, bool shared) {
-    b->batch = (Batch){.start = b->start, .tokens = b->tokens, .parent = b->parent, .id = b->id};
+    b->batch = (Batch){.start = b->start,
+                       .tokens = b->tokens,
+                       .parent = b->parent,
+                       .id = b->id,
+                       .needed = b->needed};
     b->P = P;
     for (int i = 0; i < P; i++) {
         const int pair = which[i], prompt_n = pair_part(pairs, pair, 0);
-        const int *prompt = pairs->tokens + pairs->start[3 * pair];
+        const size_t *start = pair_start(pairs, pair);
+        const int *prompt = pairs->tokens + start[0];
         const uint32_t id = 3 * (uint32_t)pair;
         const bool parent = shared && prompt_n > 0;
         if (parent) pair_batch_add(b, -1, id, prompt, prompt_n, NULL, 0);
         const int continued = parent ? b->batch.S - 1 : -1;
         for (int k = 1; k <= 2; k++) {  // 1: chosen, 2: rejected
-            const int *answer = pairs->tokens + pairs->start[3 * pair + k];
+            const int *answer = pairs->tokens + start[k];
             pair_batch_add(b, continued, id + (uint32_t)k, prompt, parent ? 0 : prompt_n, answer,
                            pair_part(pairs, pair, k));
-            b->last[2 * i + k - 1] = b->batch.N - 1;
+            b->last[i][k - 1] = b->batch.N - 1;
+            b->needed[b->batch.N - 1] = 0;
         }
         b->margin[i] = pairs->margin[pair];
         b->p_chosen[i] = pairs->p_chosen[pair];
@@ -150,8 +161,8 @@ static void batch_rewards(PairBatch *b, GPT2 *model, const GPT2Noise *noise) {
     gpt2_forward(model, &b->batch, noise);
     gpt2_value(model, b->value);
     for (int i = 0; i < b->P; i++) {
-        b->chosen[i] = b->value[b->last[2 * i]];
-        b->rejected[i] = b->value[b->last[2 * i + 1]];
+        b->chosen[i] = b->value[b->last[i][0]];
+        b->rejected[i] = b->value[b->last[i][1]];
     }
 }
 
@@ -165,8 +176,8 @@ static double batch_loss(PairBatch *b, double M) {
 static void batch_backward(PairBatch *b, GPT2 *model) {
     memset(b->dvalue, 0, sizeof(float) * (size_t)b->batch.N);
     for (int i = 0; i < b->P; i++) {
-        b->dvalue[b->last[2 * i]] = b->dchosen[i];
-        b->dvalue[b->last[2 * i + 1]] = b->drejected[i];
+        b->dvalue[b->last[i][0]] = b->dchosen[i];
+        b->dvalue[b->last[i][1]] = b->drejected[i];
     }
     gpt2_backward(model, NULL, NULL, b->dvalue);  // NULL: log p and entropy have no part either
 }
@@ -254,19 +265,43 @@ static void watch_pairs(Run *run, const PairBatch *b, double loss) {
 
 /* ---- held-out pairs, and what is printed ----------------------------------------------------- */
 
-/* Measures a set of pairs without dropout, P at a time. rewards: NULL, or (2n) the rewards of
-   chosen and rejected in turn. */
-static PairSums evaluate(PairBatch *b, GPT2 *model, const PairSet *x, int P, float *rewards) {
-    PairSums sums = no_pairs;
-    for (int i = 0; i < x->n; i += P) {
-        batch_fill(b, x->data, x->which + i, min_int(P, x->n - i), true);
+/* The rewards (2n) of a set of pairs without dropout, those of chosen and rejected in turn, a batch
+   at a time; a signal in training ends it. Processes share the pairs out. */
+static void measure(const Run *run, PairBatch *b, GPT2 *model, const PairSet *x, float *rewards) {
+    const int P = run->per_device_train_batch_size, end = part_end(x->n);
+    progress_begin("measuring pairs");
+    for (int i = part_first(x->n); i < end && !run_interrupted(); i += P) {
+        progress(i, x->n);
+        batch_fill(b, x->data, x->which + i, min_int(P, end - i), true);
         batch_rewards(b, model, NULL);
-        pair_sums_add(&sums, b, batch_loss(b, 1));
-        for (int k = 0; rewards && k < b->P; k++) {
-            rewards[2 * (i + k)] = b->chosen[k];
-            rewards[2 * (i + k) + 1] = b->rejected[k];
+        for (int k = 0; k < b->P; k++) {
+            float *pair = rewards + 2 * (size_t)(i + k);
+            pair[0] = b->chosen[k];
+            pair[1] = b->rejected[k];
         }
     }
+    parts_collect(rewards, 2 * sizeof *rewards, x->n, NULL);
+}
+
+/* Measures a set of pairs: their rewards (2n), and the sums over them. dump: adds these pairs to
+   --dump_tokens, which needs the values of all tokens. */
+static PairSums evaluate(const Run *run, PairBatch *b, GPT2 *model, const PairSet *x,
+                         float *rewards, bool dump) {
+    PairSums sums = no_pairs;
+    const int P = run->per_device_train_batch_size;
+    measure(run, b, model, x, rewards);
+    for (int i = 0; i < x->n && !run_interrupted(); i += P) {
+        batch_fill(b, x->data, x->which + i, min_int(P, x->n - i), true);
+        if (dump) batch_rewards(b, model, NULL);
+        for (int k = 0; k < b->P; k++) {
+            const float *pair = rewards + 2 * (size_t)(i + k);
+            b->chosen[k] = pair[0];
+            b->rejected[k] = pair[1];
+        }
+        pair_sums_add(&sums, b, batch_loss(b, 1));
+        if (dump) pairs_dump(&preferences, run, b, i);
+    }
+    run_check_finite(run, "the loss of the held-out pairs", sums.loss);
     return sums;
 }
 
@@ -277,30 +312,84 @@ static void print_sums(const char *when, const PairSums *s) {
         when, s->loss / s->pairs, 100 * accuracy(s), margin(s), s->min, mean_reward(s), s->max);
 }
 
-/* Measures the held-out pairs for the log. */
-static void watch_evaluation(Run *run, PairBatch *b, GPT2 *model) {
-    const PairSet *x = &preferences.held_out;
-    const PairSums s = evaluate(b, model, x, run->per_device_train_batch_size, NULL);
-    watch_held_out(run, "eval_loss", s.loss / s.pairs);
-    watch_held_out(run, "eval_accuracy", accuracy(&s));
-    watch_held_out(run, "eval_margin", margin(&s));
-    watch_held_out(run, "eval_min_reward", s.min);
-    watch_held_out(run, "eval_mean_reward", mean_reward(&s));
-    watch_held_out(run, "eval_max_reward", s.max);
+/* Gives the figures of the held-out pairs to the log, and the loss to what finds the best model. */
+static void watch_held_out_pairs(Run *run, const PairSums *s) {
+    watch_held_out(run, "eval_loss", s->loss / s->pairs);
+    watch_held_out(run, "eval_accuracy", accuracy(s));
+    watch_held_out(run, "eval_margin", margin(s));
+    watch_held_out(run, "eval_min_reward", s->min);
+    watch_held_out(run, "eval_mean_reward", mean_reward(s));
+    watch_held_out(run, "eval_max_reward", s->max);
+    run_held_out_loss(run, s->loss / s->pairs);
 }
 
-/* Prints what training has changed on the held-out pairs. was: their rewards before. */
-static void report(const Run *run, PairBatch *b, GPT2 *model, const PairSums *before,
-                   const float *was) {
+/* Measures the held-out pairs after a step. */
+static void watch_evaluation(Run *run, PairBatch *b, GPT2 *model) {
     const PairSet *x = &preferences.held_out;
-    float *is = (float *)xmalloc(sizeof(float) * 2 * (size_t)x->n);
-    const PairSums after = evaluate(b, model, x, run->per_device_train_batch_size, is);
-    for (int k = 0; k < min_int(3, x->n) && run->total_steps > 0; k++)
+    float *rewards = (float *)xmalloc(sizeof(float) * 2 * (size_t)x->n);
+    const PairSums s = evaluate(run, b, model, x, rewards, false);
+    free(rewards);
+    if (run_postpones(run)) return;
+    watch_held_out_pairs(run, &s);
+}
+
+/* The held-out pairs before training: their figures, and the rewards of those that are shown. */
+static struct {
+    PairSums sums;
+    double reward[2 * SHOWN_PAIRS];
+    bool dumped;  // --dump_tokens has those after training
+} before;
+
+/* A resumed run takes them from its checkpoint. */
+static void keep_before(Run *run) {
+    run_keep(run, "loss_sum_before", &before.sums.loss);
+    run_keep(run, "pairs_before", &before.sums.pairs);
+    run_keep(run, "correct_before", &before.sums.correct);
+    run_keep(run, "judged_before", &before.sums.judged);
+    run_keep(run, "chosen_before", &before.sums.chosen);
+    run_keep(run, "rejected_before", &before.sums.rejected);
+    run_keep(run, "min_before", &before.sums.min);
+    run_keep(run, "max_before", &before.sums.max);
+    for (int i = 0; i < 2 * SHOWN_PAIRS; i++) {
+        static const char *const names[] = {"reward1", "reward2", "reward3",
+                                            "reward4", "reward5", "reward6"};
+        run_keep(run, names[i], &before.reward[i]);
+    }
+}
+
+/* Measures the held-out pairs as they are before training, unless the run is resumed. */
+static void begin(Run *run, PairBatch *b, GPT2 *model) {
+    const PairSet *x = &preferences.held_out;
+    const bool dump = dump_begin(run, preferences.dump_tokens, "dump_tokens");
+    const bool resumed = run_checkpoint_dir(run) != NULL;
+    float *rewards = (float *)xmalloc(sizeof(float) * 2 * (size_t)(x->n + 1));
+    PairSums sums = no_pairs;
+    before.dumped = run_completed(run);
+    if (!resumed || dump) sums = evaluate(run, b, model, x, rewards, dump);
+    if (!resumed) {
+        before.sums = sums;
+        for (int i = 0; i < 2 * min_int(SHOWN_PAIRS, x->n); i++)
+            before.reward[i] = (double)rewards[i];
+        if (x->n) watch_held_out_pairs(run, &sums);
+    }
+    free(rewards);
+    if (x->n) print_sums("before", &before.sums);
+}
+
+/* Prints what training has changed on the held-out pairs. */
+static void report(const Run *run, PairBatch *b, GPT2 *model) {
+    const PairSet *x = &preferences.held_out;
+    float *is = (float *)xmalloc(sizeof(float) * 2 * (size_t)x->n), was[2 * SHOWN_PAIRS];
+    for (int i = 0; i < 2 * SHOWN_PAIRS; i++) was[i] = (float)before.reward[i];
+    const bool dump = preferences.dump_tokens && run->total_steps > 0 && !before.dumped;
+    const PairSums after = evaluate(run, b, model, x, is, dump);
+    for (int k = 0; k < min_int(SHOWN_PAIRS, x->n) && run->total_steps > 0; k++)
         pairs_show(run->tokenizer, x, k, was, is);
     pairs_print_calibration(x, is);
     if (run->total_steps > 0) print_sums("after", &after);
-    printf("held-out pairs (%d)  accuracy %.1f %% -> %.1f %%\n", x->n, 100 * accuracy(before),
+    printf("held-out pairs (%d)  accuracy %.1f %% -> %.1f %%\n", x->n, 100 * accuracy(&before.sums),
            100 * accuracy(&after));
+    if (run->total_steps > 0) pairs_conclude(x, accuracy(&after));
     free(is);
 }
 
@@ -311,15 +400,15 @@ static Texts normalize_texts(Run *run) {
     Texts x = {0};
     const bool file = args.normalize && strcmp(args.normalize, "data") != 0;
     if (file)
-        x = texts_read(args.normalize, preferences.template, preferences.max_length,
-                       run->tokenizer);
+        x = texts_read(args.normalize, preferences.template, preferences.max_length, run->tokenizer,
+                       false);
     run_fingerprint(run, "normalize", file ? args.normalize : NULL);
     return x;
 }
 
 /* Normalises the rewards on those texts, or when there are none on the training pairs. */
-static void normalize_on(const Texts *texts, PairBatch *b, GPT2 *model, const GPT2Limits *limits,
-                         int P) {
+static void normalize_on(const Run *run, const Texts *texts, PairBatch *b, GPT2 *model,
+                         const GPT2Limits *limits) {
     const int n = texts->n ? texts->n : 2 * preferences.train.n;
     float *rewards = (float *)xmalloc(sizeof(float) * (size_t)n);
     double mean[2], deviation[2];
@@ -328,13 +417,13 @@ static void normalize_on(const Texts *texts, PairBatch *b, GPT2 *model, const GP
         if (texts->n)
             texts_score(model, limits, texts, rewards);
         else
-            evaluate(b, model, &preferences.train, P, rewards);
+            evaluate(run, b, model, &preferences.train, rewards, false);
         moments(rewards, n, &mean[after], &deviation[after]);
         if (!after) scaled = normalize(model, mean[0], deviation[0]);
     }
     if (scaled)
-        printf("normalized on %d answers: mean %.4f -> %.4f, deviation %.4f -> %.4f\n", n, mean[0],
-               mean[1], deviation[0], deviation[1]);
+        printf("normalized on %d answer%s: mean %.4f -> %.4f, deviation %.4f -> %.4f\n", n,
+               plural(n), mean[0], mean[1], deviation[0], deviation[1]);
     else
         fprintf(stderr,
                 "note: not normalized: the rewards of the answers have mean %g and deviation %g\n",
@@ -362,6 +451,7 @@ int main(int argc, char **argv) {
     Texts texts = normalize_texts(&run);
     const int P = run.per_device_train_batch_size;
     const GPT2Limits limits = largest_batch(P, &texts);
+    keep_before(&run);
     Network network = {.role = "model",
                        .head = SCORE_HEAD,
                        .limits = limits,
@@ -376,9 +466,8 @@ int main(int argc, char **argv) {
     }
     GPT2Noise noise = {.seed = (uint64_t)run.seed};
     run_dropout(&noise, &run.config, args.dropout);
-    float *was = (float *)xmalloc(sizeof(float) * 2 * (size_t)(held_out->n + 1));
-    const PairSums before = evaluate(&batch, model, held_out, P, was);
-    if (held_out->n) print_sums("before", &before);
+    begin(&run, &batch, model);
+    if (run_measures_again(&run) && held_out->n) watch_evaluation(&run, &batch, model);
 
     while (run_next(&run)) {
         // 1. The pairs of this step, and M, their number
@@ -387,8 +476,10 @@ int main(int argc, char **argv) {
         long tokens = 0;
         noise.step = (uint32_t)run.step;
         // 2. Per micro-batch: the rewards, the loss, its gradient. Gradients add up
-        for (int i = 0; i < M; i += P) {
-            batch_fill(&batch, train->data, which + i, min_int(P, M - i), true);
+        bool left = false;
+        for (int i = 0, n; (n = preferences_batch(&preferences, i, P)); i += n) {
+            if ((left = run_interrupted())) break;
+            batch_fill(&batch, train->data, which + i, n, true);
             batch_rewards(&batch, model, &noise);
             const double part = batch_loss(&batch, M);
             batch_backward(&batch, model);
@@ -396,15 +487,15 @@ int main(int argc, char **argv) {
             loss += part;
             tokens += batch.batch.N;
         }
+        if (left) break;  // a signal: a resumed run begins the step anew
         // 3. Clip the gradient, take a step of AdamW, clear the gradient
         run_optimise(&run, model, loss, tokens, train->data->line[which[0]]);
-        // 4. Measure the held-out pairs
+        // 4. Measure the held-out pairs. OUTPUT/best holds the model with the lowest loss
         if (run_should_evaluate(&run) && held_out->n) watch_evaluation(&run, &batch, model);
     }
 
-    if (run_completed(&run) && held_out->n) report(&run, &batch, model, &before, was);
-    if (run_completed(&run) && args.normalize) normalize_on(&texts, &batch, model, &limits, P);
-    free(was);
+    if (run_completed(&run) && held_out->n) report(&run, &batch, model);
+    if (run_completed(&run) && args.normalize) normalize_on(&run, &texts, &batch, model, &limits);
     pair_batch_free(&batch);
     texts_free(&texts);
     preferences_free(&preferences);

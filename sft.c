@@ -33,7 +33,7 @@ static const Flag flags[] = {
     GRADIENT_CHECKPOINTING_FLAG(task.gradient_checkpointing, "false"),
     {"neftune_noise_alpha", NUMBER(task.noise.neftune_alpha, "0", 0, 1000),
      "Add uniform noise of this size to the embeddings in training (Jain et al. 2023 use 5)."},
-    CHAT_FLAGS(task.chat, ""),  // --prompt, --chat. "": no flag above is in conflict with them
+    CHAT_FLAGS(task.chat, "dump_tokens"),  // --prompt, --chat; --dump_tokens conflicts with them
     {0},
 };
 
@@ -48,6 +48,11 @@ static const Program program = {
         "--learning_rate=5e-4", "--adam_beta2=0.99", "--lr_scheduler_type=cosine",
         "--warmup_steps=20", "--logging_steps=20", "--eval_steps=60", "--eval_samples=72"),
     .lines.example_unless = "model data prompt chat",
+    .lines.uses =
+        "  ./sft --model models/gpt2 --data my.jsonl --output tuned\n"
+        "      trains on records of instruction and output\n"
+        "  ./sft --model tuned --chat\n"
+        "      talks to the result\n",
     .needs = "model data",  // unless it is the example
     .chat = &task.chat,
 };
@@ -63,6 +68,7 @@ int main(int argc, char **argv) {
     GPT2 *model = network.model;
     task_begin(&task, &run, model);  // measures the model before training
     const int B = run.per_device_train_batch_size;
+    if (run_measures_again(&run)) task_evaluate(&task, &run, model);
 
     while (run_next(&run)) {
         // 1. Draw n examples for this step. M is the number of their tokens that are scored
@@ -70,7 +76,8 @@ int main(int argc, char **argv) {
         const int n = task_examples(&task, &run, &M);
         // 2. For each micro-batch of B examples, end to end (the last one may be smaller): its part
         //    of the loss, which is a mean over M. So the gradients add up to those of the step
-        for (int i = 0; i < n; i += B) {
+        int i = 0;
+        for (; i < n && !run_interrupted(); i += task.ragged.batch.S) {
             const Batch *batch = task_batch(&task, i, B);
             const int *target = task.ragged.target;  // the next token, or -1: not scored
             gpt2_forward(model, batch, &task.noise);
@@ -80,9 +87,10 @@ int main(int argc, char **argv) {
             gpt2_backward(model, task.dlogp, NULL, NULL);  // L has no entropy and no scalar head
             task_watch(&task, &run);  // logs the means of -logp, entropy, best == target
         }
+        if (i < n) break;  // a signal: a resumed run begins the step anew
         // 3. Clip the gradient, take a step of AdamW, clear the gradient
         task_optimise(&task, &run, model, loss);
-        // 4. Measure the held-out records
+        // 4. Measure the held-out records. OUTPUT/best holds the model with the lowest loss
         if (run_should_evaluate(&run)) task_evaluate(&task, &run, model);
     }
 

@@ -46,12 +46,15 @@
  *  run_begin      takes the Program and the command line, gives the Run; answers --help, --prompt
  *                 and --chat, finds the checkpoint of --resume, makes OUTPUT
  *  run_plan       takes the number of examples and how many a step takes, gives total_steps
+ *  run_print_plan prints what a run learns from, and its steps
  *  run_next       ends the previous step (log line, checkpoint); is there another one?
  *  run_examples   gives the examples of this step, in the order of its epoch
  *  run_adamw      gives the optimiser's settings for this step
  *  run_optimise   takes model, loss and tokens of the step: clips, AdamW; gives the gradient's norm
  *  run_should_evaluate   is it time to measure held-out data?
- *  run_save       writes the model into OUTPUT/NAME
+ *  run_held_out_loss     takes a held-out loss: keeps the best model, may stop early
+ *  run_interrupted       has a signal come? Then a step is left between two micro-batches
+ *  run_postpones, run_measures_again   an evaluation that a signal ended, and its repetition
  *  run_completed  has the run reached its end? False after Ctrl-C
  *  run_finish     writes the model into OUTPUT, frees what the run holds, gives the exit status
  */
@@ -65,6 +68,9 @@
  *  watch_phase    the time from here on belongs to this phase of a step
  */
 #include "run/watch.h"
+
+/* dump_begin     begins the file of a flag --dump_tokens or the like; is it still empty? */
+#include "run/dump.h"
 
 /*
  *  Network        a model of the run: role, directory, head, memory limits; does it train?
@@ -93,6 +99,8 @@
  *  gpt2_read, gpt2_write            copy a tensor to or from host memory
  */
 #include "model/memory.h"
+/* part_first, part_end   the items that this process computes, of n that processes share out */
+#include "parts.h"
 /* Sampling, which run/chat.h, rl/rollouts.h and rl/choices.h do for a stage. */
 #include "model/generate.h"
 /* cross_entropy  takes target, logp (N) and M, gives the loss of these rows and dlogp (N) */
@@ -115,7 +123,7 @@
  *  task_batch     takes a range of them, gives the micro-batch
  *  task_watch     adds its figures to the log line
  *  task_optimise  run_optimise for this step
- *  task_evaluate  measures the held-out records; is their loss the lowest so far?
+ *  task_evaluate  measures the held-out records, keeps the model with the lowest loss
  *  task_report    prints held-out answers and figures, before training and after
  */
 #include "run/task.h"
@@ -128,6 +136,7 @@
  *  PairBatch      a micro-batch of pairs: pair_batch_new, pair_batch_add
  *  pairs_largest  the most tokens of any P pairs, for Network.limits
  *  pairs_show, pairs_print_calibration      print a pair; print how good its probabilities are
+ *  pairs_conclude     says what the accuracy means
  */
 #include "rl/pairs.h"
 
@@ -188,6 +197,8 @@
 
 /* ---- all of them ----------------------------------------------------------------------------- */
 
+/* progress_begin, progress   what a long computation is, and how far it has come */
+#include "progress.h"
 /*
  *  die, die_usage     print a message and exit: 1 when a run failed, 2 when the input is wrong
  *  xmalloc, xcalloc   memory that is never NULL; min_int, max_int, plural

@@ -3,6 +3,8 @@
  */
 #include "util.h"
 
+#include "input.h"
+
 #include <dirent.h>
 #include <fcntl.h>
 #include <libgen.h>
@@ -19,21 +21,66 @@ double now_seconds(void) {
 
 /* ---- Errors ---------------------------------------------------------------------------------- */
 
-int fail(Error *e, const char *format, ...) {
-    if (e) {
-        va_list args;
-        va_start(args, format);
-        vsnprintf(e->text, sizeof e->text, format, args);
-        va_end(args);
-    }
+PRINTF_LIKE(3, 0)
+static int fail_with(Error *e, int error, const char *format, va_list args) {
+    if (!e) return -1;
+    vsnprintf(e->text, sizeof e->text, format, args);
+    e->error = error;
     return -1;
 }
 
+int fail(Error *e, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fail_with(e, 0, format, args);
+    va_end(args);
+    return -1;
+}
+
+int fail_errno(Error *e, int error, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fail_with(e, error, format, args);
+    va_end(args);
+    return -1;
+}
+
+const char *error_remedy(int error) {
+    switch (error) {
+        case 0: return "do so";
+        case ENOSPC:
+        case EDQUOT: return "free some space";
+        case EFBIG: return "raise the limit on the size of a file (ulimit -f)";
+        case EMFILE: return "raise the limit on open files (ulimit -n)";
+        case ENFILE: return "close other programs, as the system has too many files open";
+        case ENOMEM: return "close other programs";
+        case EACCES:
+        case EPERM: return "see to it that you may write there";
+        case EROFS: return "make the disk one that can be written";
+        case ENOENT: return "make the directory that it is in";
+        case ENOTDIR: return "choose a directory, as a file cannot hold others";
+        case EISDIR: return "choose the name of a file";
+        case ENAMETOOLONG: return "choose a shorter name";
+        case ELOOP: return "remove the link";
+        case EBADF: return "keep stdout open";
+        case ENXIO: return "start the reader of the pipe first";
+        case EPIPE: return "keep the reader of the pipe";
+        default: return "look after the disk";
+    }
+}
+
+static void (*through)(int status, const char *message);
+
+void die_through(void (*f)(int status, const char *message)) { through = f; }
+
 PRINTF_LIKE(2, 0)
 __attribute__((noreturn)) static void die_with(int status, const char *format, va_list args) {
+    static char text[8192];  // vfprintf would have as much on a stack that may be too small
     fflush(stdout);
+    vsnprintf(text, sizeof text, format, args);
+    if (through) through(status, text);
     fputs("error: ", stderr);
-    vfprintf(stderr, format, args);
+    fputs(text, stderr);
     fputc('\n', stderr);
     exit(status);
 }
@@ -48,6 +95,21 @@ void die_usage(const char *format, ...) {
     va_list args;
     va_start(args, format);
     die_with(2, format, args);
+}
+
+void note_once(const char *format, ...) {
+    static char **said;
+    static int n;
+    char text[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    for (int i = 0; i < n; i++)
+        if (!strcmp(said[i], text)) return;
+    said = grow(said, n, sizeof *said);
+    said[n++] = xstrdup(text);
+    fprintf(stderr, "note: %s\n", text);
 }
 
 /* ---- Memory ---------------------------------------------------------------------------------- */
@@ -117,6 +179,11 @@ bool exists_in(const char *dir, const char *name) {
     return yes;
 }
 
+bool same_file(const char *a, const char *b) {
+    struct stat x, y;
+    return a && b && !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
 int make_directories(const char *path) {
     char *copy = xstrdup(path);
     struct stat found;
@@ -137,10 +204,9 @@ int make_directories(const char *path) {
 
 /* ---- Files ----------------------------------------------------------------------------------- */
 
-int read_file(const char *path, size_t limit, Str *out, Error *e) {
-    FILE *f = fopen(path, "rb");
-    if (!f) return fail(e, "cannot open %s: %s", path, strerror(errno));
-    char block[65536];
+/* Reads f, the file at path, to its end and closes it: see read_file. */
+static int read_open_file(FILE *f, const char *path, size_t limit, Str *out, Error *e) {
+    char block[8192];
     size_t n, total = 0;
     str_add(out, "", 0);
     while ((n = fread(block, 1, sizeof block, f)) > 0) {
@@ -156,6 +222,112 @@ int read_file(const char *path, size_t limit, Str *out, Error *e) {
     return bad ? fail(e, "cannot read %s: %s", path, strerror(error)) : 0;
 }
 
+int read_file(const char *path, size_t limit, Str *out, Error *e) {
+    FILE *f = input_open(path, e);
+    return f ? read_open_file(f, path, limit, out, e) : -1;
+}
+
+int read_regular_file(const char *path, size_t limit, Str *out, Error *e) {
+    struct stat info;
+    // O_NONBLOCK: opening a pipe must not wait for its writer
+    const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    FILE *f = fd < 0 ? NULL : fdopen(fd, "r");
+    if (!f) return fail(e, "cannot open %s: %s", path, strerror(errno));
+    if (fstat(fd, &info) || !S_ISREG(info.st_mode)) {
+        fclose(f);
+        return fail(e, "%s is not a regular file; remove it or put a file in its place", path);
+    }
+    return read_open_file(f, path, limit, out, e);
+}
+
+/* Creates a file that nobody else has. A regular file of that name is removed: it is an older log,
+   or was left by an earlier process with our own number. */
+static FILE *create_file(const char *path) {
+    const int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
+    struct stat there;
+    int file = open(path, flags, 0666);
+    if (file < 0 && errno == EEXIST && !lstat(path, &there) && S_ISREG(there.st_mode) &&
+        !unlink(path))
+        file = open(path, flags, 0666);
+    return file < 0 ? NULL : fdopen(file, "wb");
+}
+
+/* The reason in errno, or that path is no regular file. Returns NULL with e filled. */
+static FILE *cannot_write(const char *path, Error *e) {
+    struct stat there;
+    const int error = errno;
+    if (!lstat(path, &there) && !S_ISREG(there.st_mode))
+        fail(e, "%s is %s and not a regular file; remove it", path,
+             S_ISLNK(there.st_mode)   ? "a link"
+             : S_ISDIR(there.st_mode) ? "a directory"
+                                      : "a pipe or a device");
+    else
+        fail(e, "cannot write %s: %s; %s", path, strerror(error), error_remedy(error));
+    return NULL;
+}
+
+FILE *append_file(const char *path, Error *e) {
+    struct stat info;
+    // O_NONBLOCK: opening a pipe must not wait for its reader
+    const int flags = O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+    const int file = open(path, flags, 0666);
+    const bool regular = file >= 0 && !fstat(file, &info) && S_ISREG(info.st_mode);
+    FILE *f = regular ? fdopen(file, "ab") : NULL;
+    if (f) return f;
+    if (file >= 0) close(file);
+    return cannot_write(path, e);
+}
+
+FILE *replace_file(const char *path, Error *e) {
+    FILE *f = create_file(path);
+    return f ? f : cannot_write(path, e);
+}
+
+int read_line(FILE *f, size_t limit, Str *line, Error *e) {
+    int c;
+    line->n = 0;
+    str_add(line, "", 0);
+    errno = 0;
+    while ((c = getc(f)) != EOF) {
+        const char byte = (char)c;
+        if (line->n == limit) return fail(e, "a line has more than %zu bytes, the limit", limit);
+        str_add(line, &byte, 1);
+        if (c == '\n') return 1;
+    }
+    if (ferror(f)) return fail(e, "%s", strerror(errno));
+    return line->n > 0;
+}
+
+int refuse_mark(const char *path, const char *text, size_t n, Error *e) {
+    if (n < 3 || memcmp(text, "\xEF\xBB\xBF", 3)) return 0;
+    return fail(e,
+                "%s begins with a byte order mark; take it out: sed -i '1s/^\\xEF\\xBB\\xBF//' %s",
+                path, path);
+}
+
+char *resolve_path(const char *path) {
+    char *resolved = realpath(path, NULL);
+    if (resolved) return resolved;
+    char *in = xstrdup(path), *of = xstrdup(path);
+    const char *parent = dirname(in);
+    if (!strcmp(parent, path)) {  // "/" or "." itself
+        free(of);
+        return in;
+    }
+    char *above = resolve_path(parent);
+    resolved = path_join(above, basename(of));
+    free(above);
+    free(in);
+    free(of);
+    return resolved;
+}
+
+char *newfile_name(const char *path, const char *mark, long process) {
+    Str name = {0};
+    str_printf(&name, "%s%s%ld", path, mark, process);
+    return name.s;
+}
+
 long newfile_writer(const char *name, const char *mark) {
     const char *p = strrchr(name, '.');
     const size_t length = strlen(mark);
@@ -164,16 +336,29 @@ long newfile_writer(const char *name, const char *mark) {
     return n >= 1 && n <= 9 && !p[length + n] ? strtol(p + length, NULL, 10) : -1;
 }
 
+bool process_ended(long process) {
+    char path[64], text[512];
+    if (kill((pid_t)process, 0) && errno == ESRCH) return true;
+    snprintf(path, sizeof path, "/proc/%ld/stat", process);
+    FILE *f = fopen(path, "re");
+    if (!f) return false;
+    text[fread(text, 1, sizeof text - 1, f)] = 0;
+    fclose(f);
+    // "number (name) state ...": the name may hold anything, and Z and X are those that have ended
+    const char *state = strrchr(text, ')');
+    return state && state[1] && (state[2] == 'Z' || state[2] == 'X');
+}
+
 /* Removes the temporary files of path whose process no longer runs. */
 static void remove_abandoned(const char *path) {
     char *in = xstrdup(path), *of = xstrdup(path);
     const char *name = basename(of);
-    const size_t n = strlen(name);
+    const size_t n = strlen(name), mark = strlen(UNFINISHED_MARK);
     DIR *list = opendir(dirname(in));
     for (struct dirent *entry; list && (entry = readdir(list));) {
-        const long writer = newfile_writer(entry->d_name, ".tmp-");
+        const long writer = newfile_writer(entry->d_name, UNFINISHED_MARK);
         if (writer > 0 && !strncmp(entry->d_name, name, n) &&
-            !strncmp(entry->d_name + n, ".tmp-", 5) && kill((pid_t)writer, 0) && errno == ESRCH)
+            !strncmp(entry->d_name + n, UNFINISHED_MARK, mark) && process_ended(writer))
             unlinkat(dirfd(list), entry->d_name, 0);
     }
     if (list) closedir(list);
@@ -181,22 +366,55 @@ static void remove_abandoned(const char *path) {
     free(of);
 }
 
-int newfile_open(NewFile *n, const char *path, Error *e) {
-    struct stat there;
-    Str temporary = {0};
-    if (stat(path, &there) || S_ISREG(there.st_mode) || S_ISDIR(there.st_mode)) {
-        remove_abandoned(path);
-        str_printf(&temporary, "%s.tmp-%ld", path, (long)getpid());
-    }
+/* The temporary files that are open, for newfile_abandon. A signal may come between any two
+   instructions, so an entry is one pointer. */
+enum { OPEN_FILES = 32 };
+static char *volatile unfinished[OPEN_FILES];
+
+static void exchange(char *from, char *to) {
+    int i = 0;
+    while (i < OPEN_FILES && unfinished[i] != from) i++;
+    if (i < OPEN_FILES) unfinished[i] = to;
+}
+
+void newfile_abandon(void) {
+    for (int i = 0; i < OPEN_FILES; i++)
+        if (unfinished[i]) unlink(unfinished[i]);
+}
+
+FILE *open_named(const char *path, bool append) {
+    const int flags = O_WRONLY | O_CREAT | (append ? O_APPEND : O_TRUNC);
+    const int file = open(path, flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0666);
+    if (file < 0) return NULL;
+    fcntl(file, F_SETFL, flags & O_APPEND);  // only opening it does not block
+    return fdopen(file, append ? "ab" : "wb");
+}
+
+/* plain: path itself is opened. */
+static int open_new(NewFile *n, const char *path, bool plain, Error *e) {
+    if (!plain) remove_abandoned(path);
     n->path = xstrdup(path);
-    n->temporary = temporary.s;
-    n->f = fopen(n->temporary ? n->temporary : path, "wb");
+    n->temporary = plain ? NULL : newfile_name(path, UNFINISHED_MARK, getpid());
+    if (n->temporary) exchange(NULL, n->temporary);
+    n->f = n->temporary ? create_file(n->temporary) : open_named(path, false);
     if (n->f) return 0;
-    fail(e, "cannot write %s: %s; choose a directory that exists and that you may write", path,
-         strerror(errno));
+    fail(e, "cannot write %s: %s; %s", path, strerror(errno), error_remedy(errno));
+    if (n->temporary) exchange(n->temporary, NULL);
     free(n->path);
     free(n->temporary);
     return -1;
+}
+
+int newfile_open(NewFile *n, const char *path, Error *e) { return open_new(n, path, false, e); }
+
+int newfile_open_named(NewFile *n, const char *path, Error *e) {
+    struct stat there;
+    const bool plain = !stat(path, &there) && !S_ISREG(there.st_mode) && !S_ISDIR(there.st_mode);
+    const bool link = !plain && !lstat(path, &there) && S_ISLNK(there.st_mode);
+    char *real = link ? resolve_path(path) : NULL;
+    const int status = open_new(n, link ? real : path, plain, e);
+    free(real);
+    return status;
 }
 
 void sync_directory_of(const char *path) {
@@ -209,11 +427,29 @@ void sync_directory_of(const char *path) {
     free(copy);
 }
 
-int newfile_close(NewFile *n, bool keep, Error *e) {
-    int status = 0;
+const char *newfile_old(const char *path) {
+    const int error = errno;  // which the same message names
+    const bool there = access(path, F_OK) == 0;
+    errno = error;
+    return there ? "; the old file is unchanged" : "";
+}
+
+/* Removes the temporary file and releases n. Returns -1 with e filled. */
+static int give_up(NewFile *n, int error, Error *e) {
+    if (!error) error = EIO;  // an earlier write failed, whose errno is lost
+    if (n->temporary)
+        fail_errno(e, error, "cannot write %s: %s%s", n->path, strerror(error),
+                   newfile_old(n->path));
+    else
+        fail(e, "cannot write %s: %s; %s", n->path, strerror(error), error_remedy(error));
+    newfile_place(n, false, NULL);
+    return -1;
+}
+
+int newfile_finish(NewFile *n, Error *e) {
     bool bad = ferror(n->f) | fflush(n->f);
     int error = errno;
-    if (!bad && keep && n->temporary && fsync(fileno(n->f))) {
+    if (!bad && n->temporary && fsync(fileno(n->f))) {
         bad = true;
         error = errno;
     }
@@ -221,26 +457,25 @@ int newfile_close(NewFile *n, bool keep, Error *e) {
         bad = true;
         error = errno;
     }
-    if (!bad && keep && n->temporary && rename(n->temporary, n->path)) {
-        bad = true;
-        error = errno;
-    }
-    if ((bad || !keep) && n->temporary) unlink(n->temporary);
-    if (bad && keep)
-        status =
-            fail(e, "cannot write %s: %s; the old file is unchanged", n->path, strerror(error));
-    if (!bad && keep) sync_directory_of(n->path);
+    n->f = NULL;
+    return bad ? give_up(n, error, e) : 0;
+}
+
+int newfile_place(NewFile *n, bool keep, Error *e) {
+    if (keep && n->temporary && rename(n->temporary, n->path)) return give_up(n, errno, e);
+    if (!keep && n->temporary) unlink(n->temporary);
+    if (n->temporary) exchange(n->temporary, NULL);
+    if (keep) sync_directory_of(n->path);
     free(n->path);
     free(n->temporary);
     memset(n, 0, sizeof *n);
-    return status;
+    return 0;
 }
 
-int write_text_file(const char *path, const char *text, Error *e) {
-    NewFile file;
-    if (newfile_open(&file, path, e)) return -1;
-    fprintf(file.f, "%s\n", text);
-    return newfile_close(&file, true, e);
+int newfile_close(NewFile *n, bool keep, Error *e) {
+    if (keep) return newfile_finish(n, e) ? -1 : newfile_place(n, true, e);
+    fclose(n->f);
+    return newfile_place(n, false, e);
 }
 
 /* ---- Random numbers -------------------------------------------------------------------------- */

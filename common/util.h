@@ -41,6 +41,8 @@ static inline uint64_t hash_bytes(uint64_t hash, const void *bytes, size_t n) {
 
 /* The ending of a noun that is counted: "" for 1, else "s". */
 static inline const char *plural(long n) { return n == 1 ? "" : "s"; }
+/* The verb after it */
+static inline const char *are(long n) { return n == 1 ? "is" : "are"; }
 
 /* Prints the n bytes of a text on stdout, each further line of it after "            | ". */
 void print_indented(const char *text, size_t n);
@@ -52,11 +54,17 @@ double now_seconds(void);
 
 typedef struct {
     char text[1024];  // one or two sentences, no newline at the end
+    int error;        // the errno that the text names and says no remedy for; 0: there is none
 } Error;
 
 /* Fills e (which may be NULL) and returns -1, so that a parser can write
  * `return fail(e, "...", ...)`. */
 PRINTF_LIKE(2, 3) int fail(Error *e, const char *format, ...);
+/* The same because of an errno, which the text names. */
+PRINTF_LIKE(3, 4) int fail_errno(Error *e, int error, const char *format, ...);
+/* What to do about an errno of a file that is written, "free some space". 0, for a text that says
+   it itself: "do so". */
+const char *error_remedy(int error);
 
 /* Prints the message and exits with status 1: a run failed (no memory, no disk, a number that is
  * not finite). */
@@ -64,6 +72,13 @@ PRINTF_LIKE(1, 2) __attribute__((noreturn)) void die(const char *format, ...);
 
 /* Prints the message and exits with status 2: the command line or the input is wrong. */
 PRINTF_LIKE(1, 2) __attribute__((noreturn)) void die_usage(const char *format, ...);
+
+/* From now on both call f with the message, instead of printing it, before they exit. */
+void die_through(void (*f)(int status, const char *message));
+
+/* Prints "note: ..." on stderr, for what a person should know about a file. The same note is
+ * printed once. */
+PRINTF_LIKE(1, 2) void note_once(const char *format, ...);
 
 /* ---- Memory ---------------------------------------------------------------------------------- */
 
@@ -77,6 +92,7 @@ void *checked_realloc(void *p, size_t count, size_t size, const char *file, int 
     checked_memory(calloc((count) + !(count), (size)), (count), (size), __FILE__, __LINE__)
 #define xrealloc(p, count, size) checked_realloc((p), (count), (size), __FILE__, __LINE__)
 #define xstrdup(s) ((char *)checked_memory(strdup(s), strlen(s) + 1, 1, __FILE__, __LINE__))
+#define xstrndup(s, n) ((char *)checked_memory(strndup((s), (n)), (n), 1, __FILE__, __LINE__))
 
 /* An array of ints that grows. Start from {0}, release with free(a.v). */
 typedef struct {
@@ -103,6 +119,17 @@ typedef struct {
     size_t n;
 } Slice;
 
+/* a * b and a + b, or SIZE_MAX where that is more than a size_t can hold, so that a plan of memory
+   never wraps around to a small number. */
+static inline size_t size_product(size_t a, size_t b) {
+    size_t product;
+    return __builtin_mul_overflow(a, b, &product) ? SIZE_MAX : product;
+}
+static inline size_t size_sum(size_t a, size_t b) {
+    size_t sum;
+    return __builtin_add_overflow(a, b, &sum) ? SIZE_MAX : sum;
+}
+
 /* Makes room for one more element of `size` bytes in an array of n elements that was only ever
    grown here: at n = 0 and at each power of two it doubles. Returns the array. */
 static inline void *grow(void *v, int n, size_t size) {
@@ -117,32 +144,74 @@ char *path_join(const char *dir, const char *name);
 /* True when path, or dir/name, exists and is of any kind. A broken link does not exist. */
 bool file_exists(const char *path);
 bool exists_in(const char *dir, const char *name);
+/* Are both there, and the same file or directory? A link is the one that it leads to. NULL: no. */
+bool same_file(const char *a, const char *b);
 /* Makes the directory and its missing parents, like mkdir -p. 0, or -1 with errno set. */
 int make_directories(const char *path);
 
 /* Appends a whole file of at most limit bytes to out, which is then NUL-terminated. 0, or -1 with e
  * filled. */
 int read_file(const char *path, size_t limit, Str *out, Error *e);
-/* Writes the text and a newline to a file, through a NewFile. 0, or -1 with e filled. */
-int write_text_file(const char *path, const char *text, Error *e);
+/* The same for a file of a directory that somebody else made. A link is followed. A pipe, a device
+   or a directory is refused, and never waited for. */
+int read_regular_file(const char *path, size_t limit, Str *out, Error *e);
+/* Opens a file of a directory that we write: at its end; or in the place of an older one, which is
+   removed. A link, a pipe or a device of that name is refused, never followed and never waited for.
+   NULL with e filled. */
+FILE *append_file(const char *path, Error *e);
+FILE *replace_file(const char *path, Error *e);
+/* Opens a file, a pipe or a device that a person named, to write at its end or anew. A pipe that
+   nobody reads is not waited for: errno is ENXIO. NULL: errno says why. */
+FILE *open_named(const char *path, bool append);
+/* Reads a line of at most limit bytes, its newline included. 1; 0: the file has ended; -1 with e
+   filled: the line is longer, or cannot be read. */
+int read_line(FILE *f, size_t limit, Str *line, Error *e);
+/* -1 with e filled, which says how to mend it, if a text begins with a byte order mark:
+   transformers reads no file of a model with one. */
+int refuse_mark(const char *path, const char *text, size_t n, Error *e);
+/* The absolute path without links, to be freed, also of a file that does not exist yet. */
+char *resolve_path(const char *path);
+
+/* A file or directory of ours that is not finished is called NAME.posttrain-PID, a name that nobody
+   else uses: it may be removed when that process has ended. */
+#define UNFINISHED_MARK ".posttrain-"
 
 /* A new file is written under a temporary name, synced and renamed. A reader finds the old file or
  * the new one, each complete, and a full disk or a killed process never costs the old one. */
 typedef struct {
     FILE *f;          // write here
     char *path;       // where the file will be
-    char *temporary;  // path + ".tmp-<pid>"; NULL: path is a pipe, a terminal or /dev/null, and is
-                      // opened itself
+    char *temporary;  // path + UNFINISHED_MARK + our process id; NULL: path is opened itself
 } NewFile;
 
 /* Opens a temporary file in path's directory. First removes the temporary files of path whose
- * process no longer runs. 0, or -1 with e filled. */
+ * process no longer runs. A link, a pipe or a device at path is replaced, and not written to. 0, or
+ * -1 with e filled. */
 int newfile_open(NewFile *n, const char *path, Error *e);
+/* The same for a path that a person named: a pipe, a terminal or /dev/null is written to, and a
+   link stays, so that the file that it leads to is the one replaced. */
+int newfile_open_named(NewFile *n, const char *path, Error *e);
 /* With keep: syncs the file and renames it to path. Without keep, or after a failed write: removes
    it. Releases n in every case. 0, or -1 with e filled and the old file untouched. */
 int newfile_close(NewFile *n, bool keep, Error *e);
 
-/* The process id in a name that ends in mark and that id (".tmp-123" with mark ".tmp-"), or -1. */
+/* The two halves of newfile_close with keep. newfile_finish syncs and closes the file, which keeps
+   its temporary name; after a failure it is removed and n released. newfile_place renames a
+   finished file to path, or without keep removes it, and releases n. 0, or -1 with e filled. */
+int newfile_finish(NewFile *n, Error *e);
+int newfile_place(NewFile *n, bool keep, Error *e);
+
+/* For a message about a new file that cannot be written: says that the old one is unchanged, or is
+   empty if there is none. */
+const char *newfile_old(const char *path);
+/* Removes the temporary files that are open now. For a signal handler that ends the program. */
+void newfile_abandon(void);
+
+/* Has the process ended? One that has, and that its parent has not yet waited for, has. */
+bool process_ended(long process);
+/* path with mark and the id of a process behind it: f.posttrain-123. To be freed. */
+char *newfile_name(const char *path, const char *mark, long process);
+/* The process id in such a name, or -1. */
 long newfile_writer(const char *name, const char *mark);
 /* Syncs the directory that contains path, so that a rename in it survives a power failure. Errors
  * are ignored. */

@@ -3,12 +3,15 @@
 # if a claim of the table does not hold.
 #
 #   sh test/demo.sh BUILD      BUILD: the directory of the programs
+#   SEEDS="1" sh test/demo.sh BUILD --bf16      other seeds than 1 2 3; flags for every program
 #
 # A line shows which program runs and its progress. On a terminal the line is rewritten; elsewhere
 # each program gets a line of its own.
 set -eu
 cd "$(dirname "$0")/.."
-build=$1
+build=$1 seeds=${SEEDS:-1 2 3}
+shift
+flags=$*
 out=$(mktemp -d)
 running=
 clean_up() {
@@ -21,7 +24,7 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-failed=0 ran=0 programs=25 start=$(date +%s)
+failed=0 ran=0 programs=$(($(echo $seeds | wc -w) * 8 + 1)) start=$(date +%s)
 
 # row TECHNIQUE MEASURE BEFORE AFTER MOST LEAST: adds a row about the program that ran last to the
 # table. It claims that BEFORE <= MOST and AFTER >= LEAST.
@@ -35,7 +38,7 @@ row() {
 
 # The line of progress: "12/25  ./lora --seed 2  step 240/400  7 s  (in all 71 s)"
 progress() {
-    step=$(sed -n 's/^\(step [0-9]*\/[0-9]*\) .*/\1/p' "$out/text" | tail -1)
+    step=$(sed -n 's/^ *\([0-9]*\/[0-9]*\) .*/step \1/p' "$out/text" | tail -1)
     now=$(date +%s)
     printf '\r\033[K%s/%s  %s  %s  %s s  (in all %s s)' "$ran" "$programs" "$1" "$step" \
         $((now - begin)) $((now - start))
@@ -49,7 +52,8 @@ timed() {
     ran=$((ran + 1)) begin=$(date +%s)
     [ -t 1 ] || echo "$ran/$programs  $saying  (in all $((begin - start)) s)"
     : >"$out/text"
-    "$build/$program" "$@" >"$out/text" & running=$!
+    # shellcheck disable=SC2086  # flags are words
+    "$build/$program" "$@" $flags >"$out/text" & running=$!
     while [ -t 1 ] && kill -0 "$running" 2>/dev/null; do
         progress "$saying"
         sleep 0.2
@@ -57,7 +61,7 @@ timed() {
     wait "$running" || { echo; cat "$out/text"; exit 1; }
     running=
     seconds=$(($(date +%s) - begin))
-    trained=$(sed -n 's/^trainable params: \([0-9,]*\) .*/\1/p' "$out/text")
+    trained=$(sed -n 's/^parameters: \([0-9,]*\) .*/\1/p' "$out/text")
     memory=$(sed -n 's/^peak memory \([0-9]*\) MB.*/\1/p' "$out/text")
     if [ -z "$trained" ] || [ -z "$memory" ]; then
         echo "$saying does not print its trained parameters and its peak memory" >&2
@@ -74,7 +78,7 @@ run() {
 }
 
 printf 'technique\theld-out measure\tbefore\tafter\ttrained\tseconds\tMB\tclaim\n' >"$out/table"
-for seed in 1 2 3; do
+for seed in $seeds; do
     run sft $seed
     row "sft, seed $seed" "exact answers to questions never asked, %" "$before" "$after" 5 85
 done
@@ -84,7 +88,7 @@ row full_ft "exact summaries of new texts, %" "$before" "$after" 5 80
 # better answer is known
 breaches='silly you!|get lost.|stop bugging.|how boring.|now leave.|never ask again.'
 breaches="$breaches|you are so dumb.|what a fool."
-for seed in 1 2 3; do
+for seed in $seeds; do
     timed "./constitutional --seed $seed" constitutional --seed $seed
     line=$(grep '^held-out answers that say one of --breaches' "$out/text")
     before=$(echo "$line" | awk '{ print 100 - $(NF - 4) }')
@@ -108,7 +112,7 @@ reward_on() {
     before=$(echo "$line" | sed 's/.*accuracy \([0-9.]*\) % -> .*/\1/')
     after=$(echo "$line" | sed 's/.* -> \([0-9.]*\) %.*/\1/')
 }
-for seed in 1 2 3; do
+for seed in $seeds; do
     reward_on "pairs about other questions" $seed --output "$out/reward-$seed"
     row "reward, seed $seed" "the preferred answer, questions never asked, % (by length: 50)" \
         "$before" "$after" 75 95
@@ -117,12 +121,12 @@ for seed in 1 2 3; do
         --max_steps 0
     row "reward, seed $seed" "the same in phrases it never saw, % (by length: 50)" 50 "$after" 50 75
 done
-for seed in 1 2 3; do
+for seed in $seeds; do
     run lora $seed
     row "lora, seed $seed" "exact remedies for patients never asked about, %" \
         "$before" "$after" 5 65
 done
-for seed in 1 2 3; do
+for seed in $seeds; do
     run adapter $seed
     row "adapter, seed $seed" "exact remedies for patients never asked about, %" \
         "$before" "$after" 5 55
@@ -132,7 +136,7 @@ done
 words='Silly you!|Get lost\\.|Stop bugging\\.|How boring\\.|Now leave\\.|Never ask again\\.'
 words="$words|You are so dumb\\\\.|What a fool\\\\."
 rude() {
-    grep "^{\"step\": $1," "$out/rollouts" | awk -v words="$words" '
+    grep "^{\"step\": $1, \"episode\"" "$out/rollouts" | awk -v words="$words" '
         {
             response = $0
             sub(/.*"response": "/, "", response)
@@ -144,7 +148,7 @@ rude() {
 }
 # number LINE NAME: the number after NAME in LINE
 number() { echo "$1" | sed "s/.*$2 \([-0-9.]*\) .*/\1/"; }
-for seed in 1 2 3; do
+for seed in $seeds; do
     timed "./ppo --seed $seed" ppo --seed "$seed" --dump_rollouts "$out/rollouts"
     before=$(grep '^held-out, before' "$out/text" | tail -1)
     after=$(grep '^held-out, after' "$out/text")

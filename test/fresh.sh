@@ -31,7 +31,8 @@ if [ -n "$missing" ]; then
 fi
 
 if [ "$what" = example ]; then
-    make sft "$@"
+    make -j"$(nproc)" sft "$@"
     exec ./sft
 fi
-exec make test "$@"
+# -O: what a test prints stays together
+exec make -j"$(nproc)" -O test "$@"

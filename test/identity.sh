@@ -20,6 +20,11 @@ tiny=test/tiny
 breaches='silly you!|get lost.|stop bugging.|how boring.|now leave.|never ask again.'
 breaches="$breaches|you are so dumb.|what a fool."
 
+# so that a run that has ended can be resumed from an earlier checkpoint; an older build has no such
+# flag
+keep=--keep_moments
+"$build/sft" --help | grep -q keep_moments || keep=
+
 run sft sft --max_steps 24 --logging_steps 5 --eval_steps 9 --eval_samples 2 --save_steps 10 \
     --save_total_limit 0
 run sft-plain sft --model $tiny/chat --data $tiny/sft.jsonl --max_steps 6 --logging_steps 1 \
@@ -57,10 +62,10 @@ run lmhp ppo --preset lmhp --model $tiny/chat --reward_model $tiny/reward \
     --ptx_data $tiny/sft.jsonl --kl_estimator k3
 run grpo ppo --preset textbook --model $tiny/chat --reward_model $tiny/reward \
     --data $tiny/prompts.jsonl --max_steps 3 --batch_size 32 --num_generations 4 \
-    --advantage grpo --no_exact_kl --eval_samples 4
+    --advantage grpo --no_exact_kl
 run rloo ppo --preset nplus --model $tiny/chat --data $tiny/prompts.jsonl --max_steps 2 \
     --batch_size 32 --num_generations 4 --advantage rloo --target_kl 0.001 \
-    --missing_eos_penalty 1 --eval_samples 4 --reward_cmd 'sed -u "s/.*/{\"score\": 1}/"'
+    --reward_cmd 'sed -u "s/.*/{\"score\": 1}/"'
 run constitutional constitutional --max_steps 6 --logging_steps 2 --eval_steps 3 \
     --eval_samples 8 --max_iterations 2
 run constitutional-all constitutional --model $tiny/chat --prompts $tiny/prompts.jsonl \
@@ -71,7 +76,8 @@ run constitutional-all constitutional --model $tiny/chat --prompts $tiny/prompts
     --breaches "$breaches" --clamp 0.1,0.9 >/dev/null
 "$build/sft" --model $tiny/chat --prompt "Where is the red ball?" >"$out/answer.jsonl" 2>/dev/null
 for stage in sft lora ppo constitutional; do   # stopped after step 3, and resumed
-    set -- --max_steps 6 --save_steps 3 --save_total_limit 0 --logging_steps 4 --eval_samples 2
+    set -- --max_steps 6 --save_steps 3 --save_total_limit 0 --logging_steps 4 --eval_samples 2 \
+        $keep
     "$build/$stage" "$@" --output "$out/part-$stage" >/dev/null
     rm -r "$out/part-$stage/checkpoint-6"
     "$build/$stage" "$@" --output "$out/part-$stage" --resume >/dev/null
@@ -80,4 +86,4 @@ done
 find "$out" -name adapter_config.json -exec sed -i "s#$PWD/##" {} +
 cd "$out"
 find . -type f \( -name '*.jsonl' -o -name '*.safetensors' -o -name '*.json' \
-    -o -name template.txt \) ! -name state.safetensors | sort | xargs sha256sum
+    -o -name template.txt \) ! -name state.safetensors ! -name run.json | sort | xargs sha256sum

@@ -13,29 +13,42 @@ set -eu
 export LC_ALL=C
 give_up() { status=$1; shift; echo "error: $*" >&2; exit "$status"; }
 
+# optimiser KEY: the panels of every kind of run; KEY: the learning rate's name in the log
+optimiser() {
+    echo 'Norm of the gradient, before clipping|norm|1|grad_norm=training'
+    echo "Learning rate|rate|1|$1=training"
+}
+
 # panels KIND ESTIMATOR KEY KEY: one line per panel: title|y axis|factor|key=name in the legend ...
 panels() {
     case $1 in
     supervised)
         echo 'Loss|nats per scored token|1|loss=training|eval_loss=held-out'
         keys='mean_token_accuracy=training|eval_mean_token_accuracy=held-out'
-        echo "Tokens predicted right|%|100|$keys" ;;
+        echo "Tokens predicted right|%|100|$keys"
+        optimiser learning_rate ;;
     reward)
         echo 'Loss|nats per pair|1|loss=training|eval_loss=held-out'
         keys='accuracy=training|eval_accuracy=held-out'
         echo "Pairs in which chosen has the higher reward|%|100|$keys"
         keys='margin=training|eval_margin=held-out'
         echo "Margin: reward of chosen less that of rejected|reward|1|$keys"
-        echo 'Mean reward in training|reward|1|rewards/chosen=chosen|rewards/rejected=rejected' ;;
+        echo 'Mean reward in training|reward|1|rewards/chosen=chosen|rewards/rejected=rejected'
+        optimiser learning_rate ;;
     ppo)
         echo 'Reward of an answer|reward|1|objective/raw_scores=training|eval/reward=held-out'
         echo "KL from the reference, $2|nats per answer|1|$3=training|$4=held-out"
         echo 'Entropy of the policy|nats per token|1|policy/entropy_avg=training'
-        echo 'Tokens whose ratio is clipped|%|100|policy/clipfrac_avg=training' ;;
+        echo 'Tokens whose ratio is clipped|%|100|policy/clipfrac_avg=training'
+        echo 'Length of an answer|tokens|1|lengths/mean=training|eval/length=held-out'
+        echo "The critic's loss|half the square|1|loss/value_avg=training"
+        echo 'Variance of the return that the critic explains|%|100|val/explained_variance=training'
+        optimiser lr ;;
     constitutional)
         echo 'Loss on the revisions|nats per scored token|1|loss=training'
         title='Held-out answers: breaches, and what the model criticises'
-        echo "$title|%|100|eval_breaches=breaches|eval_criticised=criticised" ;;
+        echo "$title|%|100|eval_breaches=breaches|eval_criticised=criticised"
+        optimiser learning_rate ;;
     esac
 }
 
@@ -154,6 +167,76 @@ if [ -n "$table" ]; then
     exit
 fi
 
+# What differs between the runs: their paths without the directories that all of them begin with,
+# and without those that all of them end with. A line for each.
+printf '%s\n' "$@" | awk '
+    {
+        n[NR] = split($0, part, "/")
+        for (i = 1; i <= n[NR]; i++) path[NR, i] = part[i]
+        least = NR == 1 || n[NR] < least ? n[NR] : least
+        whole[NR] = $0
+    }
+    function same(from_end, i,   r, a, b) {
+        a = from_end ? path[1, n[1] - i] : path[1, i + 1]
+        for (r = 2; r <= NR; r++) {
+            b = from_end ? path[r, n[r] - i] : path[r, i + 1]
+            if (a "" != b "") return 0
+        }
+        return 1
+    }
+    END {
+        while (first < least && same(0, first)) first++
+        while (last + first < least && same(1, last)) last++
+        for (r = 1; r <= NR; r++) {
+            name = ""
+            for (i = first + 1; i <= n[r] - last; i++)
+                name = name (name == "" ? "" : "/") path[r, i]
+            print name == "" ? whole[r] : name
+        }
+    }' >"$work/names"
+# If the runs differ in one or two flags by their run.json, that says more than their paths.
+n=0
+for run in "$@"; do
+    n=$((n + 1))
+    [ ! -f "$run/run.json" ] || sed -n '/^  "flags": {/,/^  }/s/^    "\([a-z0-9_]*\)": /\1 /p' \
+        "$run/run.json" | sed "s/,\$//; s/\"//g; s/^/$n /"
+done | awk -v runs=$# '
+    {
+        flag = $2
+        sub(/^[0-9]+ [^ ]+ */, "")
+        said[flag, ++given[flag]] = $0
+    }
+    END {
+        split("output resume overwrite_output_dir dry_run quiet progress_seconds", i)
+        for (k in i) idle[i[k]] = 1
+        for (flag in given) {
+            if (given[flag] != runs || flag in idle) continue
+            same = 1
+            for (r = 2; r <= runs; r++) same = same && said[flag, r] == said[flag, 1]
+            if (!same) differing[++m] = flag
+        }
+        if (m < 1 || m > 2 || runs < 2) exit
+        for (r = 1; r <= runs; r++) {
+            name = ""
+            for (k = 1; k <= m; k++)
+                name = name (k > 1 ? ", " : "") differing[k] " " said[differing[k], r]
+            print name
+        }
+    }' >"$work/flags"
+[ ! -s "$work/flags" ] || cp "$work/flags" "$work/names"
+name_of() { sed -n "$1p" "$work/names"; }
+# said RUN KEY: what run.json says, a text
+said() {
+    [ ! -f "$1/run.json" ] ||
+        sed -n "s/^.*\"$2\": *\"\\([^\"]*\\)\".*\$/\\1/p" "$1/run.json" | head -n 1
+}
+heading=$(said "$1" program)
+heading=${heading:-$kind}
+model=$(said "$1" model)
+model=${model#"$PWD"/}
+[ $# -gt 1 ] || heading="$heading${model:+, model $model}, run $1"
+[ $# -eq 1 ] || heading="$heading: $(paste -sd , "$work/names" | sed 's/,/, /g')"
+
 # 4. Write gnuplot's commands. One run: one colour per line of a panel. Several runs: one colour per
 #    run, and dashes for held-out values. The colours are Okabe and Ito's, which colour-blind
 #    readers can distinguish.
@@ -188,7 +271,7 @@ while IFS='|' read -r title unit factor keys; do
             series $n "$key" "$factor" >"$file"
             points=$(grep -c . "$file") || continue
             line=$k name=$label
-            if [ $# -gt 1 ]; then line=$n name="$run, $label"; fi
+            if [ $# -gt 1 ]; then line=$n name="$(name_of $n), $label"; fi
             style="with lines"   # a line of few points has a mark on each
             [ "$points" -gt 16 ] || style="with linespoints pt $((9 - 2 * k)) ps 0.6"
             plot="$plot${plot:+, }$(quoted "$file") using 1:2 $style lw 1.8 dt $k"
@@ -198,6 +281,8 @@ while IFS='|' read -r title unit factor keys; do
     [ -n "$plot" ] || continue
     printf 'set xtics %s\n' "$(marks 1 "$work/$panels".*)"
     printf 'set ytics %s\n' "$(marks 2 "$work/$panels".*)"
+    # a rate may be constant, and is seen against 0
+    printf 'set yrange %s\n' "$([ "$unit" = rate ] && echo '[0:*]' || echo '[*:*]')"
     printf 'set title %s\nset ylabel %s\nplot %s\n' "$(quoted "$title")" "$(quoted "$unit")" "$plot"
     panels=$((panels + 1))
 done <"$work/panels" >"$work/plots"
@@ -206,8 +291,9 @@ done <"$work/panels" >"$work/plots"
 name=plot
 [ $# -eq 1 ] || name=plots
 out=$1/$name new=.tmp-$$
-columns=$((panels > 1 ? 2 : 1)) rows=$((panels > 2 ? 2 : 1))
-width=$((columns * 470)) height=$((rows * (300 + 18 * names)))
+columns=$((panels > 6 ? 3 : panels > 1 ? 2 : 1))
+rows=$(((panels + columns - 1) / columns))
+width=$((columns * 470)) height=$((30 + rows * (300 + 18 * names)))
 {
     cat <<END
 set encoding utf8
@@ -233,7 +319,8 @@ END
                 "else { set terminal png size $width,$height }"
         fi
         printf 'set output %s\n' "$(quoted "$out.$kind$new")"
-        printf 'set multiplot layout %d,%d\n' $rows $columns
+        printf 'set multiplot layout %d,%d title %s noenhanced\n' $rows $columns \
+            "$(quoted "$heading")"
         cat "$work/plots"
         echo 'unset multiplot
 unset output'
@@ -256,4 +343,5 @@ for kind in png svg; do
     [ -s "$out.$kind$new" ] || give_up 1 "$gnuplot made no $kind: $(tail -n 1 "$work/said")"
     mv "$out.$kind$new" "$out.$kind" || give_up 1 "cannot write $out.$kind"
 done
-echo "$out.png and $out.svg: $panels panels of $# run$([ $# -eq 1 ] || echo s)"
+echo "$out.png and $out.svg: $panels panel$([ $panels -eq 1 ] || echo s) of $#" \
+    "run$([ $# -eq 1 ] || echo s)"

@@ -13,7 +13,9 @@
 #ifndef POSTTRAIN_HF_H
 #define POSTTRAIN_HF_H
 
+#include "files/bundle.h"
 #include "files/safetensors.h"
+#include "files/usage.h"
 #include "model/memory.h"
 #include "util.h"
 
@@ -41,14 +43,17 @@ GPT2 *hf_load_head(const char *dir, GPT2Head head, bool frozen, bool *found, Err
    v_head.*, as TRL's AutoModelForCausalLMWithValueHead reads. Tensors added by GPT2Limits.more are
    not written. 0, or -1 with e filled. */
 int hf_save(const GPT2 *m, const char *dir, const char *from, Error *e);
+/* The same with the files of `from` in memory (NULL: none), whose config.json is patched, and which
+   say how the model is used (usage.h; NULL: as before). */
+int hf_save_bundle(const GPT2 *m, const char *dir, const Bundle *from, const Usage *usage,
+                   Error *e);
 
-/* Sets *template to the prompt template of a model or adapter directory, to be freed, or to NULL if
-   it has none. The template is dir/template.txt, one line in the form of --template. Without that
-   file, a config.json of DialoGPT (task_specific_params.conversational) means DialoGPT's
-   "{instruction}<|endoftext|>" (Zhang et al. 2020, section 3.1). 0, or -1 with e filled. */
-int hf_template(const char *dir, char **template, Error *e);
-/* Writes dir/template.txt. (hf_save copies that of from.) 0, or -1 with e filled. */
-int hf_save_template(const char *dir, const char *template, Error *e);
+/* The text of config.json for a model of this shape as hf_save writes it, to be freed. before: the
+   config.json that is patched, or NULL. NULL with e filled. */
+char *hf_config_text(const GPT2Config *c, const Str *before, Error *e);
+/* Would hf_config read what would be written for a new model of this shape? 0, or -1 with e filled:
+   a size is beyond its limit. */
+int hf_check_config(const GPT2Config *c, Error *e);
 
 /* Write and read AdamW's moments of every trained tensor, named PREFIXm.NAME and PREFIXv.NAME. The
    caller may declare other tensors in the same file, and writes them in the order of declaration.
@@ -57,13 +62,21 @@ void hf_declare_moments(STWriter *w, const GPT2 *m, const char *prefix);
 int hf_write_moments(STWriter *w, const GPT2 *m, Error *e);
 int hf_read_moments(const SafeTensors *st, GPT2 *m, const char *prefix, Error *e);
 
-/* ---- For peft.c ------------------------------------------------------------------------------ */
+/* ---- For hf_load.c, hf_save.c and peft.c ----------------------------------------------------- */
 
+/* Does dir/config.json say that the head of the vocabulary has weights of its own? */
+bool hf_is_untied(const char *dir);
+/* Is it the tensor of a scalar head? Its name has no prefix "transformer.", unlike the others. */
+bool hf_is_head(const char *name);
 /* Makes dir and its missing parents. 0, or -1 with e filled. */
 int hf_make_directory(const char *dir, Error *e);
 /* Declares tensor t of a model as prefix + its name. */
 void hf_declare_tensor(STWriter *w, const GPT2Tensor *t, const char *prefix);
-/* Write or read the values of tensor i of m. 0, or -1 with e filled. */
+/* Opens a file of tensors: a pickle if its name ends in .bin, else safetensors. NULL with e filled.
+ */
+SafeTensors *hf_open_tensors(const char *path, Error *e);
+/* Write or read the values of tensor i of m. Reading refuses a number that is not finite; with m
+   NULL it does nothing else. 0, or -1 with e filled. */
 int hf_write_tensor(STWriter *w, const GPT2 *m, int i, GPT2Part part, Error *e);
 int hf_read_tensor(const STTensor *t, GPT2 *m, int i, GPT2Part part, Error *e);
 

@@ -1,19 +1,23 @@
 /*
- * json.c - JSON files that others wrote.
+ * json_file.c - JSON files that others wrote.
  */
 #include "files/json_file.h"
 
 json_t *read_json(const char *path, size_t limit, Error *e) {
     Str text = {0};
-    json_error_t error;
-    json_t *json = NULL;
-    if (!read_file(path, limit, &text, e)) {
-        json = json_loadb(text.s, text.n, JSON_REJECT_DUPLICATES, &error);
-        if (!json) fail(e, "%s:%d:%d: %s", path, error.line, error.column, error.text);
-    }
+    json_t *json =
+        read_regular_file(path, limit, &text, e) ? NULL : parse_json(text.s, text.n, 0, path, e);
     free(text.s);
+    return json;
+}
+
+json_t *parse_json(const char *text, size_t n, size_t flags, const char *name, Error *e) {
+    json_error_t error;
+    if (refuse_mark(name, text, n, e)) return NULL;
+    json_t *json = json_loadb(text, n, JSON_REJECT_DUPLICATES | flags, &error);
+    if (!json) fail(e, "%s:%d:%d: %s", name, error.line, error.column, error.text);
     if (json && !json_is_object(json)) {
-        fail(e, "%s: not a JSON object", path);
+        fail(e, "%s: not a JSON object", name);
         json_decref(json);
         return NULL;
     }

@@ -1,9 +1,9 @@
 /*
- * json.h - JSON files that others wrote: bounded reading, and messages that name the file, the key,
- * the value found and the value expected. Used by hf.c and peft.c.
+ * json_file.h - JSON files that others wrote: bounded reading, and messages that name the file, the
+ * key, the value found and the value expected. Used by hf.c and peft.c.
  */
-#ifndef POSTTRAIN_JSON_H
-#define POSTTRAIN_JSON_H
+#ifndef POSTTRAIN_JSON_FILE_H
+#define POSTTRAIN_JSON_FILE_H
 
 #include "util.h"
 
@@ -14,9 +14,12 @@ enum {
     SHOWN = 120,           // characters of a name or value from a file that a message repeats
 };
 
-/* Reads a JSON object from a file of at most limit bytes. NULL with e filled. Keys may not repeat.
+/* Reads a JSON object from a regular file of at most limit bytes. NULL with e filled. Keys may not
+   repeat.
  */
 json_t *read_json(const char *path, size_t limit, Error *e);
+/* The same from the n bytes of a text. flags: more of jansson's, or 0. name is for messages. */
+json_t *parse_json(const char *text, size_t n, size_t flags, const char *name, Error *e);
 /* The value (NULL: absent) as a message shows it, to be freed. */
 char *shown_value(json_t *value);
 /* Fills e with "path: key is VALUE, expected EXPECTED" and returns -1. */

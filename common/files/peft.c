@@ -6,15 +6,44 @@
 #include "files/json_file.h"
 #include "files/safetensors.h"
 
+#include <dirent.h>
+
 /* ---- The two libraries ----------------------------------------------------------------------- */
 
 typedef enum { ADAPTER_PEFT, ADAPTER_HUB } AdapterFormat;
+
+/* Fills e: dir holds no adapter_config.json. An adapter with a name is in a directory below. */
+static void refuse_directory(const char *dir, const char *path, Error *e) {
+    DIR *list = opendir(dir);
+    Str below = {0};
+    str_add(&below, "", 0);
+    for (struct dirent *entry; list && (entry = readdir(list));) {
+        char *inner = path_join(dir, entry->d_name);
+        if (entry->d_name[0] != '.' && exists_in(inner, "adapter_config.json"))
+            str_printf(&below, "%s%.80s", below.n ? " or " : "", inner);
+        free(inner);
+    }
+    if (list) closedir(list);
+    if (below.n)
+        fail(e, "%s does not exist; an adapter that was saved under a name is below: give %.500s",
+             path, below.s);
+    else if (list && exists_in(dir, "config.json"))
+        fail(e, "%s does not exist; %s holds a model, not an adapter: give it to --model", path,
+             dir);
+    else
+        fail(e, "cannot open %s: %s", path, strerror(list ? ENOENT : errno));
+    free(below.s);
+}
 
 /* Reads dir/adapter_config.json and finds out which library wrote it. Sets *path, to be freed, to
  * the file's path for messages. NULL with e filled when neither wrote it. */
 static json_t *read_adapter_config(const char *dir, char **path, AdapterFormat *format, Error *e) {
     *path = path_join(dir, "adapter_config.json");
-    json_t *config = read_json(*path, MAX_CONFIG, e);
+    json_t *config = NULL;
+    if (file_exists(*path))
+        config = read_json(*path, MAX_CONFIG, e);
+    else
+        refuse_directory(dir, *path, e);
     // absent before the library was called adapters
     json_t *version = json_object_get(config, "version");
     const bool known = version ? !strncmp(json_string_value(version) ?: "", "adapters.", 9)
@@ -39,16 +68,11 @@ static json_t *read_adapter_config(const char *dir, char **path, AdapterFormat *
 
 /* Keys of PEFT's adapter_config.json that change nothing here: they describe the file, or only the
    start of training. The model itself shows whether it has Conv1D layers (fan_in_fan_out). */
-static const char *const harmless[] = {"base_model_name_or_path",
-                                       "revision",
-                                       "peft_version",
-                                       "auto_mapping",
-                                       "inference_mode",
-                                       "fan_in_fan_out",
-                                       "megatron_core",
-                                       "qalora_group_size",
-                                       "runtime_config",
-                                       NULL};
+static const char *const harmless[] = {"base_model_name_or_path", "revision", "peft_version",
+                                       "auto_mapping", "inference_mode", "fan_in_fan_out",
+                                       "megatron_core", "qalora_group_size", "runtime_config",
+                                       // how EVA chose ranks; the ranks are in rank_pattern
+                                       "eva_config", NULL};
 static const char *const understood[] = {
     "peft_type",  "task_type",      "r",    "lora_alpha",        "lora_dropout",
     "use_rslora", "target_modules", "bias", "init_lora_weights", NULL};
@@ -89,9 +113,10 @@ static int read_targets(json_t *config, const char *path, LoraConfig *lora, Erro
                             "an array of names, or \"all-linear\" (patterns are not implemented)");
     json_array_foreach(value, i, name) {
         const char *text = json_string_value(name);
-        if (!text || !*text || strchr(text, ','))
+        // PEFT takes "all-linear" in an array for the name of a module, which no model has
+        if (!text || !*text || strchr(text, ',') || !strcmp(text, "all-linear"))
             return refuse_value(e, path, config, "target_modules",
-                                "names of modules, such as \"c_attn\"");
+                                "names of modules, such as \"c_attn\", or \"all-linear\" alone");
         if (n + strlen(text) + 2 > sizeof lora->targets)
             return refuse_value(e, path, config, "target_modules", "at most %zu characters",
                                 sizeof lora->targets);
@@ -180,20 +205,31 @@ char *hf_lora_text(const LoraConfig *lora, const char *base) {
         json_decref(targets);
         targets = json_string("all-linear");
     }
+    json_t *base_text = json_string(base);  // NULL when it is not UTF-8
     json_t *config = json_pack(
-        "{s:n, s:s, s:s, s:b, s:b, s:b, s:n, s:n, s:o, s:f, s:n, s:s, s:i, s:n, s:o, s:s}",
-        "auto_mapping", "base_model_name_or_path", base ? base : "", "bias", "none",
-        "fan_in_fan_out", 1, "inference_mode", 1, "init_lora_weights", 1, "layers_pattern",
+        "{s:n, s:o, s:s, s:b, s:b, s:b, s:n, s:n, s:o, s:f, s:n, s:s, s:i, s:n, s:o, s:s}",
+        "auto_mapping", "base_model_name_or_path", base_text ? base_text : json_string(""), "bias",
+        "none", "fan_in_fan_out", 1, "inference_mode", 1, "init_lora_weights", 1, "layers_pattern",
         "layers_to_transform", "lora_alpha", alpha, "lora_dropout", shortest_decimal(lora->dropout),
         "modules_to_save", "peft_type", "LORA", "r", lora->r, "revision", "target_modules", targets,
         "task_type", "CAUSAL_LM");
-    if (!config) die("the name of the base model or of a target is not UTF-8, as JSON requires");
+    if (!config) die("the name of a target is not UTF-8, as JSON requires");
     // older versions do not know the key
     if (lora->rslora) json_object_set_new(config, "use_rslora", json_true());
     char *text = json_text(config);
     json_decref(config);
     free(names);
     return text;
+}
+
+int hf_check_lora(const LoraConfig *lora, Error *e) {
+    LoraConfig back;
+    char *text = hf_lora_text(lora, "");
+    json_t *config = parse_json(text, strlen(text), 0, "adapter_config.json", e);
+    const int status = config ? read_lora(config, "adapter_config.json", &back, e) : -1;
+    json_decref(config);
+    free(text);
+    return status;
 }
 
 /* ---- AdapterHub ------------------------------------------------------------------------------ */
@@ -350,6 +386,18 @@ char *hf_bottleneck_text(const Bottleneck *b, const GPT2Config *base, const char
     return text;
 }
 
+int hf_check_bottleneck(const Bottleneck *b, const GPT2Config *base, Error *e) {
+    Bottleneck back;
+    char *text = hf_bottleneck_text(b, base, "");
+    json_t *config = parse_json(text, strlen(text), 0, "adapter_config.json", e);
+    int status = config ? parse_bottleneck(config, "adapter_config.json", base, &back, e) : -1;
+    if (!status && back.dim != b->dim)
+        status = fail(e, "a bottleneck of %d would be read again as one of %d", b->dim, back.dim);
+    json_decref(config);
+    free(text);
+    return status;
+}
+
 /* ---- Tensors --------------------------------------------------------------------------------- */
 
 /* True when tensor i belongs in an adapter's file: it was added, or it is a layer norm that trains
@@ -365,19 +413,25 @@ static const char *added_prefix(const GPT2 *m, int i) {
 }
 
 int hf_save_added(const GPT2 *m, const char *dir, const char *weights, const char *config,
-                  Error *e) {
+                  const char *template, Error *e) {
     if (hf_make_directory(dir, e)) return -1;
-    char *path = path_join(dir, weights), *config_path = path_join(dir, "adapter_config.json");
+    char *path = path_join(dir, weights);
     STWriter *w = st_new();
+    NewFile file;
+    Bundle files = {0};
+    bundle_set_line(&files, "adapter_config.json", config);
+    if (template) bundle_set_line(&files, "template.txt", template);
     for (int i = 0; i < gpt2_tensors(m); i++)
         if (is_added(m, i)) hf_declare_tensor(w, gpt2_tensor(m, i), added_prefix(m, i));
     int status = st_begin(w, path, e);
     for (int i = 0; i < gpt2_tensors(m) && !status; i++)
         if (is_added(m, i)) status = hf_write_tensor(w, m, i, GPT2_WEIGHT, e);
-    if (!status) status = write_text_file(config_path, config, e);
-    if (st_end(w, !status, e)) status = -1;
+    if (status)
+        st_end(w, false, NULL);
+    else
+        status = st_finish(w, &file, e) || bundle_write(&files, dir, &file, e) ? -1 : 0;
+    bundle_free(&files);
     free(path);
-    free(config_path);
     return status;
 }
 
@@ -409,10 +463,117 @@ static int check_added_tensor(const SafeTensors *st, const STTensor *t, const GP
                     "%s: tensor %s has shape %s, expected %s by adapter_config.json and the model",
                     st_path(st), t->name, st_shape_text(a, t->ndim, t->shape),
                     st_shape_text(b, x->ndim, shape));
-    if (t->type != ST_F32 && t->type != ST_F16 && t->type != ST_BF16)
-        return fail(e, "%s: tensor %s has type %s, expected F32, F16 or BF16", st_path(st), t->name,
+    if (!st_is_real(t))
+        return fail(e, "%s: tensor %s has type %s, expected " ST_REALS, st_path(st), t->name,
                     t->type_name);
     return 0;
+}
+
+static bool ends_with(const char *name, const char *end) {
+    const size_t n = strlen(name), tail = strlen(end);
+    return n >= tail && !strcmp(name + n - tail, end);
+}
+
+/* Is it the base's embedding, or its head, which is tied to it? */
+static bool is_embedding(const char *name) {
+    return ends_with(name, "wte.weight") || ends_with(name, "lm_head.weight");
+}
+
+/* The float nearest to x that bf16 has. */
+static float rounded(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits += 0x7fff + (bits >> 16 & 1);
+    bits &= 0xffff0000u;
+    memcpy(&x, &bits, sizeof bits);
+    return x;
+}
+
+/* Is t, of the shape of m's embedding, equal to it? In a frozen model that computes in bf16 the
+   embedding has been rounded. */
+static int equals_embedding(const GPT2 *m, int wte, const STTensor *t, bool *equal, Error *e) {
+    enum { PIECE = 1 << 16 };
+    float *x = xmalloc(2 * sizeof *x * PIECE), *y = x + PIECE;
+    int status = 0;
+    *equal = true;
+    for (size_t at = 0; at < t->n && *equal && !status; at += PIECE) {
+        const size_t n = t->n - at < PIECE ? t->n - at : PIECE;
+        status = st_floats(t, at, n, x, e);
+        if (!status) gpt2_read(m, wte, GPT2_WEIGHT, at, n, y);
+        for (size_t i = 0; i < n && !status && *equal; i++)
+            *equal = x[i] == y[i] || rounded(x[i]) == y[i];
+    }
+    free(x);
+    return status;
+}
+
+/* An adapter may bring the embedding or the head of its base. 0 if they are those of m, whose
+   numbers then change nothing; -1 with e filled if not. */
+static int check_embedding(const GPT2 *m, const STTensor *t, Error *e) {
+    int wte = 0;
+    while (strcmp(gpt2_tensor(m, wte)->name, "wte.weight")) wte++;
+    const int *own = gpt2_tensor(m, wte)->shape;
+    const size_t shape[2] = {(size_t)own[0], (size_t)own[1]};
+    bool equal;
+    if (t->ndim == 2 && t->shape[1] == shape[1] && t->shape[0] != shape[0])
+        return fail(e,
+                    "%s: the adapter brings embeddings of %zu tokens (%.*s), and the model has "
+                    "%zu: tokens were added before training. Resize and save the base in Python "
+                    "(resize_token_embeddings(%zu), save_pretrained) and give that to --model; "
+                    "save the adapter with save_embedding_layers=False if it did not train them",
+                    t->file, t->shape[0], SHOWN, t->name, shape[0], t->shape[0]);
+    if (!st_has_shape(t, 2, shape))
+        return fail(e, "%s: tensor %.*s has not the shape of the model's wte.weight", t->file,
+                    SHOWN, t->name);
+    if (equals_embedding(m, wte, t, &equal, e)) return -1;
+    return equal ? 0
+                 : fail(e,
+                        "%s: tensor %.*s is another than the model's wte.weight: the adapter was "
+                        "saved with a head or embeddings that were trained, and these are not "
+                        "implemented; save them into the base model, or train with the base's",
+                        t->file, SHOWN, t->name);
+}
+
+/* AdapterHub saves a model's prediction head in a file of its own. It must be the tied head of m,
+   because any other would change what the adapter computes. 0, or -1 with e filled. */
+static int check_saved_head(const GPT2 *m, const char *dir, Error *e) {
+    static const char *const names[] = {"model_head.safetensors", "pytorch_model_head.bin"};
+    int status = 0;
+    for (int k = 0; k < 2 && !status; k++) {
+        if (!exists_in(dir, names[k])) continue;
+        char *path = path_join(dir, names[k]);
+        SafeTensors *st = hf_open_tensors(path, e);
+        status = st ? 0 : -1;
+        for (int i = 0; st && i < st_count(st) && !status; i++) {
+            const STTensor *t = st_at(st, i);
+            status =
+                is_embedding(t->name)
+                    ? check_embedding(m, t, e)
+                    : fail(e,
+                           "%s: the adapter was saved with a trained head (tensor %.*s), which "
+                           "is not implemented; save it without one (with_head=False)",
+                           path, SHOWN, t->name);
+        }
+        st_close(st);
+        free(path);
+    }
+    return status;
+}
+
+/* Opens the file of an adapter's tensors: dir/weights, or the pickle that older versions of the two
+   libraries write. NULL with e filled. */
+static SafeTensors *open_added(const char *dir, const char *weights, Error *e) {
+    static const char *const older[][2] = {{"adapter_model.safetensors", "adapter_model.bin"},
+                                           {"adapter.safetensors", "pytorch_adapter.bin"}};
+    const char *name = weights;
+    for (int i = 0; i < 2; i++)
+        if (!strcmp(weights, older[i][0]) && !exists_in(dir, weights) &&
+            exists_in(dir, older[i][1]))
+            name = older[i][1];
+    char *path = path_join(dir, name);
+    SafeTensors *st = hf_open_tensors(path, e);
+    free(path);
+    return st;
 }
 
 /* st must have every added tensor in its shape, and no other tensor. Sets *bare when the names lack
@@ -434,7 +595,9 @@ static int check_added(const SafeTensors *st, const GPT2 *m, bool *bare, Error *
         if (!status) wanted[st_index(st, t)] = true;
     }
     for (int i = 0; i < st_count(st) && !status; i++)
-        if (!wanted[i])
+        if (!wanted[i] && is_embedding(st_at(st, i)->name))
+            status = check_embedding(m, st_at(st, i), e);
+        else if (!wanted[i])
             status = fail(e,
                           "%s: tensor %.*s is not one of the %d that adapter_config.json and the "
                           "model define, whose names are like %s",
@@ -445,21 +608,13 @@ static int check_added(const SafeTensors *st, const GPT2 *m, bool *bare, Error *
 }
 
 int hf_load_added(GPT2 *m, const char *dir, const char *weights, Error *e) {
-    char *path = path_join(dir, weights);
     bool bare;
-    SafeTensors *st = st_open(path, e);
-    if (!st && !exists_in(dir, weights) &&
-        (exists_in(dir, "adapter_model.bin") || exists_in(dir, "pytorch_adapter.bin")))
-        fail(
-            e,
-            "%s is missing, and the directory's .bin file, a pickle, is not read; save the adapter "
-            "again as safetensors",
-            path);
+    SafeTensors *st = open_added(dir, weights, e);
     int status = st ? check_added(st, m, &bare, e) : -1;
+    if (!status) status = check_saved_head(m, dir, e);
     for (int i = 0; i < gpt2_tensors(m) && !status; i++)
         if (is_added(m, i))
             status = hf_read_tensor(find_added(st, m, i, bare), m, i, GPT2_WEIGHT, e);
     st_close(st);
-    free(path);
     return status;
 }

@@ -28,6 +28,8 @@ int hf_lora_config(const char *dir, LoraConfig *lora, Error *e);
 /* The text of an adapter_config.json that every version of PEFT reads, to be freed. base is the
  * directory of the base model. */
 char *hf_lora_text(const LoraConfig *lora, const char *base);
+/* Would hf_lora_config read again what hf_lora_text writes? 0, or -1 with e filled. */
+int hf_check_lora(const LoraConfig *lora, Error *e);
 
 /* ---- AdapterHub ------------------------------------------------------------------------------ */
 
@@ -49,19 +51,22 @@ typedef struct {
 int hf_bottleneck(const char *dir, const GPT2Config *base, Bottleneck *b, Error *e);
 /* The text of adapter_config.json for b, to be freed. base_name is the directory of the base. */
 char *hf_bottleneck_text(const Bottleneck *b, const GPT2Config *base, const char *base_name);
+/* Would hf_bottleneck read again what hf_bottleneck_text writes? 0, or -1 with e filled. */
+int hf_check_bottleneck(const Bottleneck *b, const GPT2Config *base, Error *e);
 
 /* ---- Tensors --------------------------------------------------------------------------------- */
 
 /* Writes the tensors added by GPT2Limits.more, each under its name, as dir/weights, and config, a
-   JSON text, as dir/adapter_config.json. Makes dir if necessary. With TRAIN_NORMS it also writes
-   the model's own layer norms, under their names in a model's file. Nothing in dir changes before
-   the weights are safely in a temporary file. 0, or -1 with e filled. */
+   JSON text, as dir/adapter_config.json, and template, unless it is NULL, as dir/template.txt.
+   Makes dir if necessary. With TRAIN_NORMS it also writes the model's own layer norms, under their
+   names in a model's file. Nothing in dir changes before the weights are safely in a temporary
+   file. 0, or -1 with e filled. */
 int hf_save_added(const GPT2 *m, const char *dir, const char *weights, const char *config,
-                  Error *e);
-/* Reads them back from F32, F16 or BF16. The file must have exactly these tensors in these shapes.
-   (The libraries ignore a missing or unknown tensor, and then train it from scratch.) All names may
-   lack "transformer.", as in an adapter for a bare GPT2Model. 0, or -1 with e filled and m
-   unchanged. */
+                  const char *template, Error *e);
+/* Reads them back from F32, F16, BF16 or F64. The file must have exactly these tensors in these
+   shapes. (The libraries ignore a missing or unknown tensor, and then train it from scratch.) All
+   names may lack "transformer.", as in an adapter for a bare GPT2Model. 0, or -1 with e filled and
+   m unchanged. */
 int hf_load_added(GPT2 *m, const char *dir, const char *weights, Error *e);
 
 #endif

@@ -5,17 +5,14 @@
  * is proportional to the real size of the file. JSON text is bounded before it is parsed, because
  * its tree takes far more memory than the text.
  *
- * F32, F16 and BF16 tensors can be read, F32 tensors can be written. Of other types only the size
- * is known, so that they can be skipped or refused by name. There is no writing of shards.
+ * F32, F16, BF16 and F64 tensors can be read, F32 tensors can be written. Of other types only the
+ * size is known, so that they can be skipped or refused by name. There is no writing of shards.
  */
 #include "files/safetensors.h"
 #include "files/json_file.h"
+#include "files/mapped.h"
 
-#include <fcntl.h>
 #include <jansson.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 enum {
     MAX_HEADER = 100000000,     // bytes, the format's own limit
@@ -290,29 +287,10 @@ SafeTensors *st_parse(const void *bytes, size_t n, const char *name, Error *e) {
     return st_read(bytes, n, false, name, e);
 }
 
-int st_map(const char *path, const void **bytes, size_t *size, Error *e) {
-    struct stat info;
-    // O_NONBLOCK: opening a pipe must not block
-    const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-    if (fd < 0) return fail(e, "cannot open %s: %s", path, strerror(errno));
-    if (fstat(fd, &info) || !S_ISREG(info.st_mode)) {
-        close(fd);
-        return fail(e, "%s is not a regular file", path);
-    }
-    *size = (size_t)info.st_size;
-    void *mapped = *size ? mmap(NULL, *size, PROT_READ, MAP_PRIVATE, fd, 0) : NULL;
-    int error = errno;
-    close(fd);
-    if (mapped == MAP_FAILED)
-        return fail(e, "cannot map the %zu bytes of %s: %s", *size, path, strerror(error));
-    *bytes = mapped;
-    return 0;
-}
-
 SafeTensors *st_open(const char *path, Error *e) {
     const void *bytes = NULL;
     size_t size = 0;
-    return st_map(path, &bytes, &size, e) ? NULL : st_read(bytes, size, size > 0, path, e);
+    return map_file(path, &bytes, &size, e) ? NULL : st_read(bytes, size, size > 0, path, e);
 }
 
 SafeTensors *st_of_tensors(const char *path, const void *bytes, size_t size, STTensor *tensor,
@@ -332,7 +310,7 @@ SafeTensors *st_of_tensors(const char *path, const void *bytes, size_t size, STT
 
 void st_close(SafeTensors *st) {
     if (!st) return;
-    if (st->mapped) munmap((void *)st->bytes, st->size);
+    if (st->mapped) unmap_file(st->bytes, st->size);
     json_decref(st->header);
     free(st->names);
     free(st->tensor);
@@ -360,6 +338,24 @@ int st_index(const SafeTensors *st, const STTensor *t) {
 
 const char *st_metadata(const SafeTensors *st, const char *key) {
     return json_string_value(json_object_get(json_object_get(st->header, "__metadata__"), key));
+}
+
+/* The sum of the hashes of all keys with their values, which are strings. */
+static uint64_t hash_of_strings(json_t *object, const char *except) {
+    const char *key;
+    json_t *value;
+    uint64_t sum = 0;
+    json_object_foreach(object, key, value) {
+        const char *text = json_string_value(value);
+        if (!strcmp(key, except)) continue;
+        const uint64_t hash = hash_bytes(HASH_START, key, strlen(key) + 1);
+        sum += hash_bytes(hash, text, strlen(text));
+    }
+    return sum;
+}
+
+uint64_t st_metadata_hash(const SafeTensors *st, const char *except) {
+    return hash_of_strings(json_object_get(st->header, "__metadata__"), except);
 }
 
 /* IEEE half: 1 sign bit, 5 exponent bits (bias 15), 10 fraction bits. The result is exact. */
@@ -391,10 +387,14 @@ bool st_has_shape(const STTensor *t, int ndim, const size_t *shape) {
     return t->ndim == ndim && !memcmp(t->shape, shape, (size_t)ndim * sizeof *shape);
 }
 
+bool st_is_real(const STTensor *t) {
+    return t->type == ST_F32 || t->type == ST_F16 || t->type == ST_BF16 || t->type == ST_F64;
+}
+
 int st_floats(const STTensor *t, size_t offset, size_t n, float *out, Error *e) {
-    if (t->type != ST_F32 && t->type != ST_F16 && t->type != ST_BF16)
-        return fail(e, "%s: tensor %.*s has type %s, expected F32, F16 or BF16", t->file, SHOWN,
-                    t->name, t->type_name);
+    if (!st_is_real(t))
+        return fail(e, "%s: tensor %.*s has type %s, expected " ST_REALS, t->file, SHOWN, t->name,
+                    t->type_name);
     if (offset > t->n || n > t->n - offset)
         return fail(e, "%s: tensor %.*s has %zu elements, but %zu are asked for from offset %zu",
                     t->file, SHOWN, t->name, t->n, n, offset);
@@ -403,8 +403,13 @@ int st_floats(const STTensor *t, size_t offset, size_t n, float *out, Error *e) 
         memcpy(out, t->data + 4 * offset, 4 * n);
         return 0;
     }
+    for (size_t i = 0; i < n && t->type == ST_F64; i++) {
+        double x;
+        memcpy(&x, t->data + 8 * (offset + i), 8);
+        out[i] = (float)x;
+    }
     const unsigned char *from = t->data + 2 * offset;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && t->type != ST_F64; i++) {
         uint16_t bits;
         memcpy(&bits, from + 2 * i, 2);
         out[i] = t->type == ST_F16 ? float_of_half(bits) : float_of_bfloat16(bits);
@@ -433,6 +438,12 @@ void st_note(STWriter *w, const char *key, const char *value) {
         die("metadata %s cannot be written as JSON: it is not UTF-8", key);
 }
 
+void st_note_all(STWriter *w, const SafeTensors *st, const char *except) {
+    json_t *notes = json_object_get(w->header, "__metadata__");
+    json_object_update(notes, json_object_get(st->header, "__metadata__"));
+    json_object_del(notes, except);
+}
+
 void st_declare(STWriter *w, const char *name, int ndim, const size_t *shape) {
     if (json_object_get(w->header, name)) die("tensor %s is declared twice", name);
     json_t *sizes = json_array();
@@ -448,6 +459,10 @@ void st_declare(STWriter *w, const char *name, int ndim, const size_t *shape) {
         die("tensor name %s cannot be written as JSON: it is not UTF-8", name);
 }
 
+uint64_t st_noted_hash(const STWriter *w) {
+    return hash_of_strings(json_object_get(w->header, "__metadata__"), "");
+}
+
 int st_begin(STWriter *w, const char *path, Error *e) {
     char *text = json_dumps(w->header, JSON_COMPACT);
     if (!text) die("out of memory for the header of %s", path);
@@ -459,7 +474,8 @@ int st_begin(STWriter *w, const char *path, Error *e) {
     free(text);
     int status = newfile_open(&w->file, path, e);
     if (!status && fwrite(header.s, 1, header.n, w->file.f) != header.n)
-        status = fail(e, "cannot write %s: %s; the old file is unchanged", path, strerror(errno));
+        status =
+            fail_errno(e, errno, "cannot write %s: %s%s", path, strerror(errno), newfile_old(path));
     free(header.s);
     return status;
 }
@@ -473,18 +489,29 @@ int st_write(STWriter *w, const float *data, size_t n, Error *e) {
     if (!bad && w->written == w->declared)
         bad = fflush(w->file.f);  // reports a full disk now rather than in st_end
     if (bad)
-        return fail(e, "cannot write %s: %s; the old file is unchanged", w->file.path,
-                    strerror(errno));
+        return fail_errno(e, errno, "cannot write %s: %s%s", w->file.path, strerror(errno),
+                          newfile_old(w->file.path));
     return 0;
 }
 
 int st_end(STWriter *w, bool keep, Error *e) {
-    int status = 0;
-    if (keep && w->written != w->declared)
-        status = fail(e, "%s: %zu bytes of data written, %zu declared", w->file.path, w->written,
-                      w->declared);
-    if (w->file.f && newfile_close(&w->file, keep && !status, e)) status = -1;
+    NewFile file;
+    if (keep) return st_finish(w, &file, e) ? -1 : newfile_place(&file, true, e);
+    if (w->file.f) newfile_close(&w->file, false, e);
     json_decref(w->header);
     free(w);
-    return status;
+    return 0;
+}
+
+int st_finish(STWriter *w, NewFile *file, Error *e) {
+    if (w->written != w->declared) {
+        fail(e, "%s: %zu bytes of data written, %zu declared", w->file.path, w->written,
+             w->declared);
+        st_end(w, false, NULL);
+        return -1;
+    }
+    *file = w->file;
+    json_decref(w->header);
+    free(w);
+    return newfile_finish(file, e);
 }

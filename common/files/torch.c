@@ -16,9 +16,8 @@
  * sparse tensors, and whole pickled modules, which are code.
  */
 #include "files/torch.h"
+#include "files/mapped.h"
 #include "files/pickle.h"
-
-#include <sys/mman.h>
 
 /* ---- Storages -------------------------------------------------------------------------------- */
 
@@ -554,9 +553,9 @@ SafeTensors *torch_open(const char *path, Error *e) {
     const void *bytes = NULL;
     size_t size = 0;
     TorchTensors t;
-    if (st_map(path, &bytes, &size, e)) return NULL;
+    if (map_file(path, &bytes, &size, e)) return NULL;
     if (!torch_parse(&t, bytes, size, path, e))
         return st_of_tensors(path, bytes, size, t.tensor, t.count, t.names);
-    if (size) munmap((void *)bytes, size);
+    unmap_file(bytes, size);
     return NULL;
 }

@@ -37,19 +37,36 @@ static inline __attribute__((always_inline)) void tiles(int rows, int columns, i
 static inline void put_key_value(float *keys, float *values, const float *k, const float *v, int t,
                                  int hs) {
     int hsp = padded_head(hs);
-    float *column = keys + (size_t)(t / KB) * (size_t)(hs * KB) + t % KB,
+    float *column = keys + (size_t)(t / KB) * (size_t)hs * (size_t)KB + t % KB,
           *row = values + (size_t)t * (size_t)hsp;
     for (int d = 0; d < hs; d++) column[(size_t)d * KB] = k[d];
     for (int d = 0; d < hs; d++) row[d] = v[d];
     for (int d = hs; d < hsp; d++) row[d] = 0;
 }
 
-/* The dropout factor, 0 or 1 / (1-p), of (query, key) in a head; n is the query's row in the batch.
+/* keep[j] = the dropout factor, 0 or 1 / (1-p), of a query and key k0 + j in a head, for j below
+   `keys`, rounded up to a multiple of 4. k0 is a multiple of 4, and n the query's row in the batch.
  */
-static inline float attention_dropout(const Noise *z, int n, int key, int h, int NH) {
-    return noise_uniform(z, n, (uint32_t)key * (uint32_t)NH + (uint32_t)h) >= z->p
-               ? 1.0f / (1.0f - z->p)
-               : 0.0f;
+static inline void attention_dropout(float *keep, const Noise *z, int n, int k0, int keys, int h,
+                                     int NH) {
+    const float kept = 1.0f / (1.0f - z->p);
+    for (int j = 0; j < keys; j += 4) {
+        const Random4 word =
+            random4(z->seed, z->purpose, z->step, z->sequence[n], (uint32_t)z->position[n],
+                    (uint32_t)((k0 + j) / 4) * (uint32_t)NH + (uint32_t)h);
+        for (int i = 0; i < 4; i++) keep[j + i] = random_uniform(word.v[i]) >= z->p ? kept : 0.0f;
+    }
+}
+
+/* s (columns) = q (hs) times a block of keys. */
+static void scores_of_row(int columns, int hs, const float *q, const float *block, float *s,
+                          ptrdiff_t ahead) {
+    switch (columns) {
+        case 16: tile_wide(16, hs, q, block, KB, NULL, s, ahead); break;
+        case 32: tile_wide(32, hs, q, block, KB, NULL, s, ahead); break;
+        case 48: tile_wide(48, hs, q, block, KB, NULL, s, ahead); break;
+        default: tile_wide(64, hs, q, block, KB, NULL, s, ahead);
+    }
 }
 
 /*
@@ -57,24 +74,25 @@ static inline float attention_dropout(const Noise *z, int n, int key, int h, int
  * their own position. The softmax is computed online, one block of keys after the other (Milakov &
  * Gimelshein 2018): m is the largest score so far, l the sum of e^(score - m), o the weighted sum
  * of values. l and o are rescaled when m grows. noise NULL: no dropout. n0 is the batch row of q0.
+ * The keys and values that are needed next are `ahead` bytes further; a single row prefetches them.
  */
 static void attend(float *out, size_t out_row, float *lse, size_t lse_row, const float *q,
                    size_t q_row, int rows, int q0, const float *keys, const float *values, int hs,
-                   const Noise *noise, int n0, int h, int NH) {
+                   const Noise *noise, int n0, int h, int NH, ptrdiff_t ahead) {
     const int hsp = padded_head(hs);
     const Vec scale = all(1.0f / sqrtf((float)hs));
-    float m[MR], l[MR] = {0}, o[MR * hsp], s[MR * KB];
+    float m[MR], l[MR] = {0}, o[MR * hsp], s[MR * KB], keep[KB];
     for (int i = 0; i < rows; i++) m[i] = -INFINITY;
     memset(o, 0, sizeof o);
     for (int k0 = 0; k0 < q0 + rows; k0 += KB) {
         const float *block = keys + (size_t)k0 * (size_t)hs;
         int seen = min_int(KB, q0 + rows - k0);  // keys of this block that the last row sees
-        if (rows == 1 && seen > WIDE - 16)
-            tile_wide(hs, q, block, KB, NULL, s);
+        if (rows == 1)
+            scores_of_row(round_up(seen, 16), hs, q, block, s, ahead);
         else
             tiles(rows, round_up(seen, 16), hs, q, q_row, 1, block, KB, true, s, KB);
         for (int i = 0; i < rows; i++) {
-            float *row = s + i * KB;
+            float *row = s + (size_t)i * KB;
             int visible = min_int(seen, q0 + i + 1 - k0);
             Vec top = all(-INFINITY);
             Vec8 total = _mm256_setzero_ps();
@@ -95,17 +113,20 @@ static void attend(float *out, size_t out_row, float *lse, size_t lse_row, const
                 Vec shrink = vexp(all(m[i] - m_new));
                 l[i] *= shrink[0];
                 for (int d = 0; d < hsp; d += W)
-                    store(o + i * hsp + d, load(o + i * hsp + d, W) * shrink, W);
+                    store(o + (size_t)i * (size_t)hsp + d,
+                          load(o + (size_t)i * (size_t)hsp + d, W) * shrink, W);
                 m[i] = m_new;
             }
             l[i] += sum8(total);
-            if (noise)
-                for (int j = 0; j < visible; j++)
-                    row[j] *= attention_dropout(noise, n0 + i, k0 + j, h, NH);
+            if (noise) {
+                attention_dropout(keep, noise, n0 + i, k0, visible, h, NH);
+                for (int j = 0; j < visible; j++) row[j] *= keep[j];
+            }
         }
         int d = 0;
         for (; rows == 1 && d + WIDE <= hsp; d += WIDE)
-            tile_wide(seen, s, values + (size_t)k0 * (size_t)hsp + d, (size_t)hsp, o + d, o + d);
+            tile_wide(WIDE, seen, s, values + (size_t)k0 * (size_t)hsp + d, (size_t)hsp, o + d,
+                      o + d, ahead);
         tiles(rows, hsp - d, seen, s, KB, 1, values + (size_t)k0 * (size_t)hsp + d, (size_t)hsp,
               false, o + d, (size_t)hsp);
     }
@@ -139,21 +160,21 @@ void attention_forward(real *out, float *lse, const real *qkv, const int *start,
     (void)N;
     const int hsp = padded_head(hs);
     const size_t C = (size_t)NH * (size_t)hs;
-#pragma omp parallel for schedule(dynamic, 1)
+#pragma omp parallel for schedule(monotonic : dynamic, 1)
     for (int item = 0; item < S * NH; item++) {
         Rows r = rows_of(start, parent, item / NH);
         int h = item % NH, end = r.P + r.T, blocks = (end + KB - 1) / KB;
         float *keys = workspace((size_t)blocks * KB * (size_t)(hs + hsp)),
               *values = keys + (size_t)blocks * KB * (size_t)hs;
         for (int t = 0; t < end; t++) {
-            const float *q = qkv + row_at(r, t) * 3 * C + (size_t)(h * hs);
+            const float *q = qkv + row_at(r, t) * 3 * C + (size_t)h * (size_t)hs;
             put_key_value(keys, values, q + C, q + 2 * C, t, hs);
         }
         for (int t = r.P; t < end; t += MR) {
             size_t n = row_at(r, t);
-            attend(out + n * C + (size_t)(h * hs), C, lse + n * (size_t)NH + h, (size_t)NH,
-                   qkv + n * 3 * C + (size_t)(h * hs), 3 * C, min_int(MR, end - t), t, keys, values,
-                   hs, noise.p > 0 ? &noise : NULL, (int)n, h, NH);
+            attend(out + n * C + (size_t)h * (size_t)hs, C, lse + n * (size_t)NH + h, (size_t)NH,
+                   qkv + n * 3 * C + (size_t)h * (size_t)hs, 3 * C, min_int(MR, end - t), t, keys,
+                   values, hs, noise.p > 0 ? &noise : NULL, (int)n, h, NH, 0);
         }
     }
 }
@@ -192,9 +213,10 @@ static void head_backward_sequence(HeadArrays a, const real *dout, const real *q
     memset(q, 0, sizeof(float) * 8 * rows);
     for (int t = 0; t < T; t++) {
         const size_t n = row_at(r, t);
-        const float *from = qkv + n * 3 * C + (size_t)(h * hs), *o = out + n * C + (size_t)(h * hs),
-                    *d = dout + n * C + (size_t)(h * hs);
-        size_t column = (size_t)(t / KB) * (size_t)(hs * KB) + (size_t)(t % KB),
+        const float *from = qkv + n * 3 * C + (size_t)h * (size_t)hs,
+                    *o = out + n * C + (size_t)h * (size_t)hs,
+                    *d = dout + n * C + (size_t)h * (size_t)hs;
+        size_t column = (size_t)(t / KB) * (size_t)hs * (size_t)KB + (size_t)(t % KB),
                row = (size_t)t * (size_t)hsp;
         delta[t] = 0;
         for (int i = 0; i < hs; i++) {
@@ -206,7 +228,8 @@ static void head_backward_sequence(HeadArrays a, const real *dout, const real *q
             delta[t] = fmaf(o[i], d[i], delta[t]);
         }
     }
-    float p[KB * KB], ds[KB * KB];
+    float p[KB * KB], ds[KB * KB], keep[KB];
+    for (int j = 0; j < KB; j++) keep[j] = 1;
     for (int q0 = r.P / KB * KB; q0 < T; q0 += KB)
         for (int k0 = 0; k0 <= q0; k0 += KB) {
             int queries = min_int(KB, T - q0), columns = min_int(KB, T - k0);
@@ -214,27 +237,26 @@ static void head_backward_sequence(HeadArrays a, const real *dout, const real *q
                    krow = (size_t)k0 * (size_t)hsp;
             for (int i = 0; i < queries; i += MR) {
                 int n = min_int(MR, queries - i), seen = min_int(KB, q0 + i + n - k0);
-                tiles(n, round_up(seen, 16), hs, q + qrow + (size_t)(i * hsp), (size_t)hsp, 1,
-                      a.keys + block, KB, true, p + i * KB, KB);
-                tiles(n, round_up(seen, 16), hs, dO + qrow + (size_t)(i * hsp), (size_t)hsp, 1,
-                      a.values + block, KB, true, ds + i * KB, KB);
+                tiles(n, round_up(seen, 16), hs, q + qrow + (size_t)i * (size_t)hsp, (size_t)hsp, 1,
+                      a.keys + block, KB, true, p + (size_t)i * KB, KB);
+                tiles(n, round_up(seen, 16), hs, dO + qrow + (size_t)i * (size_t)hsp, (size_t)hsp,
+                      1, a.values + block, KB, true, ds + (size_t)i * KB, KB);
             }
             for (int i = 0; i < queries; i++) {
                 int visible = q0 + i < r.P ? 0 : min_int(columns, q0 + i + 1 - k0),
                     n = (int)row_at(r, q0 + i), j = 0;
+                if (noise) attention_dropout(keep, noise, n, k0, visible, h, NH);
                 const Vec minus_lse = all(-lse[(size_t)n * (size_t)NH + (size_t)h]);
                 for (; j < visible; j += W) {
                     // p = softmax(scale q k^T);  o = p v  =>  dv += p^T do,  dp = do v^T
                     // ds = p (dp - sum_j p dp) scale, and sum_j p dp = do . o = delta
-                    Vec factor = all(1);
-                    if (noise)
-                        for (int jj = j; jj < min_int(j + W, visible); jj++)
-                            factor[jj - j] = attention_dropout(noise, n, k0 + jj, h, NH);
-                    const Vec x = cut(vexp(fma_(load(p + i * KB + j, W), all(scale), minus_lse)),
+                    const Vec factor = load(keep + j, W);
+                    const Vec x = cut(vexp(fma_(load(p + (size_t)i * KB + j, W), all(scale),
+                                                minus_lse)),
                                       visible - j),
-                              d = load(ds + i * KB + j, W) * factor - all(delta[q0 + i]);
-                    store(p + i * KB + j, x * factor, W);
-                    store(ds + i * KB + j, cut(x * d * all(scale), visible - j), W);
+                              d = load(ds + (size_t)i * KB + j, W) * factor - all(delta[q0 + i]);
+                    store(p + (size_t)i * KB + j, x * factor, W);
+                    store(ds + (size_t)i * KB + j, cut(x * d * all(scale), visible - j), W);
                 }
                 for (; j < KB; j++) p[i * KB + j] = ds[i * KB + j] = 0;
             }
@@ -242,16 +264,16 @@ static void head_backward_sequence(HeadArrays a, const real *dout, const real *q
             // attend to keys from i on
             for (int i = 0; i < columns; i += MR) {
                 int n = min_int(MR, columns - i), from = k0 == q0 ? i : 0;
-                size_t fromrow = qrow + (size_t)(from * hsp);
-                small_product(n, queries - from, hsp, p + from * KB + i, 1, KB, dO + fromrow,
-                              a.dv + krow + (size_t)(i * hsp));
-                small_product(n, queries - from, hsp, ds + from * KB + i, 1, KB, q + fromrow,
-                              a.dk + krow + (size_t)(i * hsp));
+                size_t fromrow = qrow + (size_t)from * (size_t)hsp;
+                small_product(n, queries - from, hsp, p + (size_t)from * KB + i, 1, KB,
+                              dO + fromrow, a.dv + krow + (size_t)i * (size_t)hsp);
+                small_product(n, queries - from, hsp, ds + (size_t)from * KB + i, 1, KB,
+                              q + fromrow, a.dk + krow + (size_t)i * (size_t)hsp);
             }
             for (int i = 0; i < queries; i += MR) {
                 int n = min_int(MR, queries - i);
-                small_product(n, min_int(columns, q0 + i + n - k0), hsp, ds + i * KB, KB, 1,
-                              k + krow, a.dq + qrow + (size_t)(i * hsp));
+                small_product(n, min_int(columns, q0 + i + n - k0), hsp, ds + (size_t)i * KB, KB, 1,
+                              k + krow, a.dq + qrow + (size_t)i * (size_t)hsp);
             }
         }
 }
@@ -263,7 +285,7 @@ static void put_head_gradients(real *dqkv, HeadArrays a, Rows r, int h, int NH, 
     const int hsp = padded_head(hs);
     const size_t C = (size_t)NH * (size_t)hs;
     for (int t = parents ? 0 : r.P; t < (parents ? r.P : r.P + r.T); t++) {
-        float *to = dqkv + row_at(r, t) * 3 * C + (size_t)(h * hs);
+        float *to = dqkv + row_at(r, t) * 3 * C + (size_t)h * (size_t)hs;
         const size_t row = (size_t)t * (size_t)hsp;
         if (!parents) memcpy(to, a.dq + row, sizeof(float) * (size_t)hs);
         for (int i = 0; i < hs; i++) {
@@ -283,7 +305,7 @@ void attention_backward(real *dqkv, const real *dout, const real *qkv, const rea
                         int hs, Noise noise) {
     (void)N;
     const int hsp = padded_head(hs);
-#pragma omp parallel for schedule(dynamic, 1)
+#pragma omp parallel for schedule(monotonic : dynamic, 1)
     for (int item = 0; item < S * NH; item++) {
         int h = item % NH, first = item / NH;
         if (parent && parent[first] >= 0) continue;
@@ -321,24 +343,26 @@ void attention_cached(real *out, real *cache, const real *qkv, const int *slot, 
     const size_t C = (size_t)NH * (size_t)hs,
                  keys_size = (size_t)round_up(positions, KB) * (size_t)hs;
     const size_t head_size = keys_size + (size_t)round_up(positions, KB) * (size_t)padded_head(hs);
-    // threads divide the heads; each stores the new keys and values, then attends, up to MR
+    // threads divide the heads; each stores the new keys and values and attends, up to MR
     // consecutive rows at a time
 #pragma omp parallel for schedule(static)
-    for (int h = 0; h < NH; h++) {
-        for (int n = 0; n < N; n++) {
-            float *keys = cache + ((size_t)slot[n] * (size_t)NH + (size_t)h) * head_size;
-            const float *row = qkv + (size_t)n * 3 * C + (size_t)(h * hs);
-            put_key_value(keys, keys + keys_size, row + C, row + 2 * C, position[n], hs);
-        }
+    for (int h = 0; h < NH; h++)
         for (int n = 0, rows; n < N; n += rows) {
-            for (rows = 1; rows < MR && n + rows < N && slot[n + rows] == slot[n] &&
-                           position[n + rows] == position[n] + rows;
-                 rows++) {
-            }
-            const float *keys = cache + ((size_t)slot[n] * (size_t)NH + (size_t)h) * head_size;
-            attend(out + (size_t)n * C + (size_t)(h * hs), C, NULL, 0,
-                   qkv + (size_t)n * 3 * C + (size_t)(h * hs), 3 * C, rows, position[n], keys,
-                   keys + keys_size, hs, NULL, 0, h, NH);
+            rows = 1;
+            while (rows < MR && n + rows < N && slot[n + rows] == slot[n] &&
+                   position[n + rows] == position[n] + rows)
+                rows++;
+            float *keys = cache + ((size_t)slot[n] * (size_t)NH + (size_t)h) * head_size;
+            const float *row = qkv + (size_t)n * 3 * C + (size_t)h * (size_t)hs;
+            for (int i = 0; i < rows; i++)
+                put_key_value(keys, keys + keys_size, row + (size_t)i * 3 * C + C,
+                              row + (size_t)i * 3 * C + 2 * C, position[n] + i, hs);
+            // the next row's, or the next head's of the first row
+            const ptrdiff_t next = n + rows < N
+                                       ? (ptrdiff_t)(slot[n + rows] - slot[n]) * NH
+                                       : (ptrdiff_t)(slot[0] - slot[n]) * NH + (h + 1 < NH);
+            attend(out + (size_t)n * C + (size_t)h * (size_t)hs, C, NULL, 0, row, 3 * C, rows,
+                   position[n], keys, keys + keys_size, hs, NULL, 0, h, NH,
+                   next * (ptrdiff_t)(head_size * sizeof(float)));
         }
-    }
 }

@@ -9,6 +9,8 @@
 
 /* What device_precision() was told. */
 extern Precision cpu_precision;
+/* VDPBF16PS is slower here than the two multiply-adds that it replaces (device.c). */
+extern bool cpu_slow_pairs;
 
 /* A factor of a product: a row-major matrix with a row stride, or the transpose of one. The second
    factor may be in NF4 or, under BF16_WEIGHTS, in bf16. */
@@ -44,6 +46,21 @@ static inline Matrix transposed(Matrix m) {
 /* C (M,N) = A (M,K) B (K,N). The chains start from C (accumulate), from bias (N), or from 0. */
 void product(int M, int N, int K, Matrix A, Matrix B, float *C, size_t ldc, const float *bias,
              bool accumulate);
+
+/* The arguments of product(). */
+typedef struct {
+    int M, N, K;
+    Matrix A, B;
+    float *C;
+    size_t ldc;
+    const float *bias;  // (N) or NULL
+    bool accumulate;
+    bool bf16;  // the factors are rounded to bf16
+} Product;
+
+/* product() for M = 1, an A that is not transposed, and a B that is not in NF4. room has K + 16
+   floats. */
+void product_one(Product p, float *room);
 
 /* Returns n floats of workspace for this thread. It is allocated once and reused, so that training
    steps and decoding do not allocate memory. */

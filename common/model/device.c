@@ -2,13 +2,58 @@
  * device.c - the first part of kernels.h on a CPU: the check of the machine, the choice of a
  * way to compute (simd.h), and memory.
  */
+#include "model/limits.h"
 #include "model/ways.h"
 
 #include <omp.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "util.h"
+
+/* ---- Threads that wait ----------------------------------------------------------------------- */
+
+/*
+ * A thread that waits for the others can spin, which is fast if they come soon, or sleep. When
+ * another process takes a core, a spinning thread uses up the time that the thread it waits for
+ * needs, and training is many times as slow. A value that the user has set is left alone.
+ *
+ * gcc's libgomp spins for milliseconds. SPINS rounds, some 20 microseconds, cost little on an idle
+ * machine and avoid that (test/BENCHMARKS.md). libgomp reads the environment before main and has no
+ * function for this, so the program starts itself again, once, with the variable set. It stays the
+ * same process, with the same arguments, files and directory.
+ *
+ * clang's libomp sleeps too slowly to gain by it, but it can use fewer threads while other
+ * processes run. The results do not depend on the number of threads.
+ */
+#define SPINS "2000"
+
+extern void kmp_set_blocktime(int) __attribute__((weak));  // only libomp has it
+
+/* Runs before main. In a static program it also runs before libgomp reads the environment. */
+__attribute__((constructor(101))) static void wait_briefly(int argc, char **argv) {
+    const char *preload = getenv("LD_PRELOAD");
+    char self[4096];
+    if (argc < 1 || kmp_set_blocktime || getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY") ||
+        setenv("GOMP_SPINCOUNT", SPINS, 0))
+        return;
+    // AT_BASE is 0 in a static program, and if the program is an argument of ld.so
+    if (!getauxval(AT_BASE) || omp_get_max_threads() == 1) return;
+    // by now the threads are bound to cores, and after execv this process would stay on the first's
+    if (getenv("OMP_PROC_BIND") || getenv("OMP_PLACES") || getenv("GOMP_CPU_AFFINITY")) return;
+    if (preload && strstr(preload, "vgpreload")) return;  // valgrind would not follow
+    const ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n <= 0) return;
+    self[n] = 0;
+    execv(self, argv);  // if this fails, the program runs as it is
+}
+
+static void share_the_machine(void) {
+    if (kmp_set_blocktime && !getenv("OMP_DYNAMIC") && !getenv("OMP_NUM_THREADS") &&
+        !getenv("KMP_BLOCKTIME") && !getenv("OMP_WAIT_POLICY"))
+        omp_set_dynamic(true);
+}
 
 /* ---- The device ------------------------------------------------------------------------------ */
 
@@ -36,6 +81,15 @@ static bool machine_has(int w) {
             "jmp *" #f "_chosen(%rip)\n");
 KERNELS(DECLARE)
 
+/*
+ * Intel's CPUs begin a VDPBF16PS only every second cycle, but two multiply-adds every cycle. So the
+ * products of many rows of bf16 use the latter there. Those of few rows read bf16 from memory, and
+ * pairs need fewer instructions for that. Measured on 2 cores of an Intel Xeon with AMX, GPT-2
+ * 124M: a step of 4x256 takes 4.8 and 5.2 s, with VDPBF16PS 7.5 and 7.1 s (`bench --bf16 --only
+ * step`).
+ */
+bool cpu_slow_pairs;
+
 static void choose(int w) {
     way = w;
     chosen = true;
@@ -52,6 +106,7 @@ int device_choose(const char *name, Error *e) {
     if (!machine_has(w))
         return fail(e, "this CPU has no %s; without --cpu the program uses what there is", name);
     choose(w);
+    cpu_slow_pairs = !strcmp(name, "auto") && w == AVX512_BF16 && __builtin_cpu_is("intel");
     return 0;
 }
 
@@ -60,6 +115,7 @@ void device_init(void) {
     static bool checked;
     if (checked) return;
     checked = true;
+    share_the_machine();
     Error e;
     if (!machine_has(AVX2))
         die_usage(
@@ -83,25 +139,10 @@ const char *device_name(void) {
     return name;
 }
 
-/* Reads a number of kB from the first line of a system file that matches this scanf format. Returns
-   it in bytes, or 0 if no line matches. */
-static size_t bytes_of(const char *path, const char *form) {
-    FILE *f = fopen(path, "r");
-    unsigned long long kb = 0;
-    char line[256];
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, form, &kb) == 1) break;
-    if (f) fclose(f);
-    return (size_t)kb * 1024;
-}
-
-size_t device_memory_free(void) {
-    const size_t bytes = bytes_of("/proc/meminfo", "MemAvailable: %llu kB");
-    return bytes ? bytes : SIZE_MAX;
-}
+size_t device_memory_free(void) { return memory_left(""); }
 
 /* getrusage is not suitable: a process inherits its peak from the process that started it. */
-size_t device_memory_peak(void) { return bytes_of("/proc/self/status", "VmHWM: %llu kB"); }
+size_t device_memory_peak(void) { return kilobytes_in("/proc/self/status", "VmHWM: %llu kB"); }
 
 /* Large arrays are aligned to 2 MB and use huge pages if the system allows it. Reading a column of
    a weight matrix touches a new 4 KB page in every row. */

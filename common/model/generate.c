@@ -3,12 +3,16 @@
  *
  * Each round runs the model once on all tokens that it has not read yet: a prompt's tokens, or the
  * token that was sampled last. Then every sequence whose tokens have all been read samples one
- * token.
+ * token. A prompt that another slot reads or has read is not read again: the slot copies the keys
+ * and values of all tokens but the last.
  */
 #include "model/generate.h"
 
 #include "model/kernels.h"
 #include "model/private.h"
+#include "parts.h"
+#include "progress.h"
+#include "ranks.h"
 #include "util.h"
 
 /* A place in the cache, and the sequence that uses it. */
@@ -17,15 +21,18 @@ typedef struct {
     int *text;     // (positions + 1) tokens of the prompt, then of the response
     int length;    // tokens in text
     int fed;       // of these, tokens that the model has read and the cache contains
+    int same;      // the slot that reads the same prompt for this one, too; -1 = none
 } Slot;
 
-/* Runs the model on N rows of token, position and slot. The result is norm, the input of the head.
-   All layers use the arrays of layer 0. */
-static void forward_cached(GPT2 *m, int N, const int *slot, const int *position) {
+/* Runs the model on N rows of token, position and slot. The result is norm (R,C), the input of the
+   head for the rows m->host_row[0..R). Of the other rows, the last layer computes only keys and
+   values. All layers use the arrays of layer 0. */
+static void forward_cached(GPT2 *m, int N, const int *slot, const int *position, int R) {
     const GPT2Config *c = &m->config;
     const int C = c->n_embd, F = c->n_inner, slots = m->limits.slots, T = m->limits.positions;
     const size_t bytes = cache_bytes(slots, T, c->n_head, C / c->n_head);
     Layer *y = &m->layer[0];
+    device_write(m->row, m->host_row, sizeof(int) * (size_t)R);
     embed_forward(y->r, m->token, m->position, m->parts[WTE].w, m->parts[WPE].w, N, C);
     gpt2_tap(m, 0, TAP_WTE, N, 0, C, NULL, y->r, NULL);
     for (int l = 0; l <= c->n_layer; l++) {
@@ -37,11 +44,20 @@ static void forward_cached(GPT2 *m, int N, const int *slot, const int *position)
         gpt2_tap(m, l, TAP_C_ATTN, N, C, 3 * C, m->norm, y->qkv, NULL);
         attention_cached(y->att, (real *)(m->cache + (size_t)l * bytes), y->qkv, slot, position, N,
                          slots, T, c->n_head, C / c->n_head);
-        gpt2_linear(m->branch, y->att, p + PROJ_W, N, C, C);
-        gpt2_tap(m, l, TAP_ATTN_C_PROJ, N, C, C, y->att, m->branch, NULL);
-        gpt2_tap(m, l, TAP_ATTN, N, 0, C, NULL, m->branch, y->r);
-        layernorm_forward(y->r, m->norm, y->mean2, y->rstd2, y->r, m->branch, p[LN2_W].w,
-                          p[LN2_B].w, N, C, c->layer_norm_epsilon);
+        const real *r = y->r, *att = y->att;
+        if (l == c->n_layer - 1 && R < N) {
+            gather_rows(m->norm, y->att, m->row, R, C);
+            gather_rows(m->wide, y->r, m->row, R, C);
+            att = m->norm;
+            r = m->wide;
+            N = R;
+            if (!R) return;
+        }
+        gpt2_linear(m->branch, att, p + PROJ_W, N, C, C);
+        gpt2_tap(m, l, TAP_ATTN_C_PROJ, N, C, C, att, m->branch, NULL);
+        gpt2_tap(m, l, TAP_ATTN, N, 0, C, NULL, m->branch, r);
+        layernorm_forward(y->r, m->norm, y->mean2, y->rstd2, r, m->branch, p[LN2_W].w, p[LN2_B].w,
+                          N, C, c->layer_norm_epsilon);
         gpt2_expand(m, l, y->fc, N);
         gpt2_linear(m->branch, m->wide, p + OUT_W, N, F, C);
         gpt2_tap(m, l, TAP_MLP_C_PROJ, N, F, C, m->wide, m->branch, NULL);
@@ -49,8 +65,38 @@ static void forward_cached(GPT2 *m, int N, const int *slot, const int *position)
     }
 }
 
-void gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *out,
-                   TokenSink *sink, void *context) {
+/* A slot that reads these n tokens, or has read them and still has their keys and values; -1 =
+   none. */
+static int slot_with(const Slot *slot, int slots, const int *tokens, int n) {
+    for (int j = 0; j < slots; j++)
+        if (slot[j].same < 0 && slot[j].length >= n &&
+            !memcmp(slot[j].text, tokens, sizeof(int) * (size_t)n))
+            return j;
+    return -1;
+}
+
+/* Slots that wait for the slot that reads the same prompt copy its keys and values, if it has read
+   all of it but the last token. */
+static void share_prompts(GPT2 *m, Slot *slot) {
+    const GPT2Limits *lim = &m->limits;
+    const int NH = m->config.n_head, hs = m->config.n_embd / NH;
+    const size_t all = cache_bytes(lim->slots, lim->positions, NH, hs),
+                 one = cache_bytes(1, lim->positions, NH, hs);
+    for (int i = 0; i < lim->slots; i++) {
+        const int from = slot[i].same, but_last = slot[i].length - 1;
+        if (from < 0 || slot[from].fed < but_last) continue;
+        for (int l = 0; l < m->config.n_layer && from != i; l++) {
+            char *layer = m->cache + (size_t)l * all;
+            device_copy(layer + (size_t)i * one, layer + (size_t)from * one, one);
+        }
+        slot[i].fed = but_last;
+        slot[i].same = -1;
+    }
+}
+
+/* gpt2_generate in this process alone. */
+static void generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *out,
+                     TokenSink *sink, void *context) {
     const int slots = m->limits.slots, T = m->limits.positions < m->config.n_positions
                                                ? m->limits.positions
                                                : m->config.n_positions;
@@ -62,9 +108,11 @@ void gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *
     m->scored = m->logits_kept = 0;
     m->decoding = true;
     m->noisy = m->head_in_is_grad = m->in_memory = false;
+    m->kept_n = 0;
     Slot *slot = (Slot *)xcalloc((size_t)slots, sizeof *slot);
     for (int i = 0; i < slots; i++)
-        slot[i] = (Slot){.sequence = -1, .text = (int *)xmalloc(sizeof(int) * ((size_t)T + 1))};
+        slot[i] = (Slot){
+            .sequence = -1, .text = (int *)xmalloc(sizeof(int) * ((size_t)T + 1)), .same = -1};
     int *row_slot = (int *)xmalloc(sizeof(int) * (size_t)N_max * 3),
         *row_position = row_slot + N_max, *row_token = row_position + N_max;
     int *drawing = (int *)xmalloc(sizeof(int) * (size_t)slots * 2),
@@ -76,6 +124,7 @@ void gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *
     int *tokens = (int *)xmalloc(sizeof(int) * (size_t)S * (size_t)room),
         *count = (int *)xcalloc((size_t)S, sizeof(int));
     float *logps = (float *)xmalloc(sizeof(float) * (size_t)S * (size_t)room);
+    const bool keeps = (size_t)S * (size_t)room <= (size_t)m->limits.kept;
     *out = (Generation){.start = (int *)xcalloc((size_t)S + 1, sizeof(int)),
                         .ended = (bool *)xcalloc((size_t)S, sizeof(bool))};
 
@@ -93,14 +142,18 @@ void gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *
             if (slot[i].sequence >= 0) continue;
             int n = prompts->start[next + 1] - prompts->start[next];
             if (n < 1 || n > T) die_usage("a prompt of %d tokens, but it must have 1 to %d", n, T);
+            const int *prompt = prompts->tokens + prompts->start[next];
+            slot[i].same = n > 1 ? slot_with(slot, slots, prompt, n) : -1;
             slot[i].sequence = next;
-            slot[i].fed = 0;
+            if (slot[i].same != i) slot[i].fed = 0;
             slot[i].length = n;
-            memcpy(slot[i].text, prompts->tokens + prompts->start[next], sizeof(int) * (size_t)n);
+            memcpy(slot[i].text, prompt, sizeof(int) * (size_t)n);
+            share_prompts(m, slot);
             next++;
             running++;
         }
-        if (!running) break;
+        if (!running || (s->stopped && s->stopped())) break;
+        progress(next - running, S);
         // 2. rows: the tokens of each slot that the model has not read; a long prompt may take
         // several rounds
         int N = 0, R = 0, waiting = running;
@@ -108,6 +161,7 @@ void gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *
             if (slot[i].sequence < 0) continue;
             int n = slot[i].length - slot[i].fed;
             waiting--;
+            if (slot[i].same >= 0) continue;
             if (n > N_max - N - waiting)
                 n = N_max - N - waiting;  // leave one row for each other slot
             for (int j = 0; j < n; j++, N++) {
@@ -128,11 +182,18 @@ void gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *
         // 3. the model, and the logits of the last row of each text
         device_write(m->token, row_token, sizeof(int) * (size_t)N);
         device_write(m->position, row_position, sizeof(int) * (size_t)N);
-        forward_cached(m, N, row_slot, row_position);
+        forward_cached(m, N, row_slot, row_position, R);
+        share_prompts(m, slot);
         if (!R) continue;
-        device_write(m->row, m->host_row, sizeof(int) * (size_t)R);
-        gather_rows(m->head_in, m->norm, m->row, R, m->config.n_embd);
-        head_forward(m->logits, m->head_in, m->parts[WTE].w, R, m->config.n_embd, V, m->ldv);
+        if (keeps) {
+            for (int r = 0; r < R; r++) {
+                const int q = slot[drawing[r]].sequence;
+                drawn[r] = q * room + count[q];  // where its output is kept
+            }
+            device_write(m->target, drawn, sizeof(int) * (size_t)R);
+            scatter_rows(m->kept, m->norm, m->target, R, m->config.n_embd);
+        }
+        head_forward(m->logits, m->norm, m->parts[WTE].w, R, m->config.n_embd, V, m->ldv);
         // 4. sample one token for each, with the sequence's own random number
         for (int r = 0; r < R; r++) {
             const Slot *t = &slot[drawing[r]];
@@ -170,7 +231,9 @@ void gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *
                sizeof(int) * (size_t)count[q]);
         memcpy(out->logp + out->start[q], logps + (size_t)q * (size_t)room,
                sizeof(float) * (size_t)count[q]);
+        for (int k = 0; k < count[q] && keeps; k++) m->host_kept[out->start[q] + k] = q * room + k;
     }
+    if (keeps) m->kept_n = out->start[S];
     for (int i = 0; i < slots; i++) free(slot[i].text);
     free(slot);
     free(row_slot);
@@ -179,6 +242,51 @@ void gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *
     free(tokens);
     free(logps);
     free(count);
+}
+
+/* Each process has the responses of its part of S prompts: all get all of them. */
+static void collect(GPT2 *m, Generation *g, int S) {
+    const int first = part_first(S), own = part_end(S) - first;
+    Generation all = {.start = (int *)xcalloc((size_t)S + 1, sizeof(int)),
+                      .ended = (bool *)xcalloc((size_t)S, sizeof(bool))};
+    for (int q = 0; q < own; q++) all.start[first + q + 1] = g->start[q + 1] - g->start[q];
+    memcpy(all.ended + first, g->ended, sizeof(bool) * (size_t)own);
+    parts_collect(all.start + 1, sizeof(int), S, NULL);  // lengths, which become starts
+    parts_collect(all.ended, sizeof(bool), S, NULL);
+    for (int q = 0; q < S; q++) all.start[q + 1] += all.start[q];
+    const size_t n = (size_t)all.start[S];
+    all.tokens = (int *)xmalloc(sizeof(int) * n);
+    all.logp = (float *)xmalloc(sizeof(float) * n);
+    m->kept_first = all.start[first];
+    memcpy(all.tokens + m->kept_first, g->tokens, sizeof(int) * (size_t)g->start[own]);
+    memcpy(all.logp + m->kept_first, g->logp, sizeof(float) * (size_t)g->start[own]);
+    parts_collect(all.tokens, sizeof(int), S, all.start);
+    parts_collect(all.logp, sizeof(float), S, all.start);
+    generation_free(g);
+    *g = all;
+}
+
+void gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *out,
+                   TokenSink *sink, void *context) {
+    const int S = prompts->S, first = part_first(S), own = part_end(S) - first;
+    m->kept_first = 0;
+    if (ranks() == 1) {
+        generate(m, prompts, s, out, sink, context);
+        return;
+    }
+    const int from = prompts->start[first];
+    int *start = (int *)xcalloc((size_t)own + 1, sizeof(int));
+    uint32_t *id = (uint32_t *)xcalloc((size_t)own, sizeof *id);
+    for (int q = 0; q < own; q++) {
+        start[q + 1] = prompts->start[first + q + 1] - from;
+        id[q] = prompts->id ? prompts->id[first + q] : (uint32_t)(first + q);
+    }
+    const Batch part = {
+        .S = own, .N = start[own], .start = start, .tokens = prompts->tokens + from, .id = id};
+    generate(m, &part, s, out, NULL, NULL);
+    collect(m, out, S);
+    free(start);
+    free(id);
 }
 
 void generation_free(Generation *g) {

@@ -13,7 +13,9 @@ typedef struct {
     int max_new_tokens;
     int stop_token;  // ends a response and is part of it; < 0 = none
     uint64_t seed;
-    uint32_t step;  // with seed, the batch's ids and the position it determines every draw
+    uint32_t step;          // with seed, the batch's ids and the position it determines every draw
+    bool (*stopped)(void);  // is asked before each token: must the answers end where they are?
+                            // NULL = never
 } Sampler;
 
 typedef struct {
@@ -30,7 +32,8 @@ typedef void TokenSink(void *context, int sequence, int token);
    when a response ends, the next prompt takes its slot. A prompt may fill all of the model's
    positions. The token sampled at the last position is part of the response, but the model does
    not read it. So prompt and response together have at most one token more than there are
-   positions. sink may be NULL. Free the result with generation_free. */
+   positions. sink may be NULL. Several processes share the prompts out (parts.h), and each gets all
+   responses. Free the result with generation_free. */
 void gpt2_generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation *out,
                    TokenSink *sink, void *context);
 void generation_free(Generation *g);

@@ -8,28 +8,83 @@
  * For the backward pass each layer stores r, qkv, att, h and fc (10 C floats a token) and a few
  * numbers per row. The outputs of the norms and gelu(fc) would be another 6 C. They are cheap to
  * recompute, so they are not stored. With gradient checkpointing a layer stores only r, and its
- * forward pass runs again.
+ * forward pass runs again. A frozen model in bf16 computes fc again (gpt2_is_lean).
  */
 #include "model/gpt2.h"
 
 #include "model/kernels.h"
 #include "model/private.h"
 #include "model/tap.h"
+#include "progress.h"
+#include "ranks.h"
 #include "util.h"
 
 const GPT2Config *gpt2_config(const GPT2 *m) { return &m->config; }
 
 /* ---- forward --------------------------------------------------------------------------------- */
 
-/* The Noise of this purpose in a layer, for the tokens of the current batch. Without noise p
-   becomes 0. */
-static Noise noise_at(const GPT2 *m, float p, RandomPurpose purpose, int layer) {
-    return (Noise){m->noisy ? p : 0, m->noise.seed, (uint32_t)purpose | (uint32_t)layer << 8,
-                   m->noise.step,    m->sequence,   m->position};
+/* Does a part of layer l have only the output rows? In the last layer that is all that comes after
+   attention: the other tokens are read only by their keys and values. */
+static bool of_outputs(const GPT2 *m, int l, bool after_attention) {
+    return after_attention && l == m->config.n_layer - 1 && m->outputs < m->batch.N;
 }
 
-/* Checks a batch and copies it to the device: tokens, positions, starts, parents and the ids of its
-   sequences. */
+/* The rows of layer l after its attention. */
+static int rows_after(const GPT2 *m, int l) {
+    return of_outputs(m, l, true) ? m->outputs : m->batch.N;
+}
+
+/* The Noise of this purpose in a layer, for its rows. Without noise p becomes 0. */
+static Noise noise_of(const GPT2 *m, float p, RandomPurpose purpose, int layer, bool outputs) {
+    return (Noise){m->noisy ? p : 0,
+                   m->noise.seed,
+                   (uint32_t)purpose | (uint32_t)layer << 8,
+                   m->noise.step,
+                   outputs ? m->output_sequence : m->sequence,
+                   outputs ? m->output_position : m->position};
+}
+
+/* The same for all tokens of the batch. */
+static Noise noise_at(const GPT2 *m, float p, RandomPurpose purpose, int layer) {
+    return noise_of(m, p, purpose, layer, false);
+}
+
+/* The same for the rows of a layer after its attention. */
+static Noise noise_after(const GPT2 *m, RandomPurpose purpose, int layer) {
+    return noise_of(m, m->noise.resid_pdrop, purpose, layer, of_outputs(m, layer, true));
+}
+
+/*
+ * Chooses the output rows: those of the tokens whose output is needed, in the order of the batch.
+ * Tokens 2k and 2k + 1 are chosen together, because a product of bf16 takes the terms of its
+ * chain in such pairs (kernels.h). So the gradients of the last layer's weights have the bits that
+ * they would have with all rows, whose other terms are 0.
+ */
+static void choose_outputs(GPT2 *m, const Batch *b) {
+    const int *needed = b->needed;
+    int n = 0, *token = m->host_int;
+    for (int i = 0; i < b->N; i++) {
+        const int other = (i ^ 1) < b->N ? i ^ 1 : i;
+        const bool chosen = !needed || needed[i] >= 0 || needed[other] >= 0;
+        m->host_output[i] = chosen ? n : -1;
+        if (chosen) token[n++] = i;
+    }
+    if (!n) m->host_output[0] = token[n++] = 0;  // kernels get at least one row
+    m->outputs = n;
+    if (n < b->N) device_write(m->output, token, sizeof(int) * (size_t)n);
+}
+
+/* to (device) = the numbers of the output rows among those of all N tokens, in host_int, which it
+   overwrites. */
+static void write_of_outputs(GPT2 *m, int N, void *to) {
+    if (m->outputs == N) return;
+    for (int i = 0; i < N; i++)
+        if (m->host_output[i] >= 0) m->host_int[m->host_output[i]] = m->host_int[i];
+    device_write(to, m->host_int, sizeof(int) * (size_t)m->outputs);
+}
+
+/* Checks a batch and copies it to the device: tokens, positions, starts, parents, the ids of its
+   sequences, and its output rows. */
 static void upload(GPT2 *m, const Batch *b) {
     if (b->N < 1 || b->N > m->limits.tokens || b->S > m->limits.sequences)
         die("a batch of %d sequences and %d tokens, but gpt2_reserve allowed at most %d and %d, "
@@ -41,6 +96,7 @@ static void upload(GPT2 *m, const Batch *b) {
                 "token %d does not exist in a model with a vocabulary of %d: the tokenizer does "
                 "not match the model",
                 b->tokens[i], m->config.vocab_size);
+    choose_outputs(m, b);
     device_write(m->token, b->tokens, sizeof(int) * (size_t)b->N);
     device_write(m->start, b->start, sizeof(int) * ((size_t)b->S + 1));
     if (b->parent) device_write(m->parent, b->parent, sizeof(int) * (size_t)b->S);
@@ -58,10 +114,12 @@ static void upload(GPT2 *m, const Batch *b) {
             m->host_int[i] = before + i - b->start[s];
     }
     device_write(m->position, m->host_int, sizeof(int) * (size_t)b->N);
+    write_of_outputs(m, b->N, m->output_position);
     for (int s = 0; s < b->S; s++)
         for (int i = b->start[s]; i < b->start[s + 1]; i++)
             m->host_int[i] = (int)(b->id ? b->id[s] : (uint32_t)s);
     device_write(m->sequence, m->host_int, sizeof(uint32_t) * (size_t)b->N);
+    write_of_outputs(m, b->N, m->output_sequence);
 }
 
 /* r = wte[token] + wpe[position], then NEFTune's noise and dropout if they are in use. */
@@ -82,8 +140,9 @@ static void embed(GPT2 *m, real *r) {
 }
 
 Noise tap_noise(const TapCall *call, float p, RandomPurpose purpose) {
-    return noise_at(call->m, p, (RandomPurpose)((uint32_t)purpose | (uint32_t)call->site << 24),
-                    call->layer);
+    const bool after_attention = call->site != TAP_WTE && call->site != TAP_C_ATTN;
+    return noise_of(call->m, p, (RandomPurpose)((uint32_t)purpose | (uint32_t)call->site << 24),
+                    call->layer, of_outputs(call->m, call->layer, after_attention));
 }
 
 /* The arguments of a tap at a site of layer l, for both passes. */
@@ -141,45 +200,57 @@ void gpt2_expand(GPT2 *m, int l, real *fc, int N) {
     gelu_forward(m->wide, fc, (size_t)N * (size_t)F);
 }
 
+/* Returns to (outputs,C) = the output rows of from (N,C). */
+static const real *output_rows(const GPT2 *m, real *to, const real *from) {
+    gather_rows(to, from, m->output, m->outputs, m->config.n_embd);
+    return to;
+}
+
 /* Layer l from norm = ln_1(r) up to fc and wide = gelu(fc). This computes all that the layer's
-   backward pass needs. */
+   backward pass needs. h, fc and all that follows have only the rows of rows_after. */
 static void layer_forward(GPT2 *m, int l) {
     const GPT2Config *c = &m->config;
-    const int N = m->batch.N, C = c->n_embd;
+    const int N = m->batch.N, C = c->n_embd, rows = rows_after(m, l);
     const Parts *p = of_layer(m, l);
     Layer *y = &m->layer[l];
+    const real *r = y->r, *att = y->att;
     gpt2_linear(y->qkv, m->norm, p + QKV_W, N, C, 3 * C);
     gpt2_tap(m, l, TAP_C_ATTN, N, C, 3 * C, m->norm, y->qkv, NULL);
     attention_forward(y->att, y->lse, y->qkv, m->start, m->batch.parent ? m->parent : NULL, N,
                       m->batch.S, c->n_head, C / c->n_head,
                       noise_at(m, m->noise.attn_pdrop, RANDOM_DROPOUT_ATTN, l));
-    gpt2_linear(m->branch, y->att, p + PROJ_W, N, C, C);
-    gpt2_tap(m, l, TAP_ATTN_C_PROJ, N, C, C, y->att, m->branch, NULL);
-    dropout(m->branch, N, C, noise_at(m, m->noise.resid_pdrop, RANDOM_DROPOUT_ATTN_RESID, l));
-    gpt2_tap(m, l, TAP_ATTN, N, 0, C, NULL, m->branch, y->r);
-    layernorm_forward(y->h, m->norm, y->mean2, y->rstd2, y->r, m->branch, p[LN2_W].w, p[LN2_B].w, N,
+    if (rows < N) {
+        att = output_rows(m, m->norm, y->att);
+        r = output_rows(m, m->wide, y->r);
+    }
+    gpt2_linear(m->branch, att, p + PROJ_W, rows, C, C);
+    gpt2_tap(m, l, TAP_ATTN_C_PROJ, rows, C, C, att, m->branch, NULL);
+    dropout(m->branch, rows, C, noise_after(m, RANDOM_DROPOUT_ATTN_RESID, l));
+    gpt2_tap(m, l, TAP_ATTN, rows, 0, C, NULL, m->branch, r);
+    layernorm_forward(y->h, m->norm, y->mean2, y->rstd2, r, m->branch, p[LN2_W].w, p[LN2_B].w, rows,
                       C, c->layer_norm_epsilon);
-    gpt2_expand(m, l, y->fc, N);
+    gpt2_expand(m, l, y->fc, rows);
 }
 
 /* branch = the output of layer l's MLP, from wide. */
 static void layer_output(GPT2 *m, int l) {
-    const int N = m->batch.N, C = m->config.n_embd, F = m->config.n_inner;
+    const int rows = rows_after(m, l), C = m->config.n_embd, F = m->config.n_inner;
     const Parts *p = of_layer(m, l);
-    gpt2_linear(m->branch, m->wide, p + OUT_W, N, F, C);
-    gpt2_tap(m, l, TAP_MLP_C_PROJ, N, F, C, m->wide, m->branch, NULL);
-    dropout(m->branch, N, C, noise_at(m, m->noise.resid_pdrop, RANDOM_DROPOUT_MLP_RESID, l));
-    gpt2_tap(m, l, TAP_MLP, N, 0, C, NULL, m->branch, m->layer[l].h);
+    gpt2_linear(m->branch, m->wide, p + OUT_W, rows, F, C);
+    gpt2_tap(m, l, TAP_MLP_C_PROJ, rows, F, C, m->wide, m->branch, NULL);
+    dropout(m->branch, rows, C, noise_after(m, RANDOM_DROPOUT_MLP_RESID, l));
+    gpt2_tap(m, l, TAP_MLP, rows, 0, C, NULL, m->branch, m->layer[l].h);
 }
 
 void gpt2_forward(GPT2 *m, const Batch *b, const GPT2Noise *noise) {
     const GPT2Config *c = &m->config;
     const int N = b->N, C = c->n_embd;
+    progress_tick();
     m->batch = *b;
     m->noisy = noise != NULL;
     if (noise) m->noise = *noise;
     m->scored = m->logits_kept = 0;
-    m->decoding = m->recomputing = m->head_in_is_grad = false;
+    m->decoding = m->recomputing = m->recalled = m->head_in_is_grad = false;
     device_precision(m->precision);
     upload(m, b);
     embed(m, m->layer[0].r);
@@ -195,8 +266,30 @@ void gpt2_forward(GPT2 *m, const Batch *b, const GPT2Noise *noise) {
     }
     const Parts *f = of_layer(m, c->n_layer);  // ln_f comes where the next layer's ln_1 would be
     layernorm_forward(m->r_final, m->norm, m->mean_f, m->rstd_f, m->layer[c->n_layer - 1].h,
-                      m->branch, f[0].w, f[1].w, N, C, c->layer_norm_epsilon);
+                      m->branch, f[0].w, f[1].w, m->outputs, C, c->layer_norm_epsilon);
     m->in_memory = true;
+}
+
+void gpt2_recall(GPT2 *m, const Batch *b, const int *of) {
+    if (b->N < 1 || b->N > m->limits.tokens)
+        die("gpt2_recall: a batch of %d tokens, but gpt2_reserve allowed 1 to %d", b->N,
+            m->limits.tokens);
+    m->batch = *b;
+    m->batch.needed = of;
+    m->noisy = m->decoding = m->recomputing = m->head_in_is_grad = false;
+    m->scored = m->logits_kept = 0;
+    choose_outputs(m, &m->batch);
+    for (int i = 0; i < b->N; i++) {
+        if (m->host_output[i] < 0) continue;
+        const int k = of[i] - m->kept_first;
+        if (of[i] >= 0 && (k < 0 || k >= m->kept_n))
+            die("gpt2_recall: sampled token %d, but the outputs of %d from %d on are kept", of[i],
+                m->kept_n, m->kept_first);
+        m->host_int[m->host_output[i]] = of[i] < 0 ? 0 : m->host_kept[k];
+    }
+    device_write(m->output, m->host_int, sizeof(int) * (size_t)m->outputs);
+    gather_rows(m->norm, m->kept, m->output, m->outputs, m->config.n_embd);
+    m->in_memory = m->recalled = true;
 }
 
 /* ---- the heads ------------------------------------------------------------------------------ */
@@ -208,6 +301,9 @@ static void check_in_memory(const GPT2 *m, const char *caller) {
             "forward pass left",
             caller);
 }
+
+/* Did the batch need the output of token i? */
+static bool is_needed(const GPT2 *m, int i) { return !m->batch.needed || m->batch.needed[i] >= 0; }
 
 /* Gathers the rows that have a target, and scores logit_rows of them at a time. It starts with the
    last rows, so that the logits of the first ones, rows [0,logits_kept), remain in memory for the
@@ -229,8 +325,9 @@ void gpt2_logprob(GPT2 *m, const int *target, float temperature, float *logp, fl
             die_usage("target %d does not exist in a vocabulary of %d", target[i], V);
         if (R == m->limits.scored)
             die("more than %d scored tokens, but gpt2_reserve allowed at most that many", R);
-        m->host_row[R] = i;
-        m->host_int[R++] = target[i];
+        if (!is_needed(m, i))
+            die("gpt2_logprob: token %d has a target, but its output is not needed", i);
+        m->host_row[R++] = i;
     }
     if (!(temperature > 0))
         die("gpt2_logprob: a temperature of %g, but it must be above 0", (double)temperature);
@@ -241,7 +338,9 @@ void gpt2_logprob(GPT2 *m, const int *target, float temperature, float *logp, fl
     device_precision(m->precision);
     m->head_in_is_grad = m->noisy && m->limits.train && !m->parts[WTE].g;
     if (!R) return;
-    device_write(m->row, m->host_row, sizeof(int) * (size_t)R);
+    for (int r = 0; r < R; r++) m->host_int[r] = m->host_output[m->host_row[r]];
+    device_write(m->row, m->host_int, sizeof(int) * (size_t)R);
+    for (int r = 0; r < R; r++) m->host_int[r] = target[m->host_row[r]];
     device_write(m->target, m->host_int, sizeof(int) * (size_t)R);
     gather_rows(m->head_in, m->norm, m->row, R, C);
     if (m->head_in_is_grad) {
@@ -340,8 +439,10 @@ void gpt2_value(GPT2 *m, float *value) {
     const Parts *p = scalar_head(m);
     check_in_memory(m, "gpt2_value");
     value_forward(m->value, m->norm, p[0].w, m->config.head == LM_AND_VALUE_HEAD ? p[1].w : NULL,
-                  m->batch.N, m->config.n_embd);
-    device_read(value, m->value, sizeof(float) * (size_t)m->batch.N);
+                  m->outputs, m->config.n_embd);
+    device_read(m->host_float, m->value, sizeof(float) * (size_t)m->outputs);
+    for (int i = 0; i < m->batch.N; i++)
+        value[i] = is_needed(m, i) ? m->host_float[m->host_output[i]] : 0;
 }
 
 void gpt2_scale_value(GPT2 *m, double gain, double bias) {
@@ -395,28 +496,31 @@ static void vocabulary_backward(GPT2 *m, const float *dlogp, const float *dentro
     scatter_rows(m->d_norm, m->head_in, m->row, R, C);
 }
 
-/* d_norm (N,C) = gradient with respect to the output of ln_f, from both heads. */
+/* d_norm (outputs,C) = gradient with respect to the output of ln_f, from both heads. */
 static void heads_backward(GPT2 *m, const float *dlogp, const float *dentropy,
                            const float *dvalue) {
-    const int N = m->batch.N, C = m->config.n_embd;
-    device_zero(m->d_norm, sizeof(real) * (size_t)N * (size_t)C);
+    const int C = m->config.n_embd;
+    device_zero(m->d_norm, sizeof(real) * (size_t)m->outputs * (size_t)C);
     if (m->scored) vocabulary_backward(m, dlogp, dentropy);
     if (!dvalue) return;
     // value = norm w + b
     const Parts *p = scalar_head(m);
-    device_write(m->value, dvalue, sizeof(float) * (size_t)N);
+    for (int i = 0; i < m->batch.N; i++)
+        if (m->host_output[i] >= 0)
+            m->host_float[m->host_output[i]] = is_needed(m, i) ? dvalue[i] : 0;
+    device_write(m->value, m->host_float, sizeof(float) * (size_t)m->outputs);
     value_backward(m->d_norm, p[0].g, m->config.head == LM_AND_VALUE_HEAD ? p[1].g : NULL, m->value,
-                   m->norm, p[0].w, N, C);
+                   m->norm, p[0].w, m->outputs, C);
 }
 
 /* ---- backward -------------------------------------------------------------------------------- */
 
 /* Calls the tap at a linear layer out = inp w + b, after dinp = dout w^T is computed. dinp is NULL
    if nothing below trains. */
-static void tap_backward(const GPT2 *m, int l, TapSite site, int IC, int OC, const real *inp,
+static void tap_backward(const GPT2 *m, int l, TapSite site, int N, int IC, int OC, const real *inp,
                          const real *dout, real *dinp) {
     if (!m->tap.at[site]) return;
-    TapCall call = tap_call(m, l, site, m->batch.N, IC, OC, inp);
+    TapCall call = tap_call(m, l, site, N, IC, OC, inp);
     call.dout = (real *)dout;
     call.dinp = dinp;
     m->tap.backward(m->tap.context, &call);
@@ -427,18 +531,31 @@ static void tap_backward(const GPT2 *m, int l, TapSite site, int IC, int OC, con
    Without dropout and tap the result is d_r, otherwise it is computed in m->branch. */
 static const real *branch_gradient(GPT2 *m, RandomPurpose purpose, int l, TapSite site,
                                    const real *residual) {
-    const int N = m->batch.N, C = m->config.n_embd;
-    Noise noise = noise_at(m, m->noise.resid_pdrop, purpose, l);
+    const int rows = rows_after(m, l), C = m->config.n_embd;
+    Noise noise = noise_after(m, purpose, l);
     if (noise.p <= 0 && !m->tap.at[site]) return m->d_r;
-    device_copy(m->branch, m->d_r, sizeof(real) * (size_t)N * (size_t)C);
+    device_copy(m->branch, m->d_r, sizeof(real) * (size_t)rows * (size_t)C);
     if (m->tap.at[site]) {
-        TapCall call = tap_call(m, l, site, N, 0, C, NULL);
+        TapCall call = tap_call(m, l, site, rows, 0, C, NULL);
         call.residual = residual;
         call.dout = m->branch;
         call.dresidual = m->d_r;
         m->tap.backward(m->tap.context, &call);
     }
-    dropout(m->branch, N, C, noise);
+    dropout(m->branch, rows, C, noise);
+    return m->branch;
+}
+
+/* Of the last layer: d_r and the gradient of att, whose output rows are in d_norm, of all tokens.
+   They are 0 at tokens that are not output rows. Returns the second, in branch. Overwrites norm. */
+static const real *gradients_of_all(GPT2 *m) {
+    const int C = m->config.n_embd;
+    const size_t all = sizeof(real) * (size_t)m->batch.N * (size_t)C;
+    device_zero(m->branch, all);
+    scatter_rows(m->branch, m->d_norm, m->output, m->outputs, C);
+    device_copy(m->norm, m->d_r, sizeof(real) * (size_t)m->outputs * (size_t)C);
+    device_zero(m->d_r, all);
+    scatter_rows(m->d_r, m->norm, m->output, m->outputs, C);
     return m->branch;
 }
 
@@ -447,6 +564,7 @@ static const real *branch_gradient(GPT2 *m, RandomPurpose purpose, int l, TapSit
 static void layer_backward(GPT2 *m, int l) {
     const GPT2Config *c = &m->config;
     const int N = m->batch.N, C = c->n_embd, F = c->n_inner, S = m->batch.S;
+    const int rows = rows_after(m, l);
     const Parts *p = of_layer(m, l);
     Layer *y = &m->layer[l];
     // lowest: nothing below c_attn of layer 0 trains, and nothing in the layer but tensors that
@@ -466,27 +584,36 @@ static void layer_backward(GPT2 *m, int l) {
     // r' = h + dropout(c_proj(gelu(fc)))
     const real *d = branch_gradient(m, RANDOM_DROPOUT_MLP_RESID, l, TAP_MLP, y->h);
     if (lowest && !below_output_tapped) return;
-    if (m->tap.at[TAP_MLP_C_PROJ]) gelu_forward(m->act, y->fc, (size_t)N * (size_t)F);
-    linear_backward(m->wide, d, p + OUT_W, N, F, C);
-    tap_backward(m, l, TAP_MLP_C_PROJ, F, C, m->act, d, m->wide);
-    gelu_backward(m->wide, y->fc, (size_t)N * (size_t)F);  // fc becomes gelu(fc)
-    linear_backward_weight(p[OUT_W].g, p[OUT_B].g, y->fc, d, N, F, C);
+    if (gpt2_is_lean(&m->limits) && l < c->n_layer - 1) {
+        layernorm_forward(NULL, m->norm, y->mean2, y->rstd2, y->h, NULL, p[LN2_W].w, p[LN2_B].w,
+                          rows, C, c->layer_norm_epsilon);
+        gpt2_expand(m, l, y->fc, rows);
+    }
+    if (m->tap.at[TAP_MLP_C_PROJ]) gelu_forward(m->act, y->fc, (size_t)rows * (size_t)F);
+    linear_backward(m->wide, d, p + OUT_W, rows, F, C);
+    tap_backward(m, l, TAP_MLP_C_PROJ, rows, F, C, m->act, d, m->wide);
+    gelu_backward(m->wide, y->fc, (size_t)rows * (size_t)F);  // fc becomes gelu(fc)
+    linear_backward_weight(p[OUT_W].g, p[OUT_B].g, y->fc, d, rows, F, C);
     // fc = c_fc(ln_2(h))
     if (p[FC_W].g || m->tap.at[TAP_C_FC])
-        layernorm_forward(NULL, m->norm, y->mean2, y->rstd2, y->h, NULL, p[LN2_W].w, p[LN2_B].w, N,
-                          C, c->layer_norm_epsilon);
-    linear_backward_weight(p[FC_W].g, p[FC_B].g, m->norm, m->wide, N, C, F);
-    linear_backward(m->d_norm, m->wide, p + FC_W, N, C, F);
-    tap_backward(m, l, TAP_C_FC, C, F, m->norm, m->wide, m->d_norm);
+        layernorm_forward(NULL, m->norm, y->mean2, y->rstd2, y->h, NULL, p[LN2_W].w, p[LN2_B].w,
+                          rows, C, c->layer_norm_epsilon);
+    linear_backward_weight(p[FC_W].g, p[FC_B].g, m->norm, m->wide, rows, C, F);
+    linear_backward(m->d_norm, m->wide, p + FC_W, rows, C, F);
+    tap_backward(m, l, TAP_C_FC, rows, C, F, m->norm, m->wide, m->d_norm);
     layernorm_backward(m->d_r, p[LN2_W].g, p[LN2_B].g, m->d_norm, y->h, y->mean2, y->rstd2,
-                       p[LN2_W].w, N, C);
+                       p[LN2_W].w, rows, C);
     // h = r + dropout(c_proj(att))
-    d = branch_gradient(m, RANDOM_DROPOUT_ATTN_RESID, l, TAP_ATTN, y->r);
+    const real *r = y->r, *att = y->att, *d_att = m->d_norm;
+    if (rows < N) r = output_rows(m, m->wide, y->r);
+    d = branch_gradient(m, RANDOM_DROPOUT_ATTN_RESID, l, TAP_ATTN, r);
     if (lowest && !attention_tapped) return;
-    linear_backward_weight(p[PROJ_W].g, p[PROJ_B].g, y->att, d, N, C, C);
-    linear_backward(m->d_norm, d, p + PROJ_W, N, C, C);
-    tap_backward(m, l, TAP_ATTN_C_PROJ, C, C, y->att, d, m->d_norm);
-    attention_backward(m->wide, m->d_norm, y->qkv, y->att, y->lse, m->start,
+    if (rows < N) att = output_rows(m, m->norm, y->att);
+    linear_backward_weight(p[PROJ_W].g, p[PROJ_B].g, att, d, rows, C, C);
+    linear_backward(m->d_norm, d, p + PROJ_W, rows, C, C);
+    tap_backward(m, l, TAP_ATTN_C_PROJ, rows, C, C, att, d, m->d_norm);
+    if (rows < N) d_att = gradients_of_all(m);
+    attention_backward(m->wide, d_att, y->qkv, y->att, y->lse, m->start,
                        m->batch.parent ? m->parent : NULL, N, S, c->n_head, C / c->n_head,
                        noise_at(m, m->noise.attn_pdrop, RANDOM_DROPOUT_ATTN, l));
     // qkv = c_attn(ln_1(r))
@@ -495,7 +622,7 @@ static void layer_backward(GPT2 *m, int l) {
                           C, c->layer_norm_epsilon);
     linear_backward_weight(p[QKV_W].g, p[QKV_B].g, m->norm, m->wide, N, C, 3 * C);
     if (!lowest) linear_backward(m->d_norm, m->wide, p + QKV_W, N, C, 3 * C);
-    tap_backward(m, l, TAP_C_ATTN, C, 3 * C, m->norm, m->wide, lowest ? NULL : m->d_norm);
+    tap_backward(m, l, TAP_C_ATTN, N, C, 3 * C, m->norm, m->wide, lowest ? NULL : m->d_norm);
     if (!lowest)
         layernorm_backward(m->d_r, p[LN1_W].g, p[LN1_B].g, m->d_norm, y->r, y->mean1, y->rstd1,
                            p[LN1_W].w, N, C);
@@ -505,29 +632,61 @@ void gpt2_backward(GPT2 *m, const float *dlogp, const float *dentropy, const flo
     const GPT2Config *c = &m->config;
     const int N = m->batch.N, C = c->n_embd;
     if (!m->limits.train) die("gpt2_backward: this model was reserved without training");
+    m->in_memory = m->in_memory && !m->recalled;
     check_in_memory(m, "gpt2_backward");
     m->in_memory = false;
+    shards_open(m);
     device_precision(m->precision);
     heads_backward(m, dlogp, dentropy, dvalue);
+    shards_final(m, c->n_layer);
     const Parts *f = of_layer(m, c->n_layer);
-    device_zero(m->d_r, sizeof(real) * (size_t)N * (size_t)C);
+    device_zero(m->d_r, sizeof(real) * (size_t)m->outputs * (size_t)C);
     layernorm_backward(m->d_r, f[0].g, f[1].g, m->d_norm, m->r_final, m->mean_f, m->rstd_f, f[0].w,
-                       N, C);
-    for (int l = c->n_layer - 1; l >= 0; l--) layer_backward(m, l);
-    if (!m->parts[WTE].g && !m->tap.at[TAP_WTE]) return;
-    dropout(m->d_r, N, C, noise_at(m, m->noise.embd_pdrop, RANDOM_DROPOUT_EMBD, 0));
-    tap_backward(m, 0, TAP_WTE, 0, C, NULL, m->d_r, NULL);
-    embed_backward(m->parts[WTE].g, m->parts[WPE].g, m->d_r, m->token, m->position, N, C);
+                       m->outputs, C);
+    for (int l = c->n_layer - 1; l >= 0; l--) {
+        layer_backward(m, l);
+        shards_final(m, l);
+    }
+    if (m->parts[WTE].g || m->tap.at[TAP_WTE]) {
+        dropout(m->d_r, N, C, noise_at(m, m->noise.embd_pdrop, RANDOM_DROPOUT_EMBD, 0));
+        tap_backward(m, 0, TAP_WTE, N, 0, C, NULL, m->d_r, NULL);
+        embed_backward(m->parts[WTE].g, m->parts[WPE].g, m->d_r, m->token, m->position, N, C);
+    }
+    shards_final(m, -1);
 }
 
 /* ---- the optimiser's step -------------------------------------------------------------------- */
 
 void gpt2_clear(GPT2 *m) {
-    if (m->gradients) device_zero(m->gradients, m->memory.gradients);
+    if (!m->gradients) return;
+    shards_restart(m);
+    device_zero(m->accumulator, sizeof(float) * m->arena);
+}
+
+/* AdamW on this process's piece of a band of the gradients. scale: of the gradients, to clip them.
+ */
+static void update(GPT2 *m, const AdamW *o, int band, float scale, int t) {
+    const Piece piece = shards_piece(m, band);
+    const size_t from = piece.at, n = piece.n;
+    for (int i = 0; i < m->tensors; i++) {
+        const Parts *p = &m->parts[i];
+        const size_t begin = p->at > from ? p->at : from;
+        const size_t last = p->at + m->tensor[i].n, end = last < from + n ? last : from + n;
+        if (!p->g || begin >= end) continue;
+        const size_t k = begin - p->at;
+        float *m1 = m->moments + piece.moments + (begin - from);
+        float *m2 = m1 + m->arena / (size_t)ranks();
+        adamw(p->w + k, p->master ? p->master + k : NULL, p->g + k, m1, m2, end - begin, scale,
+              o->learning_rate, o->beta1, o->beta2, o->epsilon,
+              m->tensor[i].ndim == 2 ? o->weight_decay : 0, t);
+    }
 }
 
 float gpt2_step(GPT2 *m, const AdamW *o, int t) {
-    float norm = (float)sqrt(sum_of_squares(m->trained, m->trained_n, m->trained_count));
+    m->kept_n = 0;
+    float norm = (float)sqrt(shards_count() > 1
+                                 ? shards_sum(m)
+                                 : sum_of_squares(m->trained, m->trained_n, m->trained_count));
     if (!isfinite(norm)) {
         gpt2_clear(m);
         return norm;
@@ -535,11 +694,8 @@ float gpt2_step(GPT2 *m, const AdamW *o, int t) {
     // clip as PyTorch does, with the same 1e-6
     float scale =
         o->max_grad_norm > 0 && norm > o->max_grad_norm ? o->max_grad_norm / (norm + 1e-6f) : 1.0f;
-    for (int i = 0; i < m->tensors; i++) {
-        const Parts *p = &m->parts[i];
-        if (p->g)
-            adamw(p->w, p->master, p->g, p->m1, p->m2, m->tensor[i].n, scale, o->learning_rate,
-                  o->beta1, o->beta2, o->epsilon, m->tensor[i].ndim == 2 ? o->weight_decay : 0, t);
-    }
+    for (int s = 0; s < m->bands; s++) update(m, o, s, scale, t);
+    shards_spread(m);
+    shards_restart(m);
     return norm;
 }

@@ -50,6 +50,9 @@ typedef struct {
                          // record; NULL = 0, 1, 2, ...
     const int *parent;   // (S) index of an earlier sequence of this batch that is the prefix of
                          // this one; -1 = no prefix; a parent has no parent; NULL = all -1
+    const int *needed;   // (N) the model's output for token i is needed where needed[i] >= 0, as
+                         // the targets of gpt2_logprob; of the other tokens the last layer computes
+                         // only keys and values; NULL = all are needed
 } Batch;
 
 typedef struct GPT2 GPT2;
@@ -69,6 +72,12 @@ typedef struct {
 
 /* Runs the batch up to the final norm. noise NULL: evaluation, without noise. */
 void gpt2_forward(GPT2 *m, const Batch *b, const GPT2Noise *noise);
+
+/* Instead of gpt2_forward on tokens that gpt2_generate has just sampled: takes the outputs that it
+   kept (memory.h, limits.kept), which have the same bits. Token i of the batch was followed by
+   sampled token of[i], counted as in Generation; < 0: the output of token i is not needed.
+   gpt2_logprob, gpt2_kl and gpt2_value may follow, gpt2_backward may not. */
+void gpt2_recall(GPT2 *m, const Batch *b, const int *of);
 
 /* Per token (N) of the last forward pass: logp = log p(target[i] | tokens up to i) under
    softmax(logits / temperature), the entropy of that distribution in nats, and best, its most
@@ -91,7 +100,8 @@ void gpt2_kl(GPT2 *m, GPT2 *reference, float *kl);
    logit is not finite. */
 float gpt2_logit_difference(GPT2 *m, GPT2 *other, float *largest);
 
-/* The scalar head, per token (N) of the last forward pass: value[i] = w . ln_f(h_i) (+ bias). */
+/* The scalar head, per token (N) of the last forward pass: value[i] = w . ln_f(h_i) (+ bias). It is
+   0 for tokens whose output is not needed. */
 void gpt2_value(GPT2 *m, float *value);
 
 /* Changes the weights so that every value becomes gain * value + bias. A score head has no bias
@@ -104,8 +114,8 @@ void gpt2_scale_value(GPT2 *m, double gain, double bias);
 /* Adds the gradients of a loss to those of the weights. dlogp, dentropy and dvalue (N) are the
    loss's derivatives with respect to the outputs of the last gpt2_logprob, at its temperature, and
    of gpt2_value. NULL: the loss does not depend on that output. Entries of tokens that are not
-   scored are not read in dlogp and dentropy. dentropy needs a gpt2_logprob that computed the
-   entropy.
+   scored are not read in dlogp and dentropy, nor in dvalue those of tokens whose output is not
+   needed. dentropy needs a gpt2_logprob that computed the entropy.
    It consumes the forward pass, whose activations it overwrites: one backward pass per
    gpt2_forward. After it, and after gpt2_generate, the functions that read a forward pass
    (gpt2_logprob, gpt2_value, gpt2_backward) end the program until gpt2_forward is called again. */

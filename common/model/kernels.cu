@@ -91,6 +91,12 @@ static cudaStream_t stream;
 static cublasLtHandle_t cublas;
 static cudaDeviceProp properties;
 
+/* A small array goes to the device by way of pinned memory, so that the host does not wait for it.
+   The first `staged` bytes of that memory belong to copies that may not have been made yet. */
+enum { STAGING = 1 << 20, STAGED_MOST = 1 << 16 };
+static unsigned char *staging;
+static size_t staged;
+
 static void cuda_check(cudaError_t error, const char *call, int line) {
     if (error != cudaSuccess)
         die("kernels.cu:%d: %s: %s (%s); if it happens again with CUDA_LAUNCH_BLOCKING=1, which "
@@ -99,13 +105,13 @@ static void cuda_check(cudaError_t error, const char *call, int line) {
             line, call, cudaGetErrorString(error), cudaGetErrorName(error));
 }
 #define CUDA(call) cuda_check(call, #call, __LINE__)
-#define CUBLAS(call)                                                                         \
-    do {                                                                                     \
-        const cublasStatus_t status = (call);                                                \
-        if (status != CUBLAS_STATUS_SUCCESS)                                                 \
-            die("kernels.cu:%d: %s: cuBLASLt's status %d; is the CUDA toolkit 12 or newer?", \
-                __LINE__, #call, (int)status);                                               \
-    } while (0)
+static void cublas_check(cublasStatus_t status, const char *call, int line) {
+    if (status != CUBLAS_STATUS_SUCCESS)
+        die("kernels.cu:%d: %s: %s (cuBLASLt's status %d); look whether the CUDA toolkit is 12 or "
+            "newer, and at nvidia-smi for the memory that is free",
+            line, call, cublasLtGetStatusString(status), (int)status);
+}
+#define CUBLAS(call) cublas_check(call, #call, __LINE__)
 
 void device_init(void) {
     if (cublas) return;
@@ -116,14 +122,18 @@ void device_init(void) {
             "no GPU that CUDA can use (%s); look at nvidia-smi, or run the program without _cuda "
             "in its name, which needs none",
             error != cudaSuccess ? cudaGetErrorString(error) : "none found");
-    CUDA(cudaSetDevice(0));
-    CUDA(cudaGetDeviceProperties(&properties, 0));
+    const char *local = getenv("OMPI_COMM_WORLD_LOCAL_RANK");  // of several processes (ranks.h)
+    if (!local) local = getenv("MPI_LOCALRANKID");
+    const int device = local ? atoi(local) % devices : 0;
+    CUDA(cudaSetDevice(device));
+    CUDA(cudaGetDeviceProperties(&properties, device));
     if (properties.major < 8)
         die_usage(
             "%s has compute capability %d.%d and 8.0 is needed (bf16; GPUs since Ampere, 2020); "
             "run the program without _cuda in its name",
             properties.name, properties.major, properties.minor);
     CUDA(cudaStreamCreate(&stream));
+    CUDA(cudaMallocHost((void **)&staging, STAGING));
     CUBLAS(cublasLtCreate(&cublas));
 }
 
@@ -153,6 +163,11 @@ size_t device_memory_free(void) {
     return left;
 }
 
+static void wait_for_stream(void) {
+    CUDA(cudaStreamSynchronize(stream));
+    staged = 0;
+}
+
 static size_t taken, most_taken;  // by device_alloc
 
 size_t device_memory_peak(void) { return most_taken; }
@@ -173,7 +188,7 @@ void *device_alloc(size_t bytes) {
 
 void device_free(void *p, size_t bytes) {
     taken -= bytes;
-    CUDA(cudaStreamSynchronize(stream));
+    wait_for_stream();
     CUDA(cudaFree(p));
 }
 
@@ -182,13 +197,20 @@ void device_copy(void *to, const void *from, size_t bytes) {
     CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
 }
 void device_write(void *device, const void *host, size_t bytes) {
+    if (!bytes) return;
+    if (bytes <= STAGED_MOST) {
+        if (staged + bytes > STAGING) wait_for_stream();
+        memcpy(staging + staged, host, bytes);
+        host = staging + staged;
+        staged += bytes;
+    }
     CUDA(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream));
-    CUDA(cudaStreamSynchronize(stream));  // the caller may reuse host
+    if (bytes > STAGED_MOST) wait_for_stream();  // the caller may reuse host
 }
 
 void device_read(void *host, const void *device, size_t bytes) {
     CUDA(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream));
-    CUDA(cudaStreamSynchronize(stream));
+    wait_for_stream();
 }
 
 real *device_map(const void *host, size_t n) {  // a GPU has its own memory and needs a copy
@@ -549,12 +571,31 @@ static const cublasLtMatmulAlgo_t *way_of(Kind kind, cublasLtMatmulDesc_t d) {
     return chosen >= 0 ? &ways[count - 1].algorithm : NULL;
 }
 
+/* A product for which cuBLASLt has no way: one thread per element of C, without tensor cores. */
+template <class Out>
+__global__ void plain_product_kernel(Out *C, size_t c_stride, Matrix A, Matrix B, const real *bias,
+                                     bool add, int M, int N, int K) {
+    const size_t i = (size_t)blockIdx.x * THREADS + threadIdx.x, m = i / (size_t)N,
+                 n = i % (size_t)N;
+    if (m >= (size_t)M) return;
+    const real *a = A.p + m * (A.transposed ? 1 : A.stride),
+               *b = B.p + n * (B.transposed ? B.stride : 1);
+    const size_t a_next = A.transposed ? A.stride : 1, b_next = B.transposed ? 1 : B.stride;
+    float sum = 0;
+    for (size_t k = 0; k < (size_t)K; k++)
+        sum = fmaf(get(a + k * a_next), get(b + k * b_next), sum);
+    if (bias) sum += get(bias + n);
+    Out *to = C + m * c_stride + n;
+    put(to, add ? get(to) + sum : sum);
+}
+
 /*
  * C (M,N) = A (M,K) B (K,N) + bias; with add, C + A B. For cuBLASLt a row-major matrix is the
  * transpose of a column-major one, so it computes C^T = B^T A^T. rows_are_k: the number of rows of
  * the batch is K, as in the gradient of a weight, and not M. With pre (M,N), which has the stride
  * of C, the result is stored in pre, and C becomes its GELU. Returns false if cuBLASLt cannot do
- * this; then nothing is computed.
+ * this; then nothing is computed. Without pre the kernel above does what cuBLASLt cannot, which may
+ * be a product of odd widths.
  */
 template <class Out>
 static bool product(int M, int N, int K, Matrix A, Matrix B, Out *C, size_t c_stride,
@@ -594,12 +635,11 @@ static bool product(int M, int N, int K, Matrix A, Matrix B, Out *C, size_t c_st
          alignment_of((uintptr_t)C | (c_stride * sizeof(Out))), alignment_of((uintptr_t)bias)}};
     const cublasLtMatmulAlgo_t *way = way_of(kind, d);
     if (!way) {
-        if (!pre)
-            die("kernels.cu: cuBLASLt has no way to multiply (%d,%d) and (%d,%d) in one order; is "
-                "the CUDA toolkit 12 or newer?",
-                M, K, K, N);
         cublasLtMatmulDescDestroy(d);
-        return false;
+        if (pre) return false;
+        LAUNCH(plain_product_kernel<Out>, blocks_for((size_t)M * (size_t)N, THREADS), THREADS, 0,
+               stream, C, c_stride, A, B, bias, add, M, N, K);
+        return true;
     }
     cublasLtMatrixLayout_t b = B.transposed ? layout(stored, (uint64_t)K, (uint64_t)N, B.stride)
                                             : layout(stored, (uint64_t)N, (uint64_t)K, B.stride);
@@ -640,35 +680,39 @@ void embed_forward(real *out, const int *token, const int *position, const real 
          C % 8 == 0 && aligned(out, wte, wpe));
 }
 
-/* next[n] = the next row with the same id as row n, or N. first[n]: no earlier row has this id.
-   Compares all pairs of rows, which for 16,384 rows is less work than the bias of one layer. */
-__global__ void links_kernel(int *next, int *first, const int *id, int N) {
+/* order (N): the rows, sorted by id and then by number. place[n]: where row n is in it. count[n]:
+   the number of rows with the id of row n, or 0 if an earlier row has this id. Compares all pairs
+   of rows, which for 16,384 rows is less work than the bias of one layer. */
+__global__ void order_kernel(int *order, int *place, int *count, const int *id, int N) {
     SHARED(int, ids, [THREADS]);
     const int n = (int)(blockIdx.x * THREADS + threadIdx.x), mine = n < N ? id[n] : -1;
-    int after = N, before = 1;
+    int smaller = 0, equal = 0, earlier = 0;
     for (int from = 0; from < N; from += THREADS) {
         __syncthreads();
         ids[threadIdx.x] = from + (int)threadIdx.x < N ? id[from + (int)threadIdx.x] : -2;
         __syncthreads();
-        for (int i = 0; i < THREADS; i++) {
-            if (ids[i] != mine) continue;
-            if (from + i < n) before = 0;
-            if (from + i > n) after = min(after, from + i);
+        for (int i = 0; i < min(THREADS, N - from); i++) {
+            smaller += ids[i] < mine;
+            equal += ids[i] == mine;
+            earlier += ids[i] == mine && from + i < n;
         }
     }
     if (n < N) {
-        next[n] = after;
-        first[n] = before;
+        order[smaller + earlier] = n;
+        place[n] = smaller + earlier;
+        count[n] = earlier ? 0 : equal;
     }
 }
 
 /* One block adds all rows of an id in order, for THREADS channels. */
 __global__ void embed_backward_kernel(float *dtable, const real *dout, const int *id,
-                                      const int *next, const int *first, int N, int C) {
-    const int n = (int)blockIdx.x, c = (int)(blockIdx.y * THREADS + threadIdx.x);
-    if (!first[n] || c >= C) return;
+                                      const int *order, const int *place, const int *count, int C) {
+    const int n = (int)blockIdx.x, c = (int)(blockIdx.y * THREADS + threadIdx.x), rows = count[n];
+    if (!rows || c >= C) return;
+    const int *row = order + place[n];
     float *to = dtable + (size_t)id[n] * (size_t)C + (size_t)c, sum = *to;
-    for (int m = n; m < N; m = next[m]) sum += get(dout + (size_t)m * (size_t)C + (size_t)c);
+#pragma unroll 8  // the number of loads in flight
+    for (int i = 0; i < rows; i++) sum += get(dout + (size_t)row[i] * (size_t)C + (size_t)c);
     *to = sum;
 }
 
@@ -677,15 +721,16 @@ void embed_backward(float *dwte, float *dwpe, const real *dout, const int *token
     // out[n] = wte[token[n]] + wpe[position[n]]:  dwte[token[n]] += dout[n],  dwpe[position[n]] +=
     // dout[n]
     if (!N) return;
-    int *next = (int *)workspace(2 * sizeof(int) * (size_t)N), *first = next + N;
+    int *order = (int *)workspace(3 * sizeof(int) * (size_t)N), *place = order + N,
+        *count = place + N;
     for (int table = 0; table < 2; table++) {
         float *to = table ? dwpe : dwte;
         const int *id = table ? position : token;
         if (!to) continue;
-        LAUNCH(links_kernel, blocks_for((size_t)N, THREADS), THREADS, 0, stream, next, first, id,
-               N);
+        LAUNCH(order_kernel, blocks_for((size_t)N, THREADS), THREADS, 0, stream, order, place,
+               count, id, N);
         LAUNCH(embed_backward_kernel, dim3((unsigned)N, blocks_for((size_t)C, THREADS)), THREADS, 0,
-               stream, to, dout, id, next, first, N, C);
+               stream, to, dout, id, order, place, count, C);
     }
 }
 
@@ -1230,9 +1275,14 @@ void add_uniform_noise(real *x, const float *magnitude, int N, int C, Noise nois
    and loops over the keys in blocks of 64, counted from the start of the sequence. Decoding runs
    the same code with one warp. A block of masked keys adds 0 and rescales by 1, so a row has the
    same bits regardless of the other rows. Tiles in shared memory have rows of LD numbers, 16 bytes
-   more than a head, so that the rows of an 8 x 8 matrix are in different banks. */
+   more than a head, so that the rows of an 8 x 8 matrix are in different banks. In fp32 a block has
+   half as many queries and keys, because a number takes twice the memory. */
 
-enum { KB = 64 };
+enum { KB = FP32 ? 32 : 64, ATTENTION_WARPS = KB / 16 };
+
+/* The shared memory that a block can have on every GPU of compute capability 8.0 or later. 8.6, 8.9
+   and 12.0 have the least, 100 KiB less the 1 KiB that the system takes. */
+enum { SHARED_OF_ANY_GPU = 99 << 10 };
 
 template <int HSP>
 struct Tile {
@@ -1243,10 +1293,10 @@ struct Tile {
     };  // LDP: of a tile of 64 columns
 };
 
-static size_t shared_bytes(int tiles, int probabilities, int warps, int hsp) {
+static constexpr size_t shared_bytes(int tiles, int probabilities, int hsp) {
     const size_t pad = 16 / sizeof(real);
     return sizeof(real) * ((size_t)tiles * KB * ((size_t)hsp + pad) +
-                           (size_t)probabilities * (size_t)warps * 16 * (KB + pad)) +
+                           (size_t)probabilities * ATTENTION_WARPS * 16 * (KB + pad)) +
            2 * KB * sizeof(float);
 }
 
@@ -1316,21 +1366,77 @@ static __device__ void load_tile(real *tile, RowsOf x, int t0, int end, int rows
     }
 }
 
-/* The dropout factor of (query in row n, key, head). */
-static __device__ float attention_keep(const Noise &z, int n, int key, int h, int NH) {
-    return noise_uniform(z, n, (uint32_t)key * (uint32_t)NH + (uint32_t)h) >= z.p
-               ? 1.0f / (1.0f - z.p)
-               : 0.0f;
+/* Dropout is a template argument (DROP) of the kernels, because its code takes registers even where
+   p is 0. Without and with it, `make cuda_table` of nvcc 13.0 counts 102 and 140 registers in the
+   forward pass, 128 and 160 for dq, and 166 and 240 for dk and dv, for heads of 64 numbers. */
+
+/* The draw for four keys of the query in row n; key is one of them. */
+static __device__ Random4 attention_draw(const Noise &z, int n, int key, int h, int NH) {
+    return random4(z.seed, z.purpose, z.step, z.sequence[n], (uint32_t)z.position[n],
+                   (uint32_t)(key / 4) * (uint32_t)NH + (uint32_t)h);
+}
+
+static __device__ float attention_keep(const Noise &z, uint32_t word) {
+    return random_uniform(word) >= z.p ? 1.0f / (1.0f - z.p) : 0.0f;
+}
+
+/* The dropout factors of this lane's four elements of a tile with a query in each row and a key in
+   each column, distributed as d in mma_bf16. n0 and n1 are the batch rows of the lane's queries,
+   key is the first of its keys. Two adjacent lanes have four keys of the same two queries. Each
+   draws for one query, and gives the other lane the words of its keys. */
+static __device__ void keep_by_query(float keep[4], const Noise &z, int n0, int n1, int key, int h,
+                                     int NH) {
+    const bool odd = threadIdx.x % 2;
+    const Random4 own = attention_draw(z, odd ? n1 : n0, key, h, NH);
+    const uint32_t first = __shfl_xor_sync(ALL, odd ? own.v[0] : own.v[2], 1),
+                   second = __shfl_xor_sync(ALL, odd ? own.v[1] : own.v[3], 1);
+    keep[0] = attention_keep(z, odd ? first : own.v[0]);
+    keep[1] = attention_keep(z, odd ? second : own.v[1]);
+    keep[2] = attention_keep(z, odd ? own.v[2] : first);
+    keep[3] = attention_keep(z, odd ? own.v[3] : second);
+}
+
+/* The same for a tile with a key in each row and a query in each column. key is the lane's first
+   key, and n0 and n1 are the batch rows of its queries. Four lanes, whose g differs in its lower
+   two bits q, have four keys in their first row, and four in their second, of the same two queries.
+   Lane q draws for all four lanes' element q, and they exchange words: lane q needs word q of each
+   draw. After a prefix whose length is no multiple of four, the four keys do not share a draw, and
+   each lane draws for itself. */
+static __device__ void keep_by_key(float keep[4], const Noise &z, int n0, int n1, int key, int h,
+                                   int NH) {
+    const int q = threadIdx.x / 4 % 4;
+    if ((key - q) % 4) {  // the same for the whole block
+        for (int i = 0; i < 4; i++) {
+            const Random4 own = attention_draw(z, i % 2 ? n1 : n0, key + i / 2 * 8, h, NH);
+            const uint32_t low = key % 2 ? own.v[1] : own.v[0],
+                           high = key % 2 ? own.v[3] : own.v[2];
+            keep[i] = attention_keep(z, key % 4 / 2 ? high : low);
+        }
+        return;
+    }
+    Random4 x = attention_draw(z, q % 2 ? n1 : n0, key + q / 2 * 8, h, NH);
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {  // transposes pairs of lanes, then pairs of pairs
+        const uint32_t other = __shfl_xor_sync(ALL, q % 2 ? x.v[i] : x.v[i + 1], 4);
+        x.v[i] = q % 2 ? other : x.v[i];
+        x.v[i + 1] = q % 2 ? x.v[i + 1] : other;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const uint32_t other = __shfl_xor_sync(ALL, q / 2 ? x.v[i] : x.v[i + 2], 8);
+        x.v[i] = q / 2 ? other : x.v[i];
+        x.v[i + 2] = q / 2 ? x.v[i + 2] : other;
+    }
+    for (int i = 0; i < 4; i++) keep[i] = attention_keep(z, x.v[i]);
 }
 
 /*
  * Attention of `rows` consecutive queries (at most 16 per warp) at positions q0, q0+1, ... to keys
- * 0
- * .. their own position. The softmax is computed online, one block of keys after the other (Milakov
- * & Gimelshein 2018): m is the largest score so far, l the sum of e^(score - m), o the weighted sum
- * of values. noise.p > 0: dropout. n0 is the batch row of q0.
+ * 0 .. their own position. The softmax is computed online, one block of keys after the other
+ * (Milakov & Gimelshein 2018): m is the largest score so far, l the sum of e^(score - m), o the
+ * weighted sum of values. With DROP, dropout by noise. n0 is the batch row of q0.
  */
-template <int HSP, int WARPS_>
+template <int HSP, int WARPS_, bool DROP>
 static __device__ void attend(real *out, size_t out_row, float *lse, size_t lse_row, const real *q,
                               size_t q_row, int rows, int q0, RowsOf keys, RowsOf values, int hs,
                               bool eights, const Noise &noise, int n0, int h, int NH) {
@@ -1378,13 +1484,14 @@ static __device__ void attend(real *out, size_t out_row, float *lse, size_t lse_
         }
 #pragma unroll
         for (int j = 0; j < KB / 8; j++) {
-            float p[4];
+            float p[4], keep[4];
+            if constexpr (DROP)
+                keep_by_query(keep, noise, n0 + min(w * 16 + g, rows - 1),
+                              n0 + min(w * 16 + g + 8, rows - 1), k0 + 8 * j + 2 * t, h, NH);
             for (int i = 0; i < 4; i++) {
-                const int row = g + i / 2 * 8, key = k0 + 8 * j + 2 * t + i % 2;
                 p[i] = __expf(s[j][i] - m[i / 2]);
                 l[i / 2] += p[i];
-                if (noise.p > 0 && key < end && w * 16 + row < rows)
-                    p[i] *= attention_keep(noise, n0 + w * 16 + row, key, h, NH);
+                if constexpr (DROP) p[i] *= keep[i];
             }
             put2(mine + g * T::LDP + 8 * j + 2 * t, p[0], p[1]);
             put2(mine + (g + 8) * T::LDP + 8 * j + 2 * t, p[2], p[3]);
@@ -1455,9 +1562,7 @@ static __device__ RowsOf part_of(const real *qkv, Rows r, int part, int h, int N
                   r.P};
 }
 
-enum { ATTENTION_WARPS = 4 };
-
-template <int HSP>
+template <int HSP, bool DROP>
 __global__ void attention_forward_kernel(real *out, float *lse, const real *qkv, const int *start,
                                          const int *parent, int S, int NH, int hs, bool eights,
                                          Noise noise) {
@@ -1466,7 +1571,7 @@ __global__ void attention_forward_kernel(real *out, float *lse, const real *qkv,
     const Rows r = rows_of(start, parent, s);
     const int h = (int)blockIdx.y, n0 = r.own + i * KB;
     const size_t C = (size_t)NH * (size_t)hs;
-    attend<HSP, ATTENTION_WARPS>(
+    attend<HSP, ATTENTION_WARPS, DROP>(
         out + (size_t)n0 * C + (size_t)(h * hs), C, lse + (size_t)n0 * (size_t)NH + h, (size_t)NH,
         qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C, min(KB, r.T - i * KB), r.P + i * KB,
         part_of(qkv, r, 1, h, NH, hs), part_of(qkv, r, 2, h, NH, hs), hs, eights, noise, n0, h, NH);
@@ -1492,7 +1597,7 @@ __global__ void attention_delta_kernel(float *delta, const real *dout, const rea
  *
  * For dq, a block of 64 queries loops over the keys.
  */
-template <int HSP>
+template <int HSP, bool DROP>
 __global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qkv, const float *lse,
                                     const float *delta, const int *start, const int *parent, int S,
                                     int NH, int hs, bool eights, Noise noise) {
@@ -1531,14 +1636,16 @@ __global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qk
         warp_product<KB / 8, false, true>(dp, dO + w * 16 * T::LD, T::LD, V, T::LD, HSP);
 #pragma unroll
         for (int j = 0; j < KB / 8; j++) {
-            float ds[4] = {};
+            float ds[4] = {}, keep[4] = {1, 1, 1, 1};
+            if constexpr (DROP)
+                keep_by_query(keep, noise, n0 + min(w * 16 + g, rows - 1),
+                              n0 + min(w * 16 + g + 8, rows - 1), k0 + 8 * j + 2 * t, h, NH);
             for (int i = 0; i < 4; i++) {
                 const int row = w * 16 + g + i / 2 * 8, key = k0 + 8 * j + 2 * t + i % 2;
                 const bool seen = row < rows && key <= q0 + row;
                 if (!seen) continue;
-                const float p = __expf(fmaf(s[j][i], scale, -lse_[i / 2])),
-                            keep = noise.p > 0 ? attention_keep(noise, n0 + row, key, h, NH) : 1;
-                ds[i] = p * (dp[j][i] * keep - delta_[i / 2]) * scale;
+                const float p = __expf(fmaf(s[j][i], scale, -lse_[i / 2]));
+                ds[i] = p * (dp[j][i] * keep[i] - delta_[i / 2]) * scale;
             }
             put2(mine + g * T::LDP + 8 * j + 2 * t, ds[0], ds[1]);
             put2(mine + (g + 8) * T::LDP + 8 * j + 2 * t, ds[2], ds[3]);
@@ -1558,7 +1665,7 @@ __global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qk
 /* For dk and dv, a block of 64 keys loops over the queries that attend to them: those of its own
    sequence, then those of its continuations, in order. So one block adds the gradients of shared
    keys, without atomics. In return s and dp are computed twice. */
-template <int HSP>
+template <int HSP, bool DROP>
 __global__ void attention_dkv_kernel(real *dqkv, const real *dout, const real *qkv,
                                      const float *lse, const float *delta, const int *start,
                                      const int *parent, int S, int NH, int hs, bool eights,
@@ -1608,15 +1715,16 @@ __global__ void attention_dkv_kernel(real *dqkv, const real *dout, const real *q
             warp_product<KB / 8, false, true>(dp, V + w * 16 * T::LD, T::LD, dO, T::LD, HSP);
 #pragma unroll
             for (int j = 0; j < KB / 8; j++) {
-                float p[4] = {}, ds[4] = {};
+                float p[4] = {}, ds[4] = {}, keep[4] = {1, 1, 1, 1};
+                if constexpr (DROP)
+                    keep_by_key(keep, noise, n0 + min(8 * j + 2 * t, rows - 1),
+                                n0 + min(8 * j + 2 * t + 1, rows - 1), k0 + w * 16 + g, h, NH);
                 for (int i = 0; i < 4; i++) {
                     const int key = w * 16 + g + i / 2 * 8, column = 8 * j + 2 * t + i % 2;
                     if (key >= keys || column >= rows || k0 + key > q0 + column) continue;
-                    const float keep =
-                        noise.p > 0 ? attention_keep(noise, n0 + column, k0 + key, h, NH) : 1;
                     p[i] = __expf(fmaf(s_t[j][i], scale, -lse_[column]));
-                    ds[i] = p[i] * (dp[j][i] * keep - delta_[column]) * scale;
-                    p[i] *= keep;
+                    ds[i] = p[i] * (dp[j][i] * keep[i] - delta_[column]) * scale;
+                    p[i] *= keep[i];
                 }
                 for (int i = 0; i < 4; i += 2) {
                     const int at = (g + i / 2 * 8) * T::LDP + 8 * j + 2 * t;
@@ -1659,15 +1767,11 @@ static void with_head_size(int hs, F f) {
 
 static bool whole_chunks(int hs) { return (size_t)hs * sizeof(real) % 16 == 0; }
 
-/* More than 48 KB of shared memory per block must be requested for a kernel. */
-template <class K>
-static size_t allow(K kernel, size_t bytes) {
-    if (bytes > properties.sharedMemPerBlockOptin)
-        die_usage(
-            "attention%s takes %zu bytes of shared memory for heads of this size, and a block has "
-            "at most %zu on %s; %s",
-            FP32 ? " in fp32" : "", bytes, properties.sharedMemPerBlockOptin, properties.name,
-            FP32 ? "build without PRECISION=fp32" : "run the program without _cuda in its name");
+/* Requests shared memory for a kernel, and returns its size. Only 48 KiB per block need no request.
+ */
+template <size_t bytes, class K>
+static size_t allow(K kernel) {
+    static_assert(bytes <= SHARED_OF_ANY_GPU, "some GPUs have less shared memory");
     CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
     return bytes;
 }
@@ -1681,8 +1785,9 @@ struct AttentionForward {
     Noise noise;
     template <int HSP>
     void at(void) const {
-        auto kernel = attention_forward_kernel<HSP>;
-        const size_t bytes = allow(kernel, shared_bytes(5, 1, ATTENTION_WARPS, HSP));
+        auto kernel = noise.p > 0 ? attention_forward_kernel<HSP, true>
+                                  : attention_forward_kernel<HSP, false>;
+        const size_t bytes = allow<shared_bytes(5, 1, HSP)>(kernel);
         LAUNCH(kernel, dim3((unsigned)(N / KB + S), (unsigned)NH), 32 * ATTENTION_WARPS, bytes,
                stream, out, lse, qkv, start, parent, S, NH, hs, whole_chunks(hs) && aligned(qkv),
                noise);
@@ -1705,13 +1810,15 @@ struct AttentionBackward {
     void at(void) const {
         const dim3 grid((unsigned)(N / KB + S), (unsigned)NH);
         const bool eights = whole_chunks(hs) && aligned(qkv, dout);
-        auto dq = attention_dq_kernel<HSP>;
-        LAUNCH(dq, grid, 32 * ATTENTION_WARPS, allow(dq, shared_bytes(4, 1, ATTENTION_WARPS, HSP)),
-               stream, dqkv, dout, qkv, lse, delta, start, parent, S, NH, hs, eights, noise);
-        auto dkv = attention_dkv_kernel<HSP>;
-        LAUNCH(dkv, grid, 32 * ATTENTION_WARPS,
-               allow(dkv, shared_bytes(4, 2, ATTENTION_WARPS, HSP)), stream, dqkv, dout, qkv, lse,
-               delta, start, parent, S, NH, hs, eights, noise);
+        const bool drop = noise.p > 0;
+        auto dq = drop ? attention_dq_kernel<HSP, true> : attention_dq_kernel<HSP, false>;
+        const size_t dq_bytes = allow<shared_bytes(4, 1, HSP)>(dq);
+        LAUNCH(dq, grid, 32 * ATTENTION_WARPS, dq_bytes, stream, dqkv, dout, qkv, lse, delta, start,
+               parent, S, NH, hs, eights, noise);
+        auto dkv = drop ? attention_dkv_kernel<HSP, true> : attention_dkv_kernel<HSP, false>;
+        const size_t dkv_bytes = allow<shared_bytes(4, 2, HSP)>(dkv);
+        LAUNCH(dkv, grid, 32 * ATTENTION_WARPS, dkv_bytes, stream, dqkv, dout, qkv, lse, delta,
+               start, parent, S, NH, hs, eights, noise);
     }
 };
 
@@ -1769,10 +1876,10 @@ __global__ void attention_cached_kernel(real *out, const real *cache, const real
     const size_t C = (size_t)NH * (size_t)hs, n = (size_t)group.row;
     const real *keys = cache + ((size_t)group.slot * (size_t)NH + (size_t)h) * 2 * head;
     const Noise none = {};
-    attend<HSP, 1>(out + n * C + (size_t)(h * hs), C, (float *)NULL, 0,
-                   qkv + n * 3 * C + (size_t)(h * hs), 3 * C, group.rows, group.position,
-                   RowsOf{NULL, keys, (size_t)hs, 0}, RowsOf{NULL, keys + head, (size_t)hs, 0}, hs,
-                   eights, none, 0, h, NH);
+    attend<HSP, 1, false>(out + n * C + (size_t)(h * hs), C, (float *)NULL, 0,
+                          qkv + n * 3 * C + (size_t)(h * hs), 3 * C, group.rows, group.position,
+                          RowsOf{NULL, keys, (size_t)hs, 0},
+                          RowsOf{NULL, keys + head, (size_t)hs, 0}, hs, eights, none, 0, h, NH);
 }
 
 struct AttentionCached {
@@ -1785,9 +1892,9 @@ struct AttentionCached {
     template <int HSP>
     void at(void) const {
         auto kernel = attention_cached_kernel<HSP>;
-        const size_t pad = 16 / sizeof(real),
-                     bytes = allow(kernel,
-                                   sizeof(real) * ((16 + 4 * KB) * (HSP + pad) + 16 * (KB + pad)));
+        constexpr size_t pad = 16 / sizeof(real);
+        const size_t bytes =
+            allow<sizeof(real) * ((16 + 4 * KB) * (HSP + pad) + 16 * (KB + pad))>(kernel);
         LAUNCH(kernel, dim3((unsigned)count, (unsigned)NH), 32, bytes, stream, out, cache, qkv,
                groups, head, NH, hs, whole_chunks(hs) && aligned(cache, qkv));
     }
@@ -1797,24 +1904,23 @@ struct AttentionCached {
    the same. */
 static struct {
     int N, room, count;
-    int *slot, *position;  // (room) host
-    int *memory;           // (device) slot (room), position (room), groups (room)
+    int *host, *memory;  // (device) (6 room) slot (N), position (N), groups (count)
 } asked;
 
 static void ask(const int *slot, const int *position, int N) {
-    if (N == asked.N && !memcmp(slot, asked.slot, sizeof(int) * (size_t)N) &&
-        !memcmp(position, asked.position, sizeof(int) * (size_t)N))
+    const size_t bytes = sizeof(int) * (size_t)N;
+    if (N == asked.N && !memcmp(slot, asked.host, bytes) &&
+        !memcmp(position, asked.host + N, bytes))
         return;
     if (N > asked.room) {
         if (asked.memory) device_free(asked.memory, 6 * sizeof(int) * (size_t)asked.room);
         asked.room = N;
-        asked.slot = (int *)xrealloc(asked.slot, (size_t)N, sizeof(int));
-        asked.position = (int *)xrealloc(asked.position, (size_t)N, sizeof(int));
+        asked.host = (int *)xrealloc(asked.host, 6 * (size_t)N, sizeof(int));
         if (!(asked.memory = (int *)device_alloc(6 * sizeof(int) * (size_t)N)))
             die("out of memory for a list of %d rows on %s; close other programs", N,
                 device_name());
     }
-    Group *groups = (Group *)xmalloc(sizeof *groups * (size_t)N);
+    Group *groups = (Group *)(void *)(asked.host + 2 * N);
     asked.N = N;
     asked.count = 0;
     for (int n = 0, rows; n < N; n += rows) {
@@ -1824,12 +1930,9 @@ static void ask(const int *slot, const int *position, int N) {
         }
         groups[asked.count++] = Group{n, rows, slot[n], position[n]};
     }
-    memcpy(asked.slot, slot, sizeof(int) * (size_t)N);
-    memcpy(asked.position, position, sizeof(int) * (size_t)N);
-    device_write(asked.memory, slot, sizeof(int) * (size_t)N);
-    device_write(asked.memory + asked.room, position, sizeof(int) * (size_t)N);
-    device_write(asked.memory + 2 * asked.room, groups, sizeof *groups * (size_t)asked.count);
-    free(groups);
+    memcpy(asked.host, slot, bytes);
+    memcpy(asked.host + N, position, bytes);
+    device_write(asked.memory, asked.host, 2 * bytes + sizeof *groups * (size_t)asked.count);
 }
 
 void attention_cached(real *out, real *cache, const real *qkv, const int *slot, const int *position,
@@ -1838,11 +1941,11 @@ void attention_cached(real *out, real *cache, const real *qkv, const int *slot, 
     if (!N) return;
     const size_t head = cached_head(positions, hs);
     ask(slot, position, N);
-    each(PutKeyValue{cache, qkv, asked.memory, asked.memory + asked.room, head, NH, hs},
+    each(PutKeyValue{cache, qkv, asked.memory, asked.memory + N, head, NH, hs},
          (size_t)N * (size_t)NH * (size_t)hs, hs % 8 == 0 && aligned(cache, qkv));
-    with_head_size(hs, AttentionCached{out, cache, qkv,
-                                       (const Group *)(const void *)(asked.memory + 2 * asked.room),
-                                       asked.count, head, NH, hs});
+    with_head_size(
+        hs, AttentionCached{out, cache, qkv, (const Group *)(const void *)(asked.memory + 2 * N),
+                            asked.count, head, NH, hs});
 }
 
 /* ---- The loss head --------------------------------------------------------------------------- */
@@ -2339,6 +2442,17 @@ double sum_of_squares(const float *const *x, const size_t *n, int count) {
     device_read(&sum, part + parts, sizeof sum);
     return sum;
 }
+
+struct AddFloats {
+    float *a;
+    const float *b;
+    template <int W>
+    __device__ void at(size_t i) const {
+        a[i] += b[i];
+    }
+};
+
+void add_floats(float *a, const float *b, size_t n) { each(AddFloats{a, b}, n, false); }
 
 struct Step {
     real *w;

@@ -1,9 +1,9 @@
 /*
  * kernels.h - the functions of the machine that the model is computed with.
  *
- * gpt2.c computes with these functions alone. product.c, layers.c, attention.c, head.c and nf4.c
- * implement them for a CPU with AVX2 or AVX-512 and OpenMP (simd.h), and device.c its memory;
- * kernels.cu implements them for a GPU and is linked instead. None of them contains
+ * gpt2.c computes with these functions alone. product.c, row.c, layers.c, attention.c, head.c
+ * and nf4.c implement them for a CPU with AVX2 or AVX-512 and OpenMP (simd.h), and device.c its
+ * memory; kernels.cu implements them for a GPU and is linked instead. None of them contains
  * anything particular to GPT-2.
  *
  *   S sequences   N tokens (of all sequences, concatenated without padding)   C channels
@@ -242,8 +242,8 @@ void add_uniform_noise(real *x, const float *magnitude, int N, int C, Noise nois
    start[s] .. start[s+1]. If parent[s] >= 0, that earlier sequence is the prefix of sequence s,
    whose rows also attend to all rows of the parent. A parent has no parent. parent NULL: no
    sequence has one. start, parent (device). Stores lse (N,NH), the log of the sum of exponentials,
-   instead of T x T probabilities. For dropout, element (query, key, head) has c = key * NH + head.
- */
+   instead of T x T probabilities. For dropout, element (query, key, head) has c = 4 (key / 4 * NH +
+   head) + key % 4, so that four keys share a draw. */
 
 void attention_forward(real *out, float *lse, const real *qkv, const int *start, const int *parent,
                        int N, int S, int NH, int hs, Noise noise);
@@ -253,7 +253,7 @@ void attention_backward(real *dqkv, const real *dout, const real *qkv, const rea
                         int hs, Noise noise);
 
 /* Bytes of one layer's cache of keys and values, for `slots` sequences of up to `positions` tokens.
- */
+   The part of a slot is contiguous: slot after slot, cache_bytes(1, ...) each. */
 size_t cache_bytes(int slots, int positions, int NH, int hs);
 /* Attention for decoding. Row n is the token at position[n] of the sequence in slot[n]. Stores its
    key and value in the cache. Then out (N,C) = attention of its query to keys 0 .. position[n],
@@ -318,6 +318,8 @@ void sample(int *token, float *logp, const real *logits, int R, int V, int ldv, 
 /* The sum in double of the squares of all elements of `count` arrays x[i] (device) (n[i]). The
    order of the sum depends only on n. */
 double sum_of_squares(const float *const *x, const size_t *n, int count);
+/* a (n) += b */
+void add_floats(float *a, const float *b, size_t n);
 /* AdamW (Loshchilov & Hutter 2019) on n elements. t = 1 in the first step. g is used as g * scale:
        m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
        w -= lr (m / (1-b1^t) / (sqrt(v / (1-b2^t)) + eps) + decay w);  g = 0

@@ -360,6 +360,14 @@ double sum_of_squares(const float *const *x, const size_t *n, int count) {
     return sum;
 }
 
+void add_floats(float *a, const float *b, size_t n) {
+#pragma omp parallel for
+    for (size_t i = 0; i < n; i += W) {
+        const int left = LEFT(n, i);
+        store(a + i, load(a + i, left) + load(b + i, left), left);
+    }
+}
+
 void adamw(real *w, float *master, float *g, float *m, float *v, size_t n, float scale, float lr,
            float beta1, float beta2, float epsilon, float decay, int t) {
     (void)master;  // w is a float

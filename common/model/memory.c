@@ -6,7 +6,10 @@
 
 #include "model/kernels.h"
 #include "model/private.h"
+#include "ranks.h"
 #include "util.h"
+
+#include <limits.h>
 
 /* ---- the table of tensors -------------------------------------------------------------------- */
 
@@ -83,13 +86,6 @@ static size_t parameters(const GPT2Tensor *t, int count) {
     return n;
 }
 
-/* The same for the tensors that train. */
-static size_t trained_parameters(const GPT2Tensor *t, int count) {
-    size_t n = 0;
-    for (int i = 0; i < count; i++) n += t[i].trains ? parameters(t + i, 1) : 0;
-    return n;
-}
-
 size_t gpt2_parameters(const GPT2Config *config, GPT2Trains trains) {
     int own;
     size_t n = 0;
@@ -124,7 +120,7 @@ typedef struct {
 
 static void *take(Arena *a, size_t count, size_t size) {
     void *p = a->base ? a->base + a->used : NULL;
-    a->used += (count * size + 63) / 64 * 64;
+    a->used = size_sum(a->used, size_sum(size_product(count, size), 63) / 64 * 64);
     return p;
 }
 
@@ -145,7 +141,7 @@ static void assign_addresses(GPT2 *m, Arena *a, GPT2Memory *memory) {
         y->h = lim->train ? take(a, N * C, sizeof(real)) : y->r;
         y->qkv = take(a, N * 3 * C, sizeof(real));
         y->att = take(a, N * C, sizeof(real));
-        y->fc = take(a, N * F, sizeof(real));
+        if (l == 0 || !gpt2_is_lean(lim)) y->fc = take(a, N * F, sizeof(real));
         y->lse = take(a, N * (size_t)c->n_head, f);
         y->mean1 = take(a, N, f);
         y->rstd1 = take(a, N, f);
@@ -166,7 +162,10 @@ static void assign_addresses(GPT2 *m, Arena *a, GPT2Memory *memory) {
     mark = a->used;
     m->ldv = (c->vocab_size + 15) / 16 * 16;
     const bool frozen = lim->train && lim->trains != TRAIN_ALL;
-    size_t most = (frozen ? LOGIT_BYTES_FROZEN : LOGIT_BYTES) / ((size_t)m->ldv * sizeof(real));
+    const int bytes = gpt2_is_lean(lim) ? LOGIT_BYTES_LEAN
+                      : frozen          ? LOGIT_BYTES_FROZEN
+                                        : LOGIT_BYTES;
+    size_t most = (size_t)bytes / ((size_t)m->ldv * sizeof(real));
     m->logit_rows = (int)(R < most ? R : most > 1 ? most : 1);
     m->logit_rows = max_int(m->logit_rows, lim->slots);
     Arena layer = *a;  // shares memory with the logits
@@ -193,6 +192,9 @@ static void assign_addresses(GPT2 *m, Arena *a, GPT2Memory *memory) {
     m->token = take(a, N, sizeof(int));
     m->position = take(a, N, sizeof(int));
     m->sequence = take(a, N, sizeof(uint32_t));
+    m->output = take(a, N, sizeof(int));
+    m->output_position = take(a, N, sizeof(int));
+    m->output_sequence = take(a, N, sizeof(uint32_t));
     m->magnitude = take(a, N, f);
     m->value = take(a, N, f);
     memory->workspace = a->used - mark;
@@ -201,7 +203,17 @@ static void assign_addresses(GPT2 *m, Arena *a, GPT2Memory *memory) {
     size_t cache =
         lim->slots ? cache_bytes(lim->slots, lim->positions, c->n_head, c->n_embd / c->n_head) : 0;
     m->cache = take(a, (size_t)c->n_layer, cache);
+    m->kept = take(a, (size_t)lim->kept * C, sizeof(real));
     memory->cache = a->used - mark;
+}
+
+int batch_tokens(int64_t tokens) {
+    if (tokens > INT_MAX)
+        die_usage(
+            "a batch of up to %lld tokens is more than can be counted, %d; use a smaller "
+            "--per_device_train_batch_size or shorter texts",
+            (long long)tokens, INT_MAX);
+    return (int)tokens;
 }
 
 void gpt2_use_bf16(GPT2Limits *limits, bool bf16, bool frozen) {
@@ -228,13 +240,16 @@ GPT2Memory gpt2_memory(const GPT2Config *config, const GPT2Limits *limits) {
     for (int i = 0; i < m.tensors; i++)
         memory.weights += weight_bytes(table + i, i < m.own ? limits->format : FORMAT_FLOAT);
     memory.weights += short_bytes(table, m.own, limits);
-    memory.gradients = trained_parameters(table, m.tensors) * sizeof(float);
-    memory.moments = (2 + SHORT) * memory.gradients;
+    const size_t arena = shards_lay_out(&m, table) * sizeof(float);
+    const size_t received = arena && ranks() > 1 ? sizeof(float) * 2 * EXCHANGED : 0;
+    memory.gradients = (1 + (size_t)shards_levels()) * arena + received;
+    memory.moments = 2 * (arena / (size_t)ranks()) + SHORT * arena;
     Arena count = {0};
     assign_addresses(&m, &count, &memory);
-    memory.total = memory.weights + memory.gradients + memory.moments + count.used;
+    memory.total = size_sum(memory.weights + memory.gradients + memory.moments, count.used);
     free(table);
     free(m.layer);
+    free(m.band);
     return memory;
 }
 
@@ -353,6 +368,20 @@ static void free_masters(GPT2 *m) {
     m->masters = NULL;
 }
 
+/* The parts of the memory for gradients, for shards.c. */
+static void divide_gradients(GPT2 *m) {
+    const int levels = shards_levels();
+    m->arena = shards_lay_out(m, m->tensor);
+    m->accumulator = m->gradients;
+    m->sum = (float **)xcalloc((size_t)levels, sizeof *m->sum);
+    for (int k = 0; k < levels; k++) m->sum[k] = m->gradients + (size_t)(1 + k) * m->arena;
+    m->received = m->gradients + (size_t)(1 + levels) * m->arena;
+    if (ranks() > 1 && m->tensor[WTE].trains && device_map(m->gradients, m->arena))
+        m->late = (uint8_t *)xcalloc((size_t)m->config.vocab_size, sizeof *m->late);
+    shards_restart(m);
+    shards_enlist(m);
+}
+
 void gpt2_reserve(GPT2 *m, const GPT2Limits *limits) {
     if (m->reserved) die("gpt2_reserve may be called once per model");
     if (m->mapped && limits->train && (limits->trains != TRAIN_NONE || m->config.head != LM_HEAD))
@@ -395,21 +424,18 @@ void gpt2_reserve(GPT2 *m, const GPT2Limits *limits) {
         if (!m->gradients || !m->moments) no_memory("this run", needed);
         m->trained = (const float **)xcalloc((size_t)m->tensors, sizeof *m->trained);
         m->trained_n = (size_t *)xcalloc((size_t)m->tensors, sizeof *m->trained_n);
-        size_t n = 0, all = m->memory.gradients / sizeof(float);
+        divide_gradients(m);
         for (int i = 0; i < m->tensors; i++) {
             if (!m->tensor[i].trains) continue;
-            m->parts[i].g = m->gradients + n;
-            m->parts[i].m1 = m->moments + n;
-            m->parts[i].m2 = m->moments + all + n;
+            m->parts[i].g = m->gradients + m->parts[i].at;
             if (SHORT) {
-                float *master = m->moments + 2 * all + n;
+                float *master = m->moments + 2 * (m->arena / (size_t)ranks()) + m->parts[i].at;
                 if (i < m->own)
                     device_copy(master, m->parts[i].master, m->tensor[i].n * sizeof(float));
                 m->parts[i].master = master;
             }
             m->trained[m->trained_count] = m->parts[i].g;
             m->trained_n[m->trained_count++] = m->tensor[i].n;
-            n += parameters(m->tensor + i, 1);
         }
     }
     for (int i = 0; i < m->own; i++)
@@ -420,6 +446,8 @@ void gpt2_reserve(GPT2 *m, const GPT2Limits *limits) {
     m->host_float = (float *)xmalloc(sizeof(float) * (N + 1));
     m->host_row =
         (int *)xmalloc(sizeof(int) * ((size_t)max_int(limits->scored, limits->slots) + 1));
+    m->host_output = (int *)xmalloc(sizeof(int) * (N + 1));
+    m->host_kept = (int *)xmalloc(sizeof(int) * ((size_t)limits->kept + 1));
 }
 
 void gpt2_free(GPT2 *m) {
@@ -434,6 +462,10 @@ void gpt2_free(GPT2 *m) {
     free_masters(m);
     if (m->more)
         device_free(m->more, parameters(m->tensor + m->own, m->tensors - m->own) * sizeof(real));
+    shards_delist(m);
+    free(m->sum);
+    free(m->band);
+    free(m->late);
     if (m->gradients) device_free(m->gradients, m->memory.gradients);
     if (m->moments) device_free(m->moments, m->memory.moments);
     if (m->short_weights) device_free(m->short_weights, short_bytes(m->tensor, m->own, &m->limits));
@@ -449,6 +481,8 @@ void gpt2_free(GPT2 *m) {
     free(m->host_int);
     free(m->host_float);
     free(m->host_row);
+    free(m->host_output);
+    free(m->host_kept);
     free(m);
 }
 
@@ -467,13 +501,10 @@ void gpt2_read(const GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, flo
         device_read(host, p->master + offset, n * sizeof(float));
     else if (part == GPT2_WEIGHT)
         real_read(host, p->w + offset, n);
+    else if (part == GPT2_GRADIENT)
+        device_read(host, p->g + offset, n * sizeof(float));
     else
-        device_read(host,
-                    (part == GPT2_GRADIENT  ? p->g
-                     : part == GPT2_MOMENT1 ? p->m1
-                                            : p->m2) +
-                        offset,
-                    n * sizeof(float));
+        shards_read_moments(m, part == GPT2_MOMENT2, p->at + offset, n, host);
 }
 
 void gpt2_write(GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, const float *host) {
@@ -483,12 +514,10 @@ void gpt2_write(GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, const fl
     if (part == GPT2_WEIGHT && p->master) device_write(p->master + offset, host, n * sizeof(float));
     if (part == GPT2_WEIGHT)
         real_write(p->w + offset, host, n);
+    else if (part == GPT2_GRADIENT)
+        device_write(p->g + offset, host, n * sizeof(float));
     else
-        device_write((part == GPT2_GRADIENT  ? p->g
-                      : part == GPT2_MOMENT1 ? p->m1
-                                             : p->m2) +
-                         offset,
-                     host, n * sizeof(float));
+        shards_write_moments(m, part == GPT2_MOMENT2, p->at + offset, n, host);
 }
 
 bool gpt2_map(GPT2 *m, int i, const void *data) {

@@ -45,9 +45,15 @@ typedef struct {
                                   // backward pass, which takes a third more time
     int slots, positions;  // decoding: most sequences at once, and the longest of them; 0 = no
                            // decoding
+    int kept;  // gpt2_generate keeps the outputs for up to so many tokens that it samples, for
+               // gpt2_recall; 0 = it keeps none
 } GPT2Limits;
 
-/* Bytes on the device, by purpose. */
+/* The tokens of a batch as GPT2Limits counts them. Ends the program with 2 and a remedy when there
+   are more than an int can count: two flags may together ask for such a batch. */
+int batch_tokens(int64_t tokens);
+
+/* Bytes on the device, by purpose. A plan that no machine could hold has SIZE_MAX. */
 typedef struct {
     size_t weights, gradients, moments, activations, logits, cache, workspace, total;
 } GPT2Memory;

@@ -32,7 +32,7 @@ void nf4_quantize(NF4 *q, void *memory, const real *weight, int IC, int OC, bool
 #pragma omp parallel
     {
         float *x = xmalloc(sizeof *x * ROWS * (size_t)IC);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(monotonic : dynamic, 1)
         for (int o0 = 0; o0 < OC; o0 += ROWS) {
             const int rows = min_int(ROWS, OC - o0);
             for (int i = 0; i < IC; i++)

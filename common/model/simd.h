@@ -1,8 +1,8 @@
 /*
  * simd.h - vectors of floats for the CPU's kernels: what depends on the width of a register.
  *
- * The files of the kernels (product.c, layers.c, attention.c, head.c, nf4.c) are compiled once for
- * each way of computing, and a program that starts chooses one (device.c):
+ * The files of the kernels (product.c, row.c, layers.c, attention.c, head.c, nf4.c) are compiled
+ * once for each way of computing, and a program that starts chooses one (device.c):
  *
  *     avx2        W = 8 floats in a vector; every CPU that we support
  *     avx512      W = 16

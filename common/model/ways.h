@@ -28,7 +28,7 @@
                                         X(head_backward) X(logprob_forward) X(logprob_backward)  \
                                             X(kl_forward) X(largest_difference) X(value_forward) \
                                                 X(value_backward) X(sample) X(sum_of_squares)    \
-                                                    X(adamw) X(round_weights)
+                                                    X(add_floats) X(adamw) X(round_weights)
 // clang-format on
 
 #ifdef WAY
@@ -37,6 +37,7 @@
 #    define RENAME(f) extern __typeof__(f) f __asm__(#    f "_" WAY_NAME(WAY));
 KERNELS(RENAME)
 RENAME(product)
+RENAME(product_one)
 RENAME(workspace)
 #endif
 

@@ -5,73 +5,135 @@
 
 #include "rl/child.h"
 
+#include "progress.h"
+#include "run/signals.h"
+
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <spawn.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { ANSWER_LIMIT = 1 << 20 };  // bytes of one line of an answer
+enum {
+    ANSWER_LIMIT = 1 << 20,  // bytes of one line of an answer
+    LOOK = 500,              // milliseconds after which we look whether a signal has come
+};
 
 struct Child {
     char *command;
     pid_t pid;
-    int to, from;  // its standard input and output
-    Str rest;      // bytes read that are not yet part of an answer
+    int to, from;   // its standard input and output
+    pid_t watcher;  // -1: there is none
+    int life;       // its standard input
+    Str rest;       // bytes read that are not yet part of an answer
 };
 
-extern char **environ;
+static volatile pid_t living;  // the child, which is ended when this program ends
 
-static pid_t living;  // the child, which is ended when this program exits
-
-static void at_exit(void) {
+static void end_living(void) {
     if (living) kill(-living, SIGTERM);
+}
+
+/* ---- the watcher ----------------------------------------------------------------------------- */
+
+/* The kernel can end the shell when we end, but not the other programs of a pipeline. So a second
+   shell is a member of the child's process group. It waits at a pipe that only we hold open. When
+   we end, however that happens, it ends all members of the group, and at last itself. */
+static const char watcher[] =
+    "trap '' TERM INT HUP PIPE; read nothing; kill -s TERM 0; sleep 1; kill -s KILL 0";
+
+/* In the new process: becomes the watcher. It keeps no file of ours open but the pipe. */
+__attribute__((noreturn)) static void watch(int pipe, pid_t group) {
+    const int nothing = open("/dev/null", O_RDWR);
+    setpgid(0, group);
+    if (getpgrp() != group) _exit(127);  // it would end our own group
+    if (nothing < 0 || dup2(pipe, STDIN_FILENO) < 0 || dup2(nothing, STDOUT_FILENO) < 0 ||
+        dup2(nothing, STDERR_FILENO) < 0)
+        _exit(127);
+    for (int file = STDERR_FILENO + 1; file < 1024; file++) close(file);
+    execl("/bin/sh", "sh", "-c", watcher, (char *)NULL);
+    _exit(127);
+}
+
+static void start_watcher(Child *c) {
+    int pair[2];
+    c->watcher = -1;
+    if (pipe2(pair, O_CLOEXEC)) return;
+    c->watcher = fork();
+    if (!c->watcher) watch(pair[0], c->pid);
+    if (c->watcher > 0) setpgid(c->watcher, c->pid);
+    close(pair[0]);
+    c->life = pair[1];
+    if (c->watcher < 0) close(pair[1]);
+}
+
+/* Ends it, and what the child has left behind in its group. */
+static void end_group(Child *c, pid_t group) {
+    if (c->watcher < 0) return;
+    kill(-group, SIGTERM);
+    kill(c->watcher, SIGKILL);
+    waitpid(c->watcher, NULL, 0);
+    close(c->life);
+    for (int i = 0; i < 100 && !kill(-group, 0); i++) usleep(10000);
+    kill(-group, SIGKILL);
+}
+
+/* ---- the child ------------------------------------------------------------------------------- */
+
+/* In the new process: becomes the shell. It has a process group of its own, so that Ctrl-C stops us
+   first, in order. The kernel ends it when we end, however that happens; parent is our process,
+   which may have ended before the kernel was told. */
+__attribute__((noreturn)) static void become(const char *command, const int to[2],
+                                             const int from[2], pid_t parent) {
+    static const int ours[] = {SIGPIPE, SIGXFSZ, SIGINT, SIGTERM, SIGHUP};
+    setpgid(0, 0);
+    for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
+        struct sigaction now;
+        const bool default_again =
+            i < 2 || sigaction(ours[i], NULL, &now) || now.sa_handler != SIG_IGN;
+        if (default_again) signal(ours[i], SIG_DFL);
+    }
+    if (dup2(to[0], STDIN_FILENO) < 0 || dup2(from[1], STDOUT_FILENO) < 0) _exit(127);
+    if (!prctl(PR_SET_PDEATHSIG, SIGTERM) && getppid() != parent) _exit(127);
+    execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+    _exit(127);
+}
+
+static void close_both(const int pair[2]) {
+    for (int i = 0; i < 2; i++)
+        if (pair[i] >= 0) close(pair[i]);
 }
 
 Child *child_start(const char *command, Error *e) {
     int to[2] = {-1, -1}, from[2] = {-1, -1};
+    const pid_t parent = getpid();
+    pid_t pid = -1;
+    signals_survive_pipes();  // writing to a program that has ended must only fail
     if (pipe2(to, O_CLOEXEC) || pipe2(from, O_CLOEXEC)) {
         fail(e, "cannot make a pipe: %s", strerror(errno));
-        if (to[0] >= 0) {
-            close(to[0]);
-            close(to[1]);
-        }
+    } else {
+        fflush(stdout);
+        pid = fork();
+        if (!pid) become(command, to, from, parent);
+        if (pid < 0) fail(e, "cannot start /bin/sh -c '%s': %s", command, strerror(errno));
+    }
+    if (pid < 0) {
+        close_both(to);
+        close_both(from);
         return NULL;
     }
-    signal(SIGPIPE, SIG_IGN);  // writing to a program that has ended must only fail
-    posix_spawn_file_actions_t files;
-    posix_spawnattr_t how;
-    sigset_t ours;
-    posix_spawn_file_actions_init(&files);
-    posix_spawn_file_actions_adddup2(&files, to[0], STDIN_FILENO);
-    posix_spawn_file_actions_adddup2(&files, from[1], STDOUT_FILENO);
-    posix_spawnattr_init(&how);
-    sigemptyset(&ours);
-    sigaddset(&ours, SIGPIPE);
-    posix_spawnattr_setsigdefault(&how, &ours);
-    posix_spawnattr_setpgroup(
-        &how, 0);  // a process group of its own, so that Ctrl-C stops us first, in order
-    posix_spawnattr_setflags(&how, POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
-    char *const argv[] = {"sh", "-c", (char *)command, NULL};
-    pid_t pid = 0;
-    int error = posix_spawn(&pid, "/bin/sh", &files, &how, argv, environ);
-    posix_spawn_file_actions_destroy(&files);
-    posix_spawnattr_destroy(&how);
+    setpgid(pid, pid);  // here too: whichever of us comes first
     close(to[0]);
     close(from[1]);
-    if (error) {
-        close(to[1]);
-        close(from[0]);
-        fail(e, "cannot start /bin/sh -c '%s': %s", command, strerror(error));
-        return NULL;
-    }
     fcntl(to[1], F_SETFL, O_NONBLOCK);
     static bool registered;
-    if (!registered) registered = !atexit(at_exit);
+    if (!registered) registered = !atexit(end_living);
     living = pid;
+    signals_at_end(end_living);
     Child *c = (Child *)xcalloc(1, sizeof *c);
-    *c = (Child){xstrdup(command), pid, to[1], from[0], {0}};
+    *c = (Child){.command = xstrdup(command), .pid = pid, .to = to[1], .from = from[0]};
+    start_watcher(c);
     str_add(&c->rest, "", 0);
     return c;
 }
@@ -114,7 +176,8 @@ static size_t whole_lines(const Str *text, int lines) {
     return (size_t)(p - text->s);
 }
 
-int child_ask(Child *c, const Str *question, int lines, double patience, Str *answer, Error *e) {
+int child_ask(Child *c, const Str *question, int lines, double patience, bool (*stopped)(void),
+              Str *answer, Error *e) {
     size_t written = 0, counted = 0,
            line = 0;  // of rest: bytes looked at, and where its last line begins
     int seen = 0;
@@ -132,13 +195,18 @@ int child_ask(Child *c, const Str *question, int lines, double patience, Str *an
         struct pollfd p[2] = {{.fd = c->from, .events = POLLIN},
                               {.fd = written < question->n ? c->to : -1, .events = POLLOUT}};
         double left = last + patience - now_seconds();
-        int ready = left > 0 ? poll(p, 2, (int)(left * 1000) + 1) : 0;
+        progress(seen, lines);
+        if (stopped && stopped()) return CHILD_STOPPED;
+        if (left <= 0)
+            return fail(e, "'%s' was silent for %g seconds: %d of %d lines are answered%s%s",
+                        c->command, patience, seen, lines, last_words(c, words),
+                        seen ? ""
+                             : ". Most likely its answers wait in a buffer: write each at once, in "
+                               "Python by print(..., flush=True)");
+        int ready = poll(p, 2, (int)fmin(left * 1000 + 1, LOOK));
         if (ready < 0 && errno != EINTR)
             return fail(e, "cannot wait for '%s': %s", c->command, strerror(errno));
-        if (ready == 0)
-            return fail(e, "'%s' was silent for %g seconds: %d of %d lines are answered%s",
-                        c->command, patience, seen, lines, last_words(c, words));
-        if (ready < 0) continue;
+        if (ready <= 0) continue;
         if (p[1].revents) {
             ssize_t n = write(c->to, question->s + written, question->n - written);
             if (n > 0) {
@@ -193,7 +261,9 @@ void child_end(Child *c) {
         kill(-c->pid, SIGKILL);
         waitpid(c->pid, NULL, 0);
     }
+    end_group(c, living);
     living = 0;
+    signals_at_end(NULL);
     free(c->command);
     free(c->rest.s);
     free(c);

@@ -4,7 +4,9 @@
 #include "rl/choices.h"
 
 #include "model/generate.h"
-
+#include "parts.h"
+#include "progress.h"
+#include "ranks.h"
 #include "text/json.h"
 #include "text/utf8.h"
 
@@ -39,7 +41,8 @@ static void speaker_say(void *context, int n, char *const *prompt, const uint32_
                        .max_new_tokens = s->max_new_tokens,
                        .stop_token = tokenizer_eos(s->tokenizer),
                        .seed = s->seed,
-                       .step = turn};
+                       .step = turn,
+                       .stopped = s->stopped};
     Generation g;
     gpt2_generate(s->model, &batch, &sampler, &g, NULL, NULL);
     for (int i = 0; i < n; i++) {
@@ -62,8 +65,9 @@ int labelled_read(const char *path, const char *template, bool strict, Labelled 
     Error e;
     Records r;
     if (pairs_read(path, template, strict, &r, &e)) die_usage("%s", e.text);
-    say_skipped(path, r.skipped, "pair", &r.first_skipped);
-    printf("%s: %d pairs\n", path, r.n);
+    say_skipped(path, &r.counts, "pair");
+    say_unused(path, r.unused);
+    printf("%s: %d pair%s\n", path, r.n, plural(r.n));
     *out = (Labelled *)xcalloc((size_t)r.n, sizeof **out);
     for (int i = 0; i < r.n; i++) {
         const Record *x = &r.v[i];
@@ -104,7 +108,7 @@ void labelled_take(Labelled *pairs, int n, const char *path, const char *templat
             at = (at + k + 1) % K;
             taken++;
         }
-    printf("labels from %s for %d of %d pairs\n", path, taken, n);
+    printf("labels from %s for %d of %d pair%s\n", path, taken, n, plural(n));
     labelled_free(known, K);
 }
 
@@ -115,7 +119,8 @@ static void add_text(Str *line, const char *before, const char *text) {
 
 int labelled_write(const char *path, const Labelled *pairs, int n, Error *e) {
     NewFile file;
-    if (newfile_open(&file, path, e)) return -1;
+    if (rank()) return 0;
+    if (newfile_open_named(&file, path, e)) return -1;
     for (int i = 0; i < n; i++) {
         const Labelled *x = &pairs[i];
         const bool a = x->p >= 0.5;
@@ -123,8 +128,12 @@ int labelled_write(const char *path, const Labelled *pairs, int n, Error *e) {
         add_text(&line, "{\"prompt\": ", x->prompt);
         add_text(&line, ", \"chosen\": ", a ? x->a : x->b);
         add_text(&line, ", \"rejected\": ", a ? x->b : x->a);
-        str_printf(&line, ", \"p_chosen\": %.9g}\n",
+        str_printf(&line, ", \"p_chosen\": %.9g",
                    (double)(float)(a ? x->p : 1 - x->p));  // 9 digits read back as the same float
+        if (x->asked)
+            str_printf(&line, ", \"p_chosen_first\": %.9g, \"p_chosen_second\": %.9g",
+                       a ? x->p_ab : x->p_ba, 1 - (a ? x->p_ba : x->p_ab));
+        str_add(&line, "}\n", 2);
         fwrite(line.s, 1, line.n, file.f);
         free(line.s);
     }
@@ -195,10 +204,26 @@ static void score(const Chooser *j, Gathering *g) {
     g->scored = 0;
 }
 
+/* Each process has the log-probabilities of its questions: all get all of them. */
+static void collect(const Questions *q, double **logp) {
+    int *start = (int *)xcalloc((size_t)q->n + 1, sizeof(int));
+    for (int k = 0; k < q->n; k++) start[k + 1] = start[k] + q->v[k].n;
+    double *all = (double *)xcalloc((size_t)start[q->n], sizeof *all);
+    for (int k = part_first(q->n); k < part_end(q->n); k++)
+        memcpy(all + start[k], logp[k], sizeof *all * (size_t)q->v[k].n);
+    parts_collect(all, sizeof *all, q->n, start);
+    for (int k = 0; k < q->n; k++) memcpy(logp[k], all + start[k], sizeof *all * (size_t)q->v[k].n);
+    free(all);
+    free(start);
+}
+
 void chooser_ask(Chooser *j, const Questions *q, double **logp) {
+    double cut = 0;
     Gathering g = {.sum = (double **)xmalloc(sizeof(double *) * (size_t)j->limits.sequences)};
     Ints prompt = {0}, option = {0};
-    for (int k = 0; k < q->n; k++) {
+    progress_begin("asking questions");
+    for (int k = part_first(q->n); k < part_end(q->n); k++) {
+        progress(k, q->n);
         const Question *x = &q->v[k];
         int longest;
         const int all = option_tokens(x, j->tokenizer, &longest);
@@ -206,7 +231,7 @@ void chooser_ask(Chooser *j, const Questions *q, double **logp) {
         tokenizer_encode(j->tokenizer, x->prompt, strlen(x->prompt), true, &prompt);
         // cut the beginning of a prompt that does not fit
         int from = max_int(0, (int)prompt.n + longest - 1 - j->positions);
-        j->cut += from > 0;
+        cut += from > 0;
         if (from >= (int)prompt.n || !prompt.n)
             die_usage("line %d: an option of %d tokens leaves no room for its question in %d",
                       x->line, longest, j->positions);
@@ -229,6 +254,9 @@ void chooser_ask(Chooser *j, const Questions *q, double **logp) {
         g.scored += all;
     }
     score(j, &g);
+    collect(q, logp);
+    ranks_add(&cut, 1);
+    j->cut += (long)cut;
     free(g.start.v);
     free(g.tokens.v);
     free(g.target.v);
@@ -299,6 +327,13 @@ Choices chooser_choose(const Questions *q, double **logp) {
     return (Choices){c.raw / q->n, c.debiased / q->n, c.first / q->n};
 }
 
+void choices_print(const Choices *c, int n, const char *when) {
+    printf(
+        "multiple choice, %-6s  a right one is preferred in %.1f %% of %d questions, debiased in "
+        "%.1f %%; always the first option: %.1f %%\n",
+        when, 100 * c->raw, n, 100 * c->debiased, 100 * c->first);
+}
+
 Choices chooser_report(Chooser *j, const Questions *q, const char *when) {
     double **logp = (double **)xmalloc(sizeof *logp * (size_t)q->n);
     for (int i = 0; i < q->n; i++) logp[i] = (double *)xcalloc((size_t)q->v[i].n, sizeof **logp);
@@ -307,10 +342,9 @@ Choices chooser_report(Chooser *j, const Questions *q, const char *when) {
     const Choices c = chooser_choose(q, logp);
     for (int i = 0; i < q->n; i++) free(logp[i]);
     free(logp);
-    printf(
-        "multiple choice, %-6s  a right one is preferred in %.1f %% of %d questions, debiased in "
-        "%.1f %%; always the first option: %.1f %%\n",
-        when, 100 * c.raw, q->n, 100 * c.debiased, 100 * c.first);
-    if (j->cut) printf("%ld of the questions were too long and lost their beginning\n", j->cut);
+    choices_print(&c, q->n, when);
+    if (j->cut)
+        printf("cut the beginning of %ld question%s, longer than --max_length\n", j->cut,
+               plural(j->cut));
     return c;
 }

@@ -29,6 +29,7 @@ typedef struct {
     const Tokenizer *tokenizer;
     int positions, max_new_tokens;
     uint64_t seed;
+    bool (*stopped)(void);  // as in Sampler; NULL = never
 } Speaker;
 
 Voice speaker_voice(Speaker *s);  // s must outlive it
@@ -53,8 +54,9 @@ int labelled_read(const char *path, const char *template, bool strict, Labelled 
 /* Sets p of each of the n pairs that is in the file, in either order of its answers, and prints how
    many there are. */
 void labelled_take(Labelled *pairs, int n, const char *path, const char *template, bool strict);
-/* Writes the n pairs as prompt, chosen, rejected and p_chosen; the better answer is chosen. 0, or
-   -1 with e filled. */
+/* Writes the n pairs as prompt, chosen, rejected and p_chosen; the better answer is chosen. A label
+   that the model gave also has p_chosen_first and p_chosen_second: the probability of the chosen
+   answer where it was shown first, and where second. 0, or -1 with e filled. */
 int labelled_write(const char *path, const Labelled *pairs, int n, Error *e);
 void labelled_free(Labelled *pairs, int n);
 
@@ -92,7 +94,9 @@ typedef struct {
  * values.
  */
 Choices chooser_choose(const Questions *q, double **logp);
-/* Asks, chooses, and prints one line. */
+/* Prints one line about n questions; when: "before" or "after" training. */
+void choices_print(const Choices *c, int n, const char *when);
+/* Asks, chooses, and prints the line. */
 Choices chooser_report(Chooser *c, const Questions *q, const char *when);
 
 #endif

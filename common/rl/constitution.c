@@ -10,6 +10,7 @@
 
 #include <limits.h>
 #include <strings.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* ---- constitutions --------------------------------------------------------------------------- */
@@ -52,33 +53,59 @@ static Principle *add_principle(Constitution *c, const char *name) {
     return p;
 }
 
-static int read_principle(const json_t *item, Constitution *c, Error *e) {
-    static const char *const known[] = {"name", "critique_request", "revision_request",
-                                        "comparison", NULL};
-    Principle *p = add_principle(c, NULL);
-    if (json_is_string(item) && json_string_length(item)) {
-        p->text = xstrdup(json_string_value(item));
-        return 0;
-    }
-    if (!json_is_object(item))
-        return fail(e, "%s is %s, expected a text or an object", p->name,
-                    json_is_string(item) ? "empty" : json_type_name(item));
-    char *name = NULL;
-    if (refuse_other_fields(item, known, p->name, e) ||
-        take_string(item, "critique_request", p->name, &p->critique_request, e) ||
-        take_string(item, "revision_request", p->name, &p->revision_request, e) ||
-        take_string(item, "comparison", p->name, &p->comparison, e) ||
-        take_string(item, "name", p->name, &name, e))
-        return -1;
-    if (!p->critique_request || !p->revision_request) {
-        free(name);
-        return fail(e, "%s needs both \"critique_request\" and \"revision_request\"", p->name);
-    }
-    if (name) {
-        free(p->name);
-        p->name = name;
-    }
+/* Reads a principle that is a sentence. The published ones for comparisons end with a heading for
+   the two answers, "Options:", which the layouts of comparisons write themselves. */
+static int read_sentence(const char *text, Principle *p, Error *e) {
+    static const char options[] = "Options:";
+    const size_t m = sizeof options - 1;
+    text += strspn(text, " \t\r\n");
+    size_t n = text_trimmed(text, strlen(text), " \t\r\n");
+    if (n > m && !strncmp(text + n - m, options, m)) n = text_trimmed(text, n - m, " \t\r\n");
+    if (!n) return fail(e, "%s is empty, expected a text or an object", p->name);
+    p->text = xstrndup(text, n);
+    if (strstr(p->text, "\n\nHuman:") || strstr(p->text, "\n\nAssistant:"))
+        return fail(
+            e,
+            "%s is a conversation; few-shot conversations belong in {\"principles\": [...], "
+            "\"few_shot\": [...]}",
+            p->name);
     return 0;
+}
+
+/* Gives a principle the name that the file has for it, if there is one. */
+static int take_name(const json_t *item, Principle *p, Error *e) {
+    char *name = NULL;
+    if (take_string(item, "name", p->name, &name, e)) return -1;
+    if (!name) return 0;
+    free(p->name);
+    p->name = name;
+    return 0;
+}
+
+static int read_principle(const json_t *item, Constitution *c, Error *e) {
+    static const char *const requests[] = {
+        "name", "critique_request", "revision_request", "comparison", "critic", "revision", NULL};
+    static const char *const sentence[] = {"name", "principle", "id", NULL};
+    const json_t *text = json_object_get(item, "principle");
+    Principle *p = add_principle(c, NULL);
+    if (json_is_string(item)) return read_sentence(json_string_value(item), p, e);
+    if (!json_is_object(item))
+        return fail(e, "%s is %s, expected a text or an object", p->name, json_type_name(item));
+    if (refuse_other_fields(item, text ? sentence : requests, p->name, e)) return -1;
+    if (text && !json_is_string(text))
+        return fail(e, "\"principle\" of %s is %s, expected a text", p->name, json_type_name(text));
+    if (text) return read_sentence(json_string_value(text), p, e) || take_name(item, p, e) ? -1 : 0;
+    if (take_string(item, "critique_request", p->name, &p->critique_request, e) ||
+        take_string(item, "revision_request", p->name, &p->revision_request, e) ||
+        take_string(item, "comparison", p->name, &p->comparison, e))
+        return -1;
+    // the names in Hugging Face's constitution
+    if ((!p->critique_request && take_string(item, "critic", p->name, &p->critique_request, e)) ||
+        (!p->revision_request && take_string(item, "revision", p->name, &p->revision_request, e)))
+        return -1;
+    if (!p->critique_request || !p->revision_request)
+        return fail(e, "%s needs both \"critique_request\" and \"revision_request\"", p->name);
+    return take_name(item, p, e);
 }
 
 /* Reads {"name": {"prompt": [...], "edit_request": "..."}}: one principle for each text of prompt.
@@ -148,6 +175,16 @@ static int read_own_form(const json_t *top, Constitution *c, Error *e) {
     return read_principles(json_object_get(top, "principles"), c, e);
 }
 
+/* Reads {"constitutions": [{"critic": "...", "revision": "..."}], ...}, as Hugging Face published
+   one. Its few-shot conversation is one of a chat model and not used. */
+static int read_constitutions(const json_t *top, Constitution *c, Error *e) {
+    if (json_object_get(top, "system_chat"))
+        note_once(
+            "the conversation \"system_chat\" of the constitution is not used; few-shot "
+            "conversations belong in {\"principles\": [...], \"few_shot\": [\"...\"]}");
+    return read_principles(json_object_get(top, "constitutions"), c, e);
+}
+
 static int read_constitution(const json_t *top, Constitution *c, Error *e) {
     if (!json_is_array(top) && !json_is_object(top))
         return fail(e, "the file is %s, expected an array or an object", json_type_name(top));
@@ -156,6 +193,8 @@ static int read_constitution(const json_t *top, Constitution *c, Error *e) {
         status = read_principles(top, c, e);
     else if (json_is_array(json_object_get(top, "principles")))
         status = read_own_form(top, c, e);
+    else if (json_is_array(json_object_get(top, "constitutions")))
+        status = read_constitutions(top, c, e);
     else
         status = read_published(top, c, e);
     if (status) return -1;
@@ -260,15 +299,19 @@ bool text_says(const char *text, const char *list) {
     return false;
 }
 
+size_t text_trimmed(const char *text, size_t n, const char *blanks) {
+    while (n && strchr(blanks, text[n - 1])) n--;
+    return n;
+}
+
 void headings_add(Headings *h, const char *template) {
-    const char *end = template + strlen(template);
-    while (end > template && strchr("\n ", end[-1])) end--;
+    const char *end = template + text_trimmed(template, strlen(template), " \n");
     bool first = true;
     for (const char *line = template; line < end; line += strcspn(line, "\n") + 1) {
         const size_t n = strcspn(line, ":\n");
         if (*line == '\n') continue;
         if (n && line[n] == ':' && (first || *line == '#' || line + strcspn(line, "\n") >= end)) {
-            char *heading = checked_memory(strndup(line, n + 1), n, 1, __FILE__, __LINE__);
+            char *heading = xstrndup(line, n + 1);
             int i = 0;
             while (i < h->n && strcmp(h->v[i], heading)) i++;
             if (i < h->n) {
@@ -295,15 +338,13 @@ void headings_cut(const Headings *h, char *text) {
         if (foreign) *line = 0;
         line += strcspn(line, "\n");
     }
-    size_t n = strlen(text);
-    while (n && strchr(" \t\r\n", text[n - 1])) text[--n] = 0;
+    text[text_trimmed(text, strlen(text), " \t\r\n")] = 0;
 }
 
 /* ---- dialogues ------------------------------------------------------------------------------- */
 
-const char *const endings[ENDINGS] = {"unfinished",      "nothing left to criticise",
-                                      "nothing said",    "what was given said again",
-                                      "all rounds used", "no room"};
+const char *const endings[ENDINGS] = {"unfinished", "no fault found",  "empty",
+                                      "repeated",   "all rounds used", "no room"};
 
 const char *const ending_words[ENDINGS] = {
     "unfinished",
@@ -323,9 +364,7 @@ char *prompt_question(const char *prompt, bool bare) {
         if (n < head + tail || strncmp(prompt, forms[i][0], head) ||
             strcmp(prompt + n - tail, forms[i][1]))
             continue;
-        return checked_memory(
-            bare ? strndup(prompt + head, n - head - tail) : strndup(prompt, n - tail), n, 1,
-            __FILE__, __LINE__);
+        return bare ? xstrndup(prompt + head, n - head - tail) : xstrndup(prompt, n - tail);
     }
     return xstrdup(prompt);
 }
@@ -436,23 +475,50 @@ static int add_dialogue(void *context, const json_t *object, int line, Fault *f)
     return 0;
 }
 
+void dialogue_add_line(const Dialogue *d, int step, Str *lines) {
+    Str line = {0};
+    write_dialogue(d, &line);
+    str_printf(lines, "{\"step\": %d, ", step);
+    str_add(lines, line.s + 1, line.n - 1);
+    free(line.s);
+}
+
 int dialogues_append(const char *path, const Dialogue *d, int n, Error *e) {
     Str lines = {0};
     str_add(&lines, "", 0);
     for (int i = 0; i < n; i++) write_dialogue(&d[i], &lines);
-    FILE *f = fopen(path, "ab");
-    bool bad = !f || fwrite(lines.s, 1, lines.n, f) != lines.n || fflush(f) || fsync(fileno(f));
+    FILE *f = append_file(path, e);
+    bool bad = f && (fwrite(lines.s, 1, lines.n, f) != lines.n || fflush(f) || fsync(fileno(f)));
     if (bad) fail(e, "cannot write %s: %s", path, strerror(errno));
+    bad |= !f;
     if (f) fclose(f);
     free(lines.s);
     return bad ? -1 : 0;
 }
 
+/* Are there dialogues after the first bad line? A process that was killed leaves a bad line only at
+   the end. */
+static bool goes_on(const char *path, int before) {
+    Dialogues all = {0};
+    JsonlCounts counts;
+    jsonl_read(path, false, add_dialogue, &all, &counts, NULL);
+    for (int i = 0; i < all.n; i++) dialogue_free(&all.v[i]);
+    free(all.v);
+    return all.n > before;
+}
+
 int dialogues_keep(const char *from, int epoch, const char *to, Dialogues *out, Error *e) {
     *out = (Dialogues){0};
+    struct stat there;
     JsonlCounts counts;
+    e->text[0] = 0;
+    if (access(from, R_OK) && errno != ENOENT)
+        return fail(e, "cannot read %s: %s", from, strerror(errno));
+    if (!stat(from, &there) && !S_ISREG(there.st_mode))
+        return fail(e, "%s is not a regular file; remove it", from);
     // strict: it stops at the first bad line, and the dialogues before that line are in out
-    jsonl_read(from, true, add_dialogue, out, &counts, NULL);
+    if (!jsonl_read(from, true, add_dialogue, out, &counts, e)) e->text[0] = 0;
+    if (counts.skipped && goes_on(from, out->n)) return -1;
     int keep = 0;
     while (keep < out->n && out->v[keep].epoch <= epoch) keep++;
     for (int i = keep; i < out->n; i++) dialogue_free(&out->v[i]);

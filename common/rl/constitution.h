@@ -28,8 +28,11 @@ typedef struct {
  * Reads a JSON file (16 MiB at most) of one of these forms:
  *
  *     [principle, ...]
- *         a principle is a string, or
- *         {"critique_request", "revision_request"[, "comparison"][, "name"]}
+ *         a principle is a string, {"principle"[, "name"]}, or
+ *         {"critique_request", "revision_request"[, "comparison"][, "name"]}, of which the first
+ * two may also be called critic and revision
+ *     {"constitutions": [principle, ...]}
+ *         as Hugging Face published one
  *     {"name": {"prompt": [...], "edit_request": "..."}, ...}
  *         as Bai et al. 2022 published theirs
  *     {"principles": [principle, ...][, "few_shot": ["...", ...]][, "critique_request"]
@@ -55,6 +58,8 @@ char *text_fill(const char *template, const Hole *holes);
    "inappropriate" does not contain "appropriate", nor 부적절함 적절함. Ignores the case of ASCII
    letters. */
 bool text_says(const char *text, const char *list);
+/* The length of the first n bytes of text without the characters of `blanks` at their end. */
+size_t text_trimmed(const char *text, size_t n, const char *blanks);
 /* True if text has a syllable of Hangul. text may be NULL. */
 bool text_is_korean(const char *text);
 
@@ -113,9 +118,12 @@ void dialogue_show(const Dialogue *d, const char *when);  // prints it for a rea
    messages; and, if a revision changed the answer, prompt, chosen and rejected. 0, or -1 with e
    filled. */
 int dialogues_append(const char *path, const Dialogue *d, int n, Error *e);
+/* Appends such a line to a text, with the step before its other fields. */
+void dialogue_add_line(const Dialogue *d, int step, Str *lines);
 /* Reads the dialogues in `from` up to the first that is cut short or of an epoch after `epoch`. A
    missing file has none. Then writes exactly those to the file `to`, which may be the same file
-   (NULL: writes nothing). 0, or -1 with e filled. */
+   (NULL: writes nothing). 0, and e->text is what is wrong with the line that ended it, or empty; or
+   -1 with e filled: the file cannot be read, or dialogues follow a line that is none. */
 int dialogues_keep(const char *from, int epoch, const char *to, Dialogues *out, Error *e);
 
 #endif

@@ -3,6 +3,11 @@
  */
 #include "rl/dialogues.h"
 
+#include "progress.h"
+#include "ranks.h"
+#include "run/dump.h"
+#include "run/table.h"
+#include "run/lock.h"
 #include "text/utf8.h"
 
 #include <unistd.h>
@@ -77,7 +82,8 @@ char *dialogue_so_far(const Dialogue *d, const Constitution *c, const Voice *v, 
 void prompts_load(const char *path, const char *template, bool strict, Prompts *out) {
     Error e;
     if (prompts_read(path, template, strict, out, &e)) die_usage("%s", e.text);
-    say_skipped(path, out->skipped, "prompt", &out->first_skipped);
+    say_skipped(path, &out->counts, "prompt");
+    say_unused(path, out->unused);
     printf("%s: %d prompt%s\n", path, out->n, plural(out->n));
     for (int i = 0; i < out->n; i++) {
         Prompt *p = &out->v[i];
@@ -91,14 +97,16 @@ void prompts_load(const char *path, const char *template, bool strict, Prompts *
 void records_load(const char *path, const char *template, bool strict, Records *out) {
     Error e;
     if (records_read(path, template, strict, out, &e)) die_usage("%s", e.text);
-    say_skipped(path, out->skipped, "record", &out->first_skipped);
+    say_skipped(path, &out->counts, "record");
+    say_unused(path, out->unused);
+    say_empty(path, out);
     printf("%s: %d record%s to mix in\n", path, out->n, plural(out->n));
 }
 
 void questions_load(const char *path, bool strict, Questions *out) {
     Error e;
     if (questions_read(path, strict, out, &e)) die_usage("%s", e.text);
-    say_skipped(path, out->skipped, "question", &out->first_skipped);
+    say_skipped(path, &out->counts, "question");
     printf("%s: %d question%s\n", path, out->n, plural(out->n));
 }
 
@@ -115,7 +123,7 @@ void show_layout(const Prompts *prompts, int n, const Constitution *c, Principle
         const Prompt *x = &prompts->v[i];
         const Principle *p = draw_principle(c, order, x->text, 0, (uint32_t)i, 0, seed);
         printf(
-            "--- line %d: what the model writes is between « and »\n"
+            "--- line %d: a dialogue; the model writes what is between « and »\n"
             "%s«answer»%s«critique»%s«revision»\n",
             x->line, x->text, p->critique_request, p->revision_request);
     }
@@ -123,6 +131,7 @@ void show_layout(const Prompts *prompts, int n, const Constitution *c, Principle
 
 Dialogue *dialogues_begin(const Prompts *prompts, int n, int epoch) {
     Dialogue *d = (Dialogue *)xcalloc((size_t)n, sizeof *d);
+    progress_begin("writing %d dialogue%s", n, plural(n));
     for (int i = 0; i < n; i++) dialogue_begin(&d[i], epoch, i, prompts->v[i].text);
     return d;
 }
@@ -142,6 +151,7 @@ Conduct dialogues_conduct(const Dialogue *d, int n, const char *phrases) {
         c.breaches += breach / (double)n;
         c.criticised += criticised / (double)n;
     }
+    if (!phrases || !*phrases) c.breaches = NAN;
     return c;
 }
 
@@ -152,21 +162,53 @@ static void choose_shown(const Dialogue *d, int n, int shown[2]) {
     for (int i = 0; i < n && chosen < 2; i++) shown[chosen++] = i;
 }
 
+void conduct_print(int n, const char *when, const Conduct *c) {
+    if (!n) return;
+    printf("held-out answers (%d), %-6s  ", n, when);
+    if (!isnan(c->breaches)) printf("%.1f %% say one of --breaches; ", 100 * c->breaches);
+    printf("the model's own critique finds fault with %.1f %%\n", 100 * c->criticised);
+}
+
 void dialogues_show(const Dialogue *d, int n, const char *when, const Conduct *c, int shown[2]) {
     if (!n) return;
     if (shown[0] < 0) choose_shown(d, n, shown);
     for (int k = 0; k < 2 && shown[k] >= 0; k++) dialogue_show(&d[shown[k]], when);
-    printf(
-        "held-out answers (%d), %-6s  %.1f %% say one of --breaches; the model's own critique "
-        "finds fault with %.1f %%\n",
-        n, when, 100 * c->breaches, 100 * c->criticised);
+    conduct_print(n, when, c);
+}
+
+void conducts_compare(int n, const Conduct *before, const Conduct *after) {
+    const double p = before->breaches, q = after->breaches;
+    // two standard errors of a difference of two shares
+    const double chance = 2 * sqrt((p * (1 - p) + q * (1 - q)) / n);
+    printf("held-out answers that say one of --breaches  %.1f %% -> %.1f %%\n", 100 * p, 100 * q);
+    if (compare_printed(100 * p, 100 * q, 1) && fabs(q - p) <= chance)
+        printf("The difference may be chance.\n");
+    else if (compare_printed(100 * q, 100 * p, 1) < 0)
+        printf(
+            "Fewer answers break the principles than before training, though the model learned "
+            "from nothing but its own revisions.\n");
+    else if (q > 0)
+        printf(
+            "%s answers break the principles %s before training. Look at the dialogues above: are "
+            "the revisions better than the answers?\n",
+            compare_printed(100 * q, 100 * p, 1) ? "More" : "As many",
+            compare_printed(100 * q, 100 * p, 1) ? "than" : "as");
+}
+
+void dialogues_dump(const char *path, const Dialogue *d, int n, int step) {
+    Str lines = {0};
+    str_add(&lines, "", 0);
+    for (int i = 0; i < n; i++) dialogue_add_line(&d[i], step, &lines);
+    dump_append(path, "dump_dialogues", &lines);
+    free(lines.s);
 }
 
 /* ---- transcripts ----------------------------------------------------------------------------- */
 
 /* Checks the dialogues of an epoch in the resumed run's file: each is about the prompt of its id,
    no two have one id, and, if complete, none is missing. */
-static void check_resumed(const Transcripts *t, int epoch, bool complete) {
+static void check_resumed(const Transcripts *t, const char *path, int epoch, bool complete,
+                          const Error *bad_line) {
     const int n = t->prompts->n;
     bool *seen = (bool *)xcalloc((size_t)n, sizeof *seen);
     int missing = n;
@@ -175,38 +217,44 @@ static void check_resumed(const Transcripts *t, int epoch, bool complete) {
         if (d->epoch != epoch) continue;
         if (d->id >= n || seen[d->id] || strcmp(d->prompt, t->prompts->v[d->id].text))
             die_usage(
-                "line %d of transcripts.jsonl belongs to another run; start a new run with "
-                "another --output",
-                d->line);
+                "%s:%d: this dialogue belongs to another run; start a new run with another "
+                "--output",
+                path, d->line);
         seen[d->id] = true;
         missing--;
     }
     free(seen);
     if (complete && missing)
         die_usage(
-            "cannot resume: %d dialogues of this epoch are not in transcripts.jsonl next to "
-            "the checkpoint; resume from an earlier checkpoint",
-            missing);
+            "cannot resume: %d dialogues of this epoch are not in %s%s%s; resume from an earlier "
+            "checkpoint",
+            missing, path, *bad_line->text ? ", of which the first bad line is " : "",
+            bad_line->text);
 }
 
-void transcripts_open(Transcripts *t, const Prompts *prompts, const char *output,
+void transcripts_open(Transcripts *t, const Prompts *prompts, const Run *run,
                       const char *checkpoint, int epoch, bool complete) {
     Error e;
-    Str path = {0}, from = {0};
+    Str from = {0};
     *t = (Transcripts){.prompts = prompts, .epoch = epoch};
     t->v = (Dialogue *)xcalloc((size_t)prompts->n, sizeof *t->v);
-    if (output && *output) str_printf(&path, "%s/transcripts.jsonl", output);
-    t->path = path.s;
+    if (run->output && *run->output) t->run = run;
+    const bool writes = t->run && !rank();
     if (!checkpoint) {
-        if (t->path) unlink(t->path);
+        char *path = writes ? run_path(run, "transcripts.jsonl") : NULL;
+        if (path) unlink(path);
+        free(path);
         return;
     }
     str_printf(&from, "%s/../transcripts.jsonl", checkpoint);
     if (dialogues_keep(from.s, epoch, NULL, &t->resumed, &e)) die("%s", e.text);
-    check_resumed(t, epoch, complete);
-    if (t->path) {  // the resume is accepted: now the file may change
+    check_resumed(t, from.s, epoch, complete, &e);
+    if (writes) {  // the resume is accepted: now the file may change
+        char *path = run_path(run, "transcripts.jsonl");
         dialogues_end(t->resumed.v, t->resumed.n);
-        if (dialogues_keep(from.s, epoch, t->path, &t->resumed, &e)) die("%s", e.text);
+        const int status = dialogues_keep(from.s, epoch, path, &t->resumed, &e);
+        free(path);
+        if (status) die("%s", e.text);
     }
     free(from.s);
 }
@@ -230,25 +278,32 @@ int transcripts_next(Transcripts *t, int most, Dialogue **part) {
     t->part = (Dialogue *)xrealloc(t->part, (size_t)most, sizeof *t->part);
     for (; t->next < t->prompts->n && n < most; t->next++)
         if (!t->v[t->next].answer) t->part[n++] = t->v[t->next];
-    if (n && isatty(STDOUT_FILENO)) {
-        printf("\rdialogue %d of %d ", t->part[0].id + 1, t->prompts->n);
-        fflush(stdout);
-    }
+    if (n)
+        progress_begin("dialogues %d to %d of %d", t->part[0].id + 1, t->part[n - 1].id + 1,
+                       t->prompts->n);
     *part = t->part;
     return n;
 }
 
 void transcripts_add(Transcripts *t, int n, bool finished) {
     Error e;
-    if (finished && t->path && dialogues_append(t->path, t->part, n, &e)) die("%s", e.text);
+    char *now;
+    if (finished && t->run && !rank()) {
+        if (lock_check("output", &now, &e))
+            die("%s; its checkpoints and the dialogues before these are complete", e.text);
+        char *path = run_path(t->run, "transcripts.jsonl");
+        const int status = dialogues_append(path, t->part, n, &e);
+        free(path);
+        if (status) die("%s", e.text);
+    }
     for (int k = 0; k < n; k++) t->v[t->part[k].id] = t->part[k];
 }
 
 void transcripts_report(const Transcripts *t, bool finished, const Dropped *dropped) {
     int ended[ENDINGS] = {0};
     for (int i = 0; i < t->prompts->n; i++) ended[t->v[i].ending]++;
-    printf("%s%d dialogue%s%s", isatty(STDOUT_FILENO) ? "\r" : "", t->prompts->n,
-           plural(t->prompts->n), finished ? "" : " (interrupted)");
+    printf("%d dialogue%s%s", t->prompts->n, plural(t->prompts->n),
+           finished ? "" : " (interrupted)");
     for (int k = 0; k < ENDINGS; k++)
         if (ended[k]) printf("; %d: %s", ended[k], ending_words[k]);
     printf("\n");
@@ -273,7 +328,6 @@ double transcripts_revised(const Transcripts *t) {
 void transcripts_free(Transcripts *t) {
     if (t->v) dialogues_end(t->v, t->prompts->n);
     dialogues_end(t->resumed.v, t->resumed.n);
-    free(t->path);
     free(t->part);
 }
 
@@ -310,11 +364,7 @@ void training_set_build(TrainingSet *s, const Records *learned, int prompts, con
     dataset_free(&s->data);
     dataset_build(&s->data, &all, t, max_length, false);
     free(all.v);
-    if (s->data.prompts_cut + s->data.responses_cut)
-        printf(
-            "longer than --max_length %d: %ld prompts lost their beginning, %ld responses their "
-            "end\n",
-            max_length, s->data.prompts_cut, s->data.responses_cut);
+    say_cut(&s->data, NULL, max_length);
     printf("%d training example%s, %d of them from the dialogues\n", s->data.n, plural(s->data.n),
            learned->n);
     if (!s->data.n)
@@ -328,21 +378,27 @@ void training_set_build(TrainingSet *s, const Records *learned, int prompts, con
 
 double training_set_draw(TrainingSet *s, int n) {
     double M = 0;
+    Ints size = {0};
+    progress_begin("examples");
     s->examples.n = 0;
     s->trained = 0;
     for (int i = 0; i < n; i++) {
         const int unit = s->which[i];
         for (int k = s->first[unit]; k < s->first[unit + 1]; k++) {
             ints_push(&s->examples, k);
+            ints_push(&size, dataset_rows(&s->data, k));
             M += dataset_targets(&s->data, k);
         }
     }
+    s->examples.n = (size_t)shards_take(&s->shards, size.v, s->examples.v, (int)size.n);
+    free(size.v);
     return M;
 }
 
 int training_set_batch(TrainingSet *s, int from, int most) {
+    progress(from, (long)s->examples.n);
     const int *example = s->examples.v + from;
-    const int n = min_int(most, (int)s->examples.n - from);
+    const int n = shards_batch(&s->shards, from, most);
     int m = 0, rows = 0;
     for (; m < n; m++) {
         const size_t *start = &s->data.start[example[m]];
@@ -350,6 +406,7 @@ int training_set_batch(TrainingSet *s, int from, int most) {
         if (rows > s->tokens) break;
     }
     if (!m) return 0;
+    shards_batch(&s->shards, from, m);  // again with m, which decides whether it is the last one
     ragged_fill(&s->ragged, &s->data, example, m);
     s->trained += s->ragged.batch.N;
     return m;

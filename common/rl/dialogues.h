@@ -7,8 +7,10 @@
 #ifndef POSTTRAIN_DIALOGUES_H
 #define POSTTRAIN_DIALOGUES_H
 
+#include "model/shards.h"
 #include "rl/choices.h"
 #include "rl/principles.h"
+#include "run/run.h"
 #include "text/dataset.h"
 #include "text/records.h"
 
@@ -52,15 +54,24 @@ void dialogues_end(Dialogue *d, int n);
 
 /* Shares of n held-out answers. */
 typedef struct {
-    double breaches;    // the answer says one of the phrases that break the principles
+    double breaches;    // the answer says one of the phrases that break the principles; NAN: no
+                        // phrase is given
     double criticised;  // the model's own first critique finds fault
 } Conduct;
 
 /* phrases: "a|b|c", or NULL. */
 Conduct dialogues_conduct(const Dialogue *d, int n, const char *phrases);
+/* Prints the conduct in n answers; when: "before" or "after" training. */
+void conduct_print(int n, const char *when, const Conduct *c);
 /* Prints two of the n dialogues and their conduct. shown: which two; {-1, -1} chooses them, those
    with a revision first. */
 void dialogues_show(const Dialogue *d, int n, const char *when, const Conduct *c, int shown[2]);
+/* Prints how the conduct in n answers has changed, and what that means. */
+void conducts_compare(int n, const Conduct *before, const Conduct *after);
+
+/* Appends the n held-out dialogues after this step to the file of --dump_dialogues. Exits with 1 if
+   it cannot be written. */
+void dialogues_dump(const char *path, const Dialogue *d, int n, int step);
 
 /* ---- transcripts ----------------------------------------------------------------------------- */
 
@@ -68,7 +79,7 @@ void dialogues_show(const Dialogue *d, int n, const char *when, const Conduct *c
    they end, so that a resumed run need not write them again. */
 typedef struct {
     const Prompts *prompts;
-    char *path;         // of the file; NULL: nothing is written
+    const Run *run;     // whose OUTPUT has the file; NULL: nothing is written
     Dialogue *v;        // (prompts->n) of this epoch; dialogue i is about prompt i
     Dialogues resumed;  // read from the file of the run that is resumed
     int epoch;          // of v
@@ -77,14 +88,13 @@ typedef struct {
 } Transcripts;
 
 /*
- * output: the run's directory; NULL or "": nothing is written. checkpoint: the one that the run
- * resumes at `epoch`, or NULL: a new run, which removes an older file. A resumed run reads the file
- * in the directory of the checkpoint and checks that its dialogues of `epoch` are about these
- * prompts, and, if complete, that there is one for each of them. Only then it writes
- * OUTPUT/transcripts.jsonl, without the dialogues of later epochs. Whatever is wrong ends the
- * program with 2.
+ * run: without an OUTPUT nothing is written. checkpoint: the one that it resumes at `epoch`, or
+ * NULL: a new run, which removes an older file. A resumed run reads the file in the directory of
+ * the checkpoint and checks that its dialogues of `epoch` are about these prompts, and, if
+ * complete, that there is one for each of them. Only then it writes OUTPUT/transcripts.jsonl,
+ * without the dialogues of later epochs. Whatever is wrong ends the program with 2.
  */
-void transcripts_open(Transcripts *t, const Prompts *prompts, const char *output,
+void transcripts_open(Transcripts *t, const Prompts *prompts, const Run *run,
                       const char *checkpoint, int epoch, bool complete);
 /* Begins an epoch: dialogues from the resumed run's file are taken over as they are. */
 void transcripts_begin(Transcripts *t, int epoch);
@@ -111,7 +121,8 @@ typedef struct {
     int units;
     int *first;          // (units+1) unit u has the training examples first[u] .. first[u+1]
     int *which;          // (units) those of this step
-    Ints examples;       // the training examples of this step
+    Ints examples;       // the training examples of this step that are this process's
+    Shards shards;       // of these examples
     RaggedBatch ragged;  // a micro-batch of them
     int *best;           // (tokens) numbers of its tokens
     float *logp, *dlogp;
@@ -126,11 +137,12 @@ void training_set_open(TrainingSet *s, int units, int tokens);
  */
 void training_set_build(TrainingSet *s, const Records *learned, int prompts, const Records *data,
                         const Tokenizer *t, int max_length);
-/* Begins a step: takes the examples of its n units, s->which. Returns how many tokens they score.
- */
+/* Begins a step: takes the examples of its n units, s->which. Returns how many tokens they score,
+   in all processes. */
 double training_set_draw(TrainingSet *s, int n);
-/* Fills s->ragged with the step's examples from number `from` on: at most `most` of them, and no
-   more than fit into `tokens`. Returns how many; 0: there are no more. */
+/* Fills s->ragged with the step's examples from number `from` on: at most `most` of them, no more
+   than fit into `tokens`, and only of one shard (shards.h). Returns how many; 0: there are no more.
+ */
 int training_set_batch(TrainingSet *s, int from, int most);
 /* How many scored tokens of the micro-batch are the likeliest ones, s->best. */
 int training_set_correct(const TrainingSet *s);

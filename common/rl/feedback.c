@@ -43,7 +43,7 @@ double *chooser_first(Chooser *judge, Questions *q) {
     double *p = (double *)xmalloc(sizeof *p * (size_t)q->n);
     double *two = (double *)xcalloc((size_t)q->n, 2 * sizeof *two);
     double **logp = (double **)xmalloc(sizeof *logp * (size_t)q->n);
-    for (int i = 0; i < q->n; i++) logp[i] = two + 2 * i;
+    for (int i = 0; i < q->n; i++) logp[i] = two + 2 * (size_t)i;
     chooser_ask(judge, q, logp);
     for (int i = 0; i < q->n; i++) {
         among_options(logp[i], 2);
@@ -80,7 +80,7 @@ void labelled_report(const Labelled *pairs, int n, bool first_is_better, const c
         right_ba += (x->p_ba < 0.5) == a_better;
     }
     if (asked)
-        printf("the model's labels: the first option in %.1f %% of %d comparisons\n",
+        printf("the model prefers the first option in %.1f %% of %d comparisons\n",
                50.0 * first / asked, 2 * asked);
     if (known)
         printf(

@@ -8,11 +8,14 @@
 #ifndef POSTTRAIN_PAIRS_H
 #define POSTTRAIN_PAIRS_H
 
+#include "model/shards.h"
 #include "run/chat.h"
 #include "run/run.h"
 #include "text/dataset.h"
 
 /* ---- the preference data of a run ------------------------------------------------------------ */
+
+enum { SHOWN_PAIRS = 3 };  // held-out pairs that are printed with their rewards
 
 /* Some pairs of a file: all of them, or one side of a split. */
 typedef struct {
@@ -22,12 +25,14 @@ typedef struct {
 
 typedef struct {
     /* flags */
-    const char *template;
+    const char *template, *dump_tokens;
     int max_length, validation_split_percentage;
     bool strict;
     /* preferences_load fills in the rest */
     PairSet train, held_out;
-    int *which;  // the pairs of this step
+    int *which;     // the pairs of this step that are this process's
+    Shards shards;  // of these pairs
+    int *size;      // room for the tokens of each
 } Preferences;
 
 /* Rows of a stage's table of flags, for variable, a Preferences in static storage. */
@@ -41,15 +46,24 @@ typedef struct {
      "Stop at the first bad line of a data file instead of skipping it."},                         \
     {"validation_split_percentage",                                                                \
      NUMBER((variable).validation_split_percentage, "5", 0, 50),                                   \
-     "The share of --data that is held out when there is no --eval, in percent."}
+     "The share of --data that is held out when there is no --eval, in percent.",                  \
+     .conflicts = "eval"},                                                                         \
+    {"dump_tokens", TEXT((variable).dump_tokens, NULL),                                            \
+     "Write the held-out pairs with the model's value at each token, before training and after, "  \
+     "to this file, one JSON line each.",                                                          \
+     .may_change_on_resume = true}
 // clang-format on
 
 /* Reads the pairs of --data and of --eval (or splits --data, shuffled by the seed), prints what was
    found and the first training pair, and plans the run's steps. Wrong input ends the program with
    2. */
 void preferences_load(Preferences *p, Run *run);
-/* Draws the pairs of this step into p->which, and returns how many there are. */
+/* Draws the pairs of this step, and returns how many there are. p->which gets those of them that
+   are this process's: all, if it is alone. */
 int preferences_examples(Preferences *p, Run *run);
+/* How many of these pairs the micro-batch from number `from` on has: at most `most`, and only pairs
+   of one shard (shards.h); 0: there are no more. */
+int preferences_batch(const Preferences *p, int from, int most);
 void preferences_free(Preferences *p);
 
 /* Which answer is the better one? 1: chosen; -1: rejected, as a soft label below 1/2 says; 0:
@@ -61,6 +75,9 @@ int pairs_largest(const PairSet *x, int P);
    in turn, to print with the answers; or both NULL. */
 void pairs_show(const Tokenizer *t, const PairSet *x, int k, const float *before,
                 const float *after);
+/* Says what a share of held-out pairs means whose better answer has the higher reward: how often
+   guessing gives it, and the length alone. */
+void pairs_conclude(const PairSet *x, double accuracy);
 /* Prints four quarters of the pairs, sorted by the difference of their rewards (2n), each with its
    accuracy and with the accuracy that the model itself predicts: the mean of sigmoid(|r_c - r_r|).
    A calibrated model has equal numbers. */
@@ -72,22 +89,26 @@ void pairs_print_calibration(const PairSet *x, const float *rewards);
 typedef struct {
     Batch batch;
     int *start, *tokens, *parent;  // of the batch: (3P+1), (N), (3P)
+    int *needed;                   // (N) 0 at the rows of last, else -1
     uint32_t *id;                  // (3P)
     int P;                         // pairs in the batch
-    int *last;  // (2P) the row whose value is the reward: of pair i chosen's at 2i, rejected's at
-                // 2i+1
-    float *value, *dvalue;       // (N) values of all rows, and the derivatives of the loss
-    float *chosen, *rejected;    // (P) rewards
-    float *margin, *p_chosen;    // (P) of the record
+    int (*last)[2];            // (P,2) the rows whose values are the rewards of chosen and rejected
+    float *value, *dvalue;     // (N) values of all rows, and the derivatives of the loss
+    float *chosen, *rejected;  // (P) rewards
+    float *margin, *p_chosen;  // (P) of the record
     float *dchosen, *drejected;  // (P) derivatives of the loss by the rewards
 } PairBatch;
 
 PairBatch pair_batch_new(int P, int N);
 void pair_batch_free(PairBatch *b);
 /* Appends the sequence tokens[0..n) then more[0..more_n). parent: the sequence that it continues,
-   or -1. id names it in the random streams. */
+   or -1. id names it in the random streams. None of its outputs is needed. */
 void pair_batch_add(PairBatch *b, int parent, uint32_t id, const int *tokens, int n,
                     const int *more, int more_n);
+
+/* Adds a batch of held-out pairs, from number `from` of the set on, with their rewards and values
+   to --dump_tokens, as those of run->step. */
+void pairs_dump(const Preferences *p, const Run *run, const PairBatch *b, int from);
 
 /* For a model without a scalar head, before it gets one: prints how probable the model, as a
    language model, finds <|endoftext|> after a chosen answer, the mean over the first 32 pairs. A

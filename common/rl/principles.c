@@ -54,7 +54,9 @@ static Constitution built_in_constitution(void) {
     return c;
 }
 
-static const Layout *layout_of(const Principle *p) { return &layouts[text_is_korean(p->text)]; }
+static const Layout *layout_of(const Principle *p) {
+    return &layouts[text_is_korean(p->text ? p->text : p->critique_request)];
+}
 
 /* Replaces *request, the principle's own text or NULL, by the first of own, file's and built-in
    text, with the principle filled in. Adds the headings of that text. */
@@ -89,6 +91,41 @@ void constitution_open(const char *path, Constitution *c, Headings *h) {
 
 const char *comparison_layout(const Constitution *c, const Principle *p) {
     return c->comparison ? c->comparison : layout_of(p)->comparison;
+}
+
+/* The length of the heading of a request or critique that a line begins with, up to its colon: it
+   follows #, or says so. 0: the line has none. */
+static size_t heading_length(const char *line) {
+    const size_t n = strcspn(line, ":\n");
+    if (line[n] != ':') return 0;
+    char *heading = xstrndup(line, n);
+    const bool names = text_says(heading, "critique|비평|요청") || *line == '#';
+    free(heading);
+    return names ? n + 1 : 0;
+}
+
+char *principle_text(const Principle *p) {
+    if (p->comparison || p->text) return xstrdup(p->comparison ? p->comparison : p->text);
+    const char *text = p->critique_request + strspn(p->critique_request, " \n");
+    text += heading_length(text);
+    text += strspn(text, " \n");
+    size_t n = text_trimmed(text, strlen(text), " \n");
+    size_t last = n;  // where the last line begins, which may be the heading of the critique
+    while (last && text[last - 1] != '\n') last--;
+    if (last && heading_length(text + last) == n - last) n = last;
+    n = text_trimmed(text, n, " \n");
+    return xstrndup(text, n);
+}
+
+void comparisons_check(const Constitution *c) {
+    for (int i = 0; i < c->n; i++) {
+        const Principle *p = &c->v[i];
+        char *text = principle_text(p);
+        if (!*text && strstr(comparison_layout(c, p), "{principle}"))
+            die_usage("%s has no text to compare two answers by; give it a \"comparison\"",
+                      p->name);
+        free(text);
+    }
 }
 
 char **comparison_labels(const Constitution *c) {

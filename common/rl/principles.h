@@ -17,6 +17,11 @@ void constitution_open(const char *path, Constitution *c, Headings *h);
 /* The layout that shows two answers and asks which is better by principle p. It has the holes
    {prompt} (without the heading of its answer), {principle}, {a} and {b}. */
 const char *comparison_layout(const Constitution *c, const Principle *p);
+/* The text of a principle in a comparison, to be freed: its "comparison", its sentence, or else its
+   critique request without the headings. */
+char *principle_text(const Principle *p);
+/* Exits with 2 if a principle has no such text where the comparison asks for one. */
+void comparisons_check(const Constitution *c);
 /* The two labels that answer the question of comparison_layout: the file's, or "(A)" and "(B)". */
 char **comparison_labels(const Constitution *c);
 

@@ -3,6 +3,21 @@
  *
  * Reinforcement learning from a language model's own answers needs sampling, batches of answers,
  * and a file with every number. The algorithm is the stage's; judge.h scores the answers.
+ *
+ * An iteration of ppo.c needs these passes over its answers. A pass reads all tokens of prompts and
+ * answers; of a backward pass count two, which is what it costs.
+ *
+ *     sample     1   the policy, with a cache: each token once, and a prompt once for all its
+ * answers score      1   the reward model, if there is one; its last layer only at the last tokens
+ *     log π_ref  1   the reference; last layer and vocabulary only at the tokens of answers
+ *     exact KL   0   the policy's outputs are those that its tokens were sampled from; only its
+ *                    logits are computed again, because they take 65 times the memory of an output
+ *     V          1   a separate critic; a head on the policy reads those outputs, too
+ *     update     3   of the policy and as many of a separate critic, for each epoch
+ *
+ * With 4 epochs and 4 models that is 4 + 24, of which 2 compute numbers that are known: the forward
+ * passes of the first epoch. They are made for their activations. To keep those of all answers
+ * would take 370 KB a token in GPT-2 124M.
  */
 #ifndef POSTTRAIN_ROLLOUTS_H
 #define POSTTRAIN_ROLLOUTS_H
@@ -19,6 +34,7 @@ typedef struct {
     int *line;            // (n) where each is in the file
     int *start, *tokens;  // (n+1), (start[n])
     char **answer;        // (n) the answer of the data; NULL = it has none
+    bool templated;       // some prompt was put into the template
 } Queries;
 
 /* Reads a file of prompts and prints what was found. A prompt of more than max_length tokens loses
@@ -42,8 +58,9 @@ typedef struct {
     double *shaped;       // (E) as the policy learns from it
     int *order;           // (E) room for a permutation of the answers
     /* (n_tokens) */
-    float *logp, *ref_logp;                   // log π_old and log π_ref of the token
-    float *kl;                                // KL(π_old || π_ref) over the whole vocabulary
+    float *logp, *ref_logp;  // log π_old and log π_ref of the token
+    float *new_logp;         // log π as the last minibatch with this answer saw it
+    float *kl;               // KL(π_old || π_ref) over the whole vocabulary
     float *value, *reward, *advantage, *ret;  // V, r, A, and the return R
     float *A;                                 // advantage as the current minibatch uses it, perhaps
                                               // whitened; advantage itself stays
@@ -56,6 +73,9 @@ void rollouts_free(Rollouts *r);
 /* Answers r->query[0..E): tokens, logp, ended. Answer e is drawn from the random numbers of (seed,
    step, e). */
 void rollouts_sample(Rollouts *r, GPT2 *policy, const Queries *q, const Sampler *s);
+/* Each process has ref_logp, kl and value of its part of the answers (parts.h): all get all of
+   them. */
+void rollouts_collect(Rollouts *r);
 /* Appends the text of answer e without the end of text, or the text of its prompt. */
 void rollouts_text(const Rollouts *r, int e, bool answer, const Tokenizer *t, Str *out);
 /* Copies the numbers of the answers which[0..n), in that order, to out. Returns how many. */
@@ -63,13 +83,18 @@ int rollouts_gather(const Rollouts *r, const float *numbers, const int *which, i
 /* The reverse: copies them back to where they belong in numbers. */
 void rollouts_scatter(const Rollouts *r, const float *gathered, const int *which, int n,
                       float *numbers);
-/* Appends one JSON line for each answer of this step to a file, with every number, exactly. A file
-   that cannot be written ends the program with 1. */
-void rollouts_dump(const Rollouts *r, const Queries *q, const Tokenizer *t, int step,
+/* Appends one JSON line for each answer of this step to a file, with every number, exactly. Answers
+   to held-out prompts have no rewards: their lines have held_out in the place of episode, and only
+   logp, ref_logp and kl. A file that cannot be written ends the program with 1. */
+void rollouts_dump(const Rollouts *r, const Queries *q, const Tokenizer *t, int step, bool held_out,
                    const char *path);
 /* Reads the E answers of a step, with all numbers, from such a file. A file without them ends the
    program with 2. */
-void rollouts_replay(Rollouts *r, int E, const Queries *q, int step, const char *path);
+void rollouts_replay(Rollouts *r, int E, const Queries *q, int vocabulary, int step,
+                     const char *path);
+/* The same from an open file. 0, or -1 with e filled. */
+int rollouts_read(Rollouts *r, int E, const Queries *q, int vocabulary, int step, FILE *f,
+                  Error *e);
 
 /* ---- batches of answers ---------------------------------------------------------------------- */
 
@@ -78,18 +103,23 @@ void rollouts_replay(Rollouts *r, int E, const Queries *q, int step, const char 
    whose numbers are at of[i] in Rollouts. Both are -1 where the next token belongs to a prompt. */
 typedef struct {
     Batch batch;
-    int *start, *tokens, *target, *of;      // (S+1), then (N)
+    int *start, *parent;                    // (S+1) (S)
+    int *tokens, *target, *of;              // (N)
     float *logp, *entropy, *kl, *value;     // (N) from the models
     float *old_logp, *A, *old_value, *ret;  // (N) from the rollouts
     float *dlogp, *dentropy, *dvalue;       // (N) gradients
 } Rows;
 
+/* Room for S sequences of N tokens in all: S = B + B/2 for B answers (rows_range). */
 Rows rows_new(int S, int N);
 void rows_free(Rows *b);
 /* Fills the batch with the answers which[0..n) and their prompts. The last token of an answer is
    only a target. */
 void rows_fill(Rows *b, const Rollouts *r, const int *which, int n);
-/* The same with the next answers from `from` on, B of them or as many as there are. */
+/* The same with the next answers from `from` on, B of them or as many as there are. Answers to the
+   same prompt that follow each other share it: all of it but the last token is a sequence of its
+   own, their parent. This is for forward passes, because the gradients of the prompts would be
+   added up in another order. */
 void rows_range(Rows *b, const Rollouts *r, int from, int B);
 /* Copies a result of the rows, (N), back: numbers[of[i]] = row[i] for the rows with target[i] >= 0.
    numbers is an array of Rollouts. */

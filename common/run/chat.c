@@ -1,14 +1,20 @@
 /*
  * chat.c - a prompt or a conversation, answered as the tokens come. See chat.h.
  */
+#define _GNU_SOURCE  // defines: program_invocation_short_name
+
 #include "run/chat.h"
 
 #include "files/hf.h"
+#include "files/usage.h"
+#include "run/line.h"
+#include "run/streams.h"
 #include "run/technique.h"
 #include "text/template.h"
 #include "text/utf8.h"
 
-#include <signal.h>
+#include <ctype.h>
+#include <strings.h>
 #include <unistd.h>
 
 bool chat_asked(const Chat *c) { return c->prompt || c->chat; }
@@ -36,52 +42,93 @@ static void show_token(void *context, int sequence, int token) {
     show(s, false);
 }
 
-/* ---- Ctrl-C ---------------------------------------------------------------------------------- */
-
-/* Ends the program at once, with the shell's own prompt on a line of its own. */
-static void leave(int number) {
-    signal(number, SIG_DFL);
-    if (isatty(STDERR_FILENO) && write(STDERR_FILENO, "\n", 1) < 0) _exit(128 + number);
-    raise(number);
-}
-
-static void leave_at(int number) {
-    struct sigaction old, action = {.sa_handler = leave};
-    sigemptyset(&action.sa_mask);
-    if (!sigaction(number, NULL, &old) && old.sa_handler != SIG_IGN)
-        sigaction(number, &action, NULL);
-}
-
-void chat_interrupts(void) {
-    leave_at(SIGINT);
-    leave_at(SIGTERM);
-}
-
 /* ---- the template ---------------------------------------------------------------------------- */
 
-char *chat_template(const char *template, const char *adapter, const char *dir) {
-    Error e;
-    const char *from[] = {adapter, dir}, *found = template ? "--template" : NULL;
-    char *text = template ? xstrdup(template) : NULL;
-    for (int i = 0; i < 2 && !text; i++) {
-        if (from[i] && hf_template(from[i], &text, &e)) die_usage("%s", e.text);
-        if (text) found = from[i];
+/* Says so if a chat template ends its answers with a text that is no token: the model could not
+   tell where an answer ends. */
+static void say_no_end(const char *text, const Tokenizer *t) {
+    Template parsed;
+    const bool right = !template_parse(text, &parsed, NULL);
+    const Slice end = utf8_trimmed((Slice){parsed.tail.s, parsed.tail.n});
+    if (right && !parsed.ends && end.n && tokenizer_first_added(t, parsed.tail.s) < 0)
+        fprintf(stderr,
+                "note: it ends an answer with \"%.*s\", which is no token of the tokenizer, so %s "
+                "follows, in the chat template of the output, too\n",
+                (int)strcspn(end.s, "\n"), end.s, template_end());
+    template_free(&parsed);
+}
+
+/* Says what was made of a chat template. text: the template; NULL: there is none that says it. */
+static void say_chat_template(const char *dir, const char *from, const char *text, bool system_said,
+                              const Tokenizer *t) {
+    if (!text) {
+        fprintf(stderr,
+                "note: the chat template of %s/%s is not used, because it makes a form that no "
+                "template here can say; --template sets the form of the prompts\n",
+                dir, from);
+        return;
     }
+    fprintf(stderr, "note: the chat template of %s/%s is the template '%s'\n", dir, from, text);
+    if (!system_said)
+        fprintf(
+            stderr,
+            "note: how it writes a system message is not used; here that comes before the first "
+            "turn as it is, with an empty line after it\n");
+    if (t) say_no_end(text, t);
+}
+
+/* The template of a directory, to be freed, or NULL. */
+static char *directory_template(const char *dir, const Tokenizer *t) {
+    Error e;
+    char *text;
+    const char *from;
+    bool system_said;
+    if (usage_template(dir, template_end(), &text, &from, &system_said, &e))
+        die_usage("%s", e.text);
     char *tried = text ? template_prompt(text, "", NULL, &e) : NULL;
-    if (text && !tried) die_usage("%s%s: %s", found, template ? "" : "/template.txt", e.text);
+    if (text && !tried) die_usage("%s/%s: %s", dir, from, e.text);
     free(tried);
+    const bool chat = from && (strstr(from, ".jinja") || strstr(from, "tokenizer_config"));
+    if (chat) say_chat_template(dir, from, text, system_said, t);
     return text;
+}
+
+char *chat_template(const char *template, const char *adapter, const char *dir,
+                    const Tokenizer *t) {
+    Error e;
+    char *tried = template ? template_prompt(template, "", NULL, &e) : NULL;
+    if (template && !tried) die_usage("--template: %s", e.text);
+    free(tried);
+    char *text = template ? xstrdup(template) : adapter ? directory_template(adapter, t) : NULL;
+    return text || !dir ? text : directory_template(dir, t);
 }
 
 /* ---- the next turn --------------------------------------------------------------------------- */
 
+/* Finds what the template has before the first turn, such as a system's message, at the front of
+   the first one. */
+static void find_head(Chat *c) {
+    Template t;
+    Str text = {0};
+    Ints head = {0};
+    c->head = 0;
+    if (!template_parse(c->form, &t, NULL)) template_render_system(&t, (Slice){0}, &text);
+    template_free(&t);
+    if (text.n) tokenizer_encode(c->tokenizer, text.s, text.n, true, &head);
+    if (head.n && head.n <= c->next.n && !memcmp(head.v, c->next.v, head.n * sizeof *head.v))
+        c->head = (int)head.n;
+    free(text.s);
+    free(head.v);
+}
+
 /* Makes text the next turn: in its template, as tokens. -1 with e filled: it is empty, or too long.
  */
 static int take_turn(Chat *c, const char *text, Error *e) {
-    char *prompt = c->plain ? xstrdup(text) : template_prompt(c->form, text, NULL, e);
+    char *prompt = c->plain ? xstrdup(text) : template_turn(c->form, text, c->said.n > 0);
     c->next.n = 0;
     tokenizer_encode(c->tokenizer, prompt, strlen(prompt), true, &c->next);
     free(prompt);
+    if (!c->plain && !c->said.n) find_head(c);
     if (!c->next.n) return fail(e, "is empty");
     if (c->next.n > (size_t)c->positions)
         return fail(e, "is %zu tokens%s, and the model has %d positions; ask for less", c->next.n,
@@ -91,11 +138,20 @@ static int take_turn(Chat *c, const char *text, Error *e) {
 
 GPT2Limits chat_prepare(Chat *c, const char *adapter, const char *dir, const GPT2Config *config) {
     Error e;
-    chat_interrupts();
     if (c->prompt && !*c->prompt) die_usage("--prompt is empty; give it a text");
     c->tokenizer = run_load_tokenizer(dir, config);
     c->positions = config->n_positions;
-    c->form = chat_template(c->template, adapter, dir);
+    char *unused = usage_generation(dir);
+    if (unused)
+        fprintf(stderr,
+                "note: %s/generation_config.json: not used: %s; flags here say how answers are "
+                "sampled\n",
+                dir, unused);
+    free(unused);
+    c->form = chat_template(c->template, adapter, dir, c->tokenizer);
+    char *before = xstrdup(template_end());
+    if (c->form && run_end_by_template(c->tokenizer, c->form)) run_say_end(before);
+    free(before);
     c->plain = !c->form && !c->chat;
     if (!c->form)
         fprintf(
@@ -122,27 +178,30 @@ GPT2Limits chat_prepare(Chat *c, const char *adapter, const char *dir, const GPT
 /* ---- the conversation ------------------------------------------------------------------------ */
 
 /* Cuts turns from the front until the next one has room for its answer: max_new_tokens, or half the
-   positions when that is less. */
+   positions when that is less. The head stays if there is room for it. */
 static void forget(Chat *c) {
     const int answer = min_int(c->max_new_tokens, max_int(c->positions / 2, 1));
     const size_t need = c->next.n + (size_t)answer;
     const size_t room = (size_t)c->positions + 1;  // the last token is never read
-    size_t turns = 0, from = 0;
-    while (turns < c->turns.n && c->said.n - from + need > room) {
+    size_t turns = 0, from = 0, head = c->said.n ? (size_t)c->head : 0;
+    while (turns < c->turns.n && c->said.n - from + (turns ? head : 0) + need > room) {
         turns++;
         from = turns < c->turns.n ? (size_t)c->turns.v[turns] : c->said.n;
     }
     if (!turns) return;
-    c->said.n -= from;
-    memmove(c->said.v, c->said.v + from, sizeof(int) * c->said.n);
+    if (c->said.n - from + head + need > room) head = 0;
+    const size_t cut = from - head;
+    c->said.n -= cut;
+    memmove(c->said.v + head, c->said.v + from, sizeof(int) * (c->said.n - head));
     c->turns.n -= turns;
-    for (size_t i = 0; i < c->turns.n; i++) c->turns.v[i] = c->turns.v[i + turns] - (int)from;
+    for (size_t i = 0; i < c->turns.n; i++) c->turns.v[i] = c->turns.v[i + turns] - (int)cut;
+    c->head = (int)head;
     c->forgotten += (int)turns;
     fprintf(
         stderr,
-        "note: the conversation no longer fits the model's %d positions; its first %d turns are "
+        "note: the conversation no longer fits the model's %d positions; its first %d turn%s %s "
         "forgotten\n",
-        c->positions, c->forgotten);
+        c->positions, c->forgotten, plural(c->forgotten), are(c->forgotten));
 }
 
 /* Answers the next turn. Both become part of the conversation. */
@@ -166,7 +225,8 @@ static void answer(Chat *c, GPT2 *model, uint64_t seed) {
     gpt2_generate(model, &prompt, &sampler, &g, show_token, &stream);
     show(&stream, true);
     putchar('\n');
-    if (fflush(stdout) || ferror(stdout)) die("cannot write the answer: %s", strerror(errno));
+    if (fflush(stdout) || ferror(stdout))
+        die("cannot write the answer: %s; %s", strerror(errno), error_remedy(errno));
     const int n = g.start[1];
     if (!g.ended[0] && n < c->max_new_tokens)
         fprintf(stderr, "note: the answer ends here because the model's %d positions are full\n",
@@ -180,36 +240,70 @@ static void answer(Chat *c, GPT2 *model, uint64_t seed) {
     free(stream.bytes.s);
 }
 
+/* Forgets the conversation. */
+static void reset(Chat *c) {
+    c->said.n = c->turns.n = 0;
+    c->forgotten = 0;
+    if (!streams_are_quiet()) fprintf(stderr, "The conversation begins anew.\n");
+}
+
+static void print_commands(void) {
+    fprintf(stderr,
+            "Each line is a turn.\n"
+            "  /reset    begin a new conversation\n"
+            "  /help     this list\n"
+            "  /exit     end, as /quit, an empty line and Ctrl-D do\n");
+    if (line_edits())
+        fprintf(stderr, "The arrow keys edit a line, and bring back earlier ones.\n");
+    else
+        fprintf(stderr,
+                "This program was built without a line editor: rlwrap ./%s --chat adds one.\n",
+                program_invocation_short_name);
+}
+
+/* Is a line, without the blanks around it, a slash and a word, such as "/reset now"? */
+static bool has_command(Slice line) {
+    size_t n = 1;
+    if (!line.n || *line.s != '/') return false;
+    while (n < line.n && isalpha((unsigned char)line.s[n])) n++;
+    return n > 1 && (n == line.n || line.s[n] == ' ' || line.s[n] == '\t');
+}
+
+static bool is_command(Slice line, const char *command) {
+    return line.n == strlen(command) && !strncasecmp(line.s, command, line.n);
+}
+
 char *chat_line(void) {
-    const bool terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
-    char *s = NULL;
-    size_t room = 0;
-    if (terminal) fputs("> ", stdout);
-    if (terminal) fflush(stdout);
-    ssize_t n = getline(&s, &room, stdin);
-    if (n < 0 && terminal) putchar('\n');
-    Str line = {0};
-    while (n > 0 && strchr("\r\n", s[n - 1])) n--;
-    if (n > 0) {
-        str_add(&line, s, (size_t)n);
-        text_repair(&line, 0);
+    for (char *line; (line = line_read()); free(line)) {
+        const Slice said = utf8_trimmed((Slice){line, strlen(line)});
+        if (!said.n || is_command(said, "/exit") || is_command(said, "/quit")) {
+            free(line);
+            return NULL;
+        }
+        if (is_command(said, "/help")) {
+            print_commands();
+        } else if (is_command(said, "/reset")) {
+            strcpy(line, "/reset");
+            return line;
+        } else if (has_command(said)) {
+            fprintf(stderr, "There is no command %.*s; /help lists the commands.\n", (int)said.n,
+                    said.s);
+        } else {
+            return line;
+        }
     }
-    free(s);
-    if (line.s && !strcmp(line.s, "/exit")) {
-        free(line.s);
-        line.s = NULL;
-    }
-    return line.s;
+    return NULL;
 }
 
 void chat_hold(Chat *c, GPT2 *model, uint64_t seed) {
     Error e;
+    streams_say();
     if (c->prompt) answer(c, model, seed);
-    if (c->chat && isatty(STDIN_FILENO))
-        fputs("Each line is a turn. An empty line, /exit or Ctrl-D ends the conversation.\n",
-              stderr);
+    if (c->chat && isatty(STDIN_FILENO) && !streams_are_quiet()) print_commands();
     for (char *line; c->chat && (line = chat_line()); free(line))
-        if (take_turn(c, line, &e))
+        if (!strcmp(line, "/reset"))
+            reset(c);
+        else if (take_turn(c, line, &e))
             fprintf(stderr, "note: the turn %s\n", e.text);
         else
             answer(c, model, seed);
@@ -224,12 +318,14 @@ void chat_free(Chat *c) {
     c->tokenizer = NULL;
     c->form = NULL;
     c->said = c->turns = c->next = (Ints){0};
+    c->head = 0;
 }
 
 void chat_answer(Chat *c, Run *run, const Technique *technique, const char *adapter) {
     Error e;
     GPT2Config config;
     const char *dir = run->model ? run->model : example_file("tiny/chat");
+    if (!run->model && example_check(dir, &e)) die_usage("%s", e.text);
     if (hf_config(dir, &config, &e)) die_usage("%s", e.text);
     GPT2Limits limits = chat_prepare(c, adapter, dir, &config);
     GPT2 *model;

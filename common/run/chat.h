@@ -5,7 +5,7 @@
  * each prompt in the template, each answer ended by one <|endoftext|>. The template is the first of
  *
  *     1. --template
- *     2. template.txt in the adapter's directory, then in the model's: every run writes one
+ *     2. that of the adapter's directory, then of the model's: usage.h
  *     3. none for --prompt, whose text is then continued as it is; the default one for --chat
  */
 #ifndef POSTTRAIN_CHAT_H
@@ -26,6 +26,7 @@ typedef struct Chat {
     int positions;  // the model's
     Ints said, turns,
         next;       // the conversation as tokens; where in it each turn begins; the next turn
+    int head;       // tokens at its front that stay: what the template has before the first turn
     int forgotten;  // turns cut from its front
 } Chat;
 
@@ -38,17 +39,28 @@ typedef struct Chat {
          .may_change_on_resume = true, .only_with = "prompt chat"},                 \
         CHAT_LENGTH_FLAG(variable), CHAT_TOP_FLAGS(variable)
 
+/* The flags that have an effect on an answer. Some are those of lora.c and adapter.c. */
+#define CHAT_USES                                                                               \
+    "prompt chat model adapter template temperature top_k top_p max_new_tokens seed bf16 fp16 " \
+    "cpu quiet merge verify overwrite_output_dir allow_untrained load_in_4bit "                 \
+    "bnb_4bit_use_double_quant adapter_dim reduction_factor placement activation train_layernorm"
+
 /* Parts of CHAT_FLAGS, for stages that define the other flags themselves */
 #define CHAT_PROMPT_FLAGS(variable, rest)                                                        \
     TITLE("Answers instead of training"),                                                        \
-        {"prompt", TEXT((variable).prompt, NULL),                                                \
+        {"prompt",                                                                               \
+         TEXT((variable).prompt, NULL),                                                          \
          "Answer this text, in the template that --model was trained in, and do not train.",     \
-         .may_change_on_resume = true, .conflicts = "data eval output resume dry_run " rest},    \
+         .may_be_empty = true,                                                                   \
+         .may_change_on_resume = true,                                                           \
+         .conflicts = "data eval output resume dry_run " rest,                                   \
+         .uses = CHAT_USES},                                                                     \
     {                                                                                            \
         "chat", SWITCH((variable).chat, "false"),                                                \
             "Answer each line of stdin as a turn of a conversation, and do not train; an empty " \
-            "line or /exit ends it.",                                                            \
-            .may_change_on_resume = true, .conflicts = "data eval output resume dry_run " rest   \
+            "line or /exit ends it, /reset begins anew, /help lists the commands.",              \
+            .may_change_on_resume = true, .conflicts = "data eval output resume dry_run " rest,  \
+            .uses = CHAT_USES                                                                    \
     }
 
 #define CHAT_LENGTH_FLAG(variable)                                             \
@@ -82,7 +94,8 @@ typedef struct Chat {
     {                                                                                          \
         "template", TEXT((variable).template, NULL),                                           \
             "The text before a response. It contains {instruction}; a part in [[ ]] contains " \
-            "{input} and is left out without one; \\n is a new line."                          \
+            "{input} or {system} and is left out without one; \\n is a new line.",             \
+            .may_be_empty = true                                                               \
     }
 
 /* Is there a prompt to answer, or a conversation to hold? */
@@ -104,11 +117,11 @@ void chat_free(Chat *c);
 /* ---- parts of it ----------------------------------------------------------------------------- */
 
 /* The template by the rule above, to be freed; NULL: none is given. A wrong one ends the program
-   with 2. */
-char *chat_template(const char *template, const char *adapter, const char *dir);
-/* The next line of stdin, without its end, as valid UTF-8; NULL at the end. To be freed. */
+   with 2. Call it after run_load_tokenizer, which says how a text ends. t: the tokenizer of texts
+   that end with its end, for a note about a chat template without one; or NULL. */
+char *chat_template(const char *template, const char *adapter, const char *dir, const Tokenizer *t);
+/* The next line that a person types, as line_read gives it. NULL: the end, an empty line, or /exit.
+   Answers /help itself. To be freed. */
 char *chat_line(void);
-/* From here on Ctrl-C ends the program at once: there is nothing to save. */
-void chat_interrupts(void);
 
 #endif

@@ -1,218 +1,56 @@
 /*
- * checkpoint.c - checkpoints, resume, and the contents of the directory OUTPUT.
+ * checkpoint.c - checkpoints and resume.
  *
  * OUTPUT/checkpoint-N is a model directory with one file more, state.safetensors: the moments, the
  * step, the flags that shape the run (the seed is one), fingerprints of the data, the figures of
- * the current log line and the stage's own numbers. It is written as OUTPUT/checkpoint-N.tmp-PID,
- * synced and renamed. Then all but the newest --save_total_limit are removed. When a checkpoint
- * cannot be written the program ends with 1, and the older ones stay.
+ * the current log line and the stage's own numbers. It is written as
+ * OUTPUT/checkpoint-N.posttrain-PID, synced and renamed. Then all but the newest --save_total_limit
+ * are removed. When a checkpoint cannot be written the program ends with 1, and the older ones
+ * stay.
  *
- * Left out on purpose: two processes sharing one OUTPUT.
+ * That of the last step has no moments, because no step follows, and a run that has ended removes
+ * those of the others (ended.c). That of step 0 has no weights either, because they are those of
+ * --model: a run that fails early leaves nothing large.
  */
-#define _GNU_SOURCE  // defines: nftw
-
 #include "files/hf.h"
+#include "files/json_file.h"
+#include "files/mapped.h"
+#include "files/usage.h"
+#include "model/shards.h"
+#include "model/weights.h"
+#include "ranks.h"
+#include "run/lock.h"
 #include "run/private.h"
 #include "run/technique.h"
+#include "text/jsonl.h"
+#include "text/template.h"
 
 #include <dirent.h>
-#include <ftw.h>
-#include <limits.h>
-#include <signal.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define STATE_FILE "state.safetensors"
-#define STATE_VERSION "2"
-
-/* ---- directories ----------------------------------------------------------------------------- */
-
-static int remove_entry(const char *path, const struct stat *found, int type, struct FTW *where) {
-    (void)found;
-    (void)type;
-    (void)where;
-    return remove(path);
-}
-
-/* Removes a directory and everything in it. Links are removed, not followed. */
-static int remove_tree(const char *path) {
-    return nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-}
-
-static bool same_directory(const char *a, const char *b) {
-    struct stat x, y;
-    return a && b && !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
-/* N of a name that is exactly checkpoint-N with 1 to 9 digits, or -1. */
-static long checkpoint_number(const char *name) {
-    if (strncmp(name, "checkpoint-", 11)) return -1;
-    const char *text = name + 11;
-    const size_t n = strlen(text);
-    return n >= 1 && n <= 9 && strspn(text, "0123456789") == n ? strtol(text, NULL, 10) : -1;
-}
-
-static int is_checkpoint(const struct dirent *d) { return checkpoint_number(d->d_name) >= 0; }
-
-static int is_unfinished(const struct dirent *d) { return newfile_writer(d->d_name, ".tmp-") >= 0; }
-
-static int is_replaced(const struct dirent *d) {
-    return !strncmp(d->d_name, "checkpoint-", 11) && newfile_writer(d->d_name, ".old-") >= 0;
-}
-
-/* Anything in OUTPUT that a new run would lose: all but a log and unfinished files. */
-static int is_content(const struct dirent *d) {
-    return strcmp(d->d_name, ".") && strcmp(d->d_name, "..") && strcmp(d->d_name, "log.jsonl") &&
-           !is_unfinished(d);
-}
-
-/* For a scandir of checkpoints: 9 before 10. */
-static int by_number(const struct dirent **a, const struct dirent **b) {
-    const long x = checkpoint_number((*a)->d_name), y = checkpoint_number((*b)->d_name);
-    return (x > y) - (x < y);
-}
-
-/* A scandir of a directory that may be absent. One that cannot be read ends the program: it must
-   not be taken for an empty one. Released with free_list. */
-static int list_directory(const char *dir, int (*wanted)(const struct dirent *),
-                          struct dirent ***list) {
-    const int n = scandir(dir, list, wanted, by_number);
-    if (n >= 0) return n;
-    if (errno != ENOENT && errno != ENOTDIR)
-        die("cannot list %s: %s; nothing in it has been changed", dir, strerror(errno));
-    *list = NULL;
-    return 0;
-}
-
-static void free_list(struct dirent **list, int n) {
-    for (int i = 0; i < n; i++) free(list[i]);
-    free(list);
-}
-
-/* Has the process that wrote a file ended? One with our own id has: this process has written
-   nothing yet, and in a container every run may be process 1. */
-static bool has_ended(long writer) {
-    return writer == getpid() || (kill((pid_t)writer, 0) && errno == ESRCH);
-}
-
-/* Repairs OUTPUT after a run that was killed between the two renames of put_in_place, or before it
-   removed the checkpoint that it had replaced. checkpoint-N.old-PID becomes checkpoint-N again, or
-   is removed if there is a new checkpoint-N. */
-static void finish_replacing(const Run *run) {
-    struct dirent **list;
-    const char *model = run->state->checkpoint ? run->state->checkpoint : run->model;
-    const int n = list_directory(run->output, is_replaced, &list);
-    for (int i = 0; i < n; i++) {
-        char *old = path_join(run->output, list[i]->d_name), *path = xstrdup(old);
-        *strrchr(path, '.') = 0;
-        const bool ours = exists_in(old, STATE_FILE) && !same_directory(old, model);
-        if (ours && has_ended(newfile_writer(old, ".old-")) &&
-            (access(path, F_OK) ? rename(old, path) : remove_tree(old)))
-            fprintf(stderr, "note: cannot clean up %s: %s\n", old, strerror(errno));
-        free(old);
-        free(path);
-    }
-    free_list(list, n);
-}
-
-/* Removes unfinished files of processes that have ended: checkpoint-N.tmp-PID/ and FILE.tmp-PID. */
-static void remove_unfinished(const char *output) {
-    struct dirent **list;
-    const int n = list_directory(output, is_unfinished, &list);
-    for (int i = 0; i < n; i++) {
-        const char *name = list[i]->d_name;
-        struct stat found;
-        char *path = path_join(output, name);
-        if (has_ended(newfile_writer(name, ".tmp-")) && !lstat(path, &found)) {
-            if (S_ISREG(found.st_mode)) unlink(path);
-            if (S_ISDIR(found.st_mode) && !strncmp(name, "checkpoint-", 11)) remove_tree(path);
-        }
-        free(path);
-    }
-    free_list(list, n);
-}
-
-/* Removes one of our checkpoints, never the directory that the model came from. It is renamed
-   first, since half of one must not look complete. */
-static void remove_checkpoint(const struct RunState *s, const char *path) {
-    if (!exists_in(path, STATE_FILE) || same_directory(path, s->model_dir)) return;
-    Str aside = {0};
-    str_printf(&aside, "%s.tmp-%ld", path, (long)getpid());
-    if (rename(path, aside.s) || remove_tree(aside.s))
-        fprintf(stderr, "note: cannot remove %s: %s\n", path, strerror(errno));
-    free(aside.s);
-}
-
-void checkpoint_rotate(const Run *run, int newest, int keep) {
-    struct dirent **list;
-    const int n = list_directory(run->output, is_checkpoint, &list);
-    for (int i = n - 1, older = 0; i >= 0; i--) {
-        char *path = path_join(run->output, list[i]->d_name);
-        if (checkpoint_number(list[i]->d_name) < newest && exists_in(path, STATE_FILE) &&
-            ++older >= keep)
-            remove_checkpoint(run->state, path);
-        free(path);
-    }
-    free_list(list, n);
-}
-
-int checkpoint_prepare_output(Run *run, Error *e) {
-    const struct RunState *s = run->state;
-    if (s->continues && run->overwrite_output_dir)
-        return fail(e, "--resume continues what --overwrite_output_dir removes; give one of them");
-    if (!run_writes(run)) return 0;
-    if (make_directories(run->output))
-        return fail(e, "cannot make --output %s: %s; choose a directory that you may write",
-                    run->output, strerror(errno));
-    if (!s->continues && !run->overwrite_output_dir) {
-        struct dirent **list;
-        const int n = list_directory(run->output, is_content, &list);
-        if (n)
-            fail(e,
-                 "--output %s already holds %s; choose another --output, continue that run with "
-                 "--resume, or start anew there with --overwrite_output_dir",
-                 run->output, list[0]->d_name);
-        free_list(list, n);
-        if (n) return -1;
-    }
-    remove_unfinished(run->output);
-    finish_replacing(run);
-    char *path = path_join(run->output, "log.jsonl");
-    NewFile probe;
-    int status = newfile_open(&probe, path, e);
-    if (!status) status = newfile_close(&probe, false, e);
-    free(path);
-    return status;
-}
-
 /* ---- what a checkpoint keeps ----------------------------------------------------------------- */
-
-void run_fingerprint(Run *run, const char *flag, const char *path) {
-    struct RunState *s = run->state;
-    Str text = {0};
-    if (path) {
-        FILE *f = fopen(path, "rb");
-        if (!f) die_usage("cannot open %s (--%s): %s", path, flag, strerror(errno));
-        static unsigned char block[1 << 16];
-        uint64_t hash = HASH_START, size = 0;
-        for (size_t n; (n = fread(block, 1, sizeof block, f)) > 0; size += n)
-            hash = hash_bytes(hash, block, n);
-        if (ferror(f)) die_usage("cannot read %s (--%s): %s", path, flag, strerror(errno));
-        fclose(f);
-        str_printf(&text, "%llu bytes, hash %016llx", (unsigned long long)size,
-                   (unsigned long long)hash);
-    } else {
-        str_printf(&text, "no file");
-    }
-    s->fingerprint = (Fingerprint *)xrealloc(s->fingerprint, (size_t)s->fingerprint_n + 1,
-                                             sizeof *s->fingerprint);
-    s->fingerprint[s->fingerprint_n++] = (Fingerprint){flag, text.s};
-}
 
 void run_keep(Run *run, const char *name, double *value) {
     struct RunState *s = run->state;
     s->kept = (Kept *)xrealloc(s->kept, (size_t)s->kept_n + 1, sizeof *s->kept);
     s->kept[s->kept_n++] = (Kept){name, value};
+}
+
+void run_keep_text(Run *run, const char *name, Str *text) {
+    struct RunState *s = run->state;
+    s->text = (KeptText *)xrealloc(s->text, (size_t)s->texts + 1, sizeof *s->text);
+    s->text[s->texts++] = (KeptText){name, text};
+}
+
+static const char *const holds_words[] = {
+    [HOLDS_START] = "start", [HOLDS_WEIGHTS] = "weights", [HOLDS_MOMENTS] = "moments"};
+
+/* What a checkpoint of this moment holds. */
+static Holds holds_now(const Run *run) {
+    if (run->step == 0) return HOLDS_START;
+    const bool ended = run->step == run_end(run) && !run->keep_moments;
+    return ended || run->save_only_model ? HOLDS_WEIGHTS : HOLDS_MOMENTS;
 }
 
 /* The prefix of a network's moments in the state. To be freed. */
@@ -223,6 +61,11 @@ static char *moments_prefix(const Network *n, bool first) {
     return prefix.s;
 }
 
+static const char *hash_text(uint64_t hash, char text[32]) {
+    snprintf(text, 32, "%016llx", (unsigned long long)hash);
+    return text;
+}
+
 /* Notes one thing under "kind.name". */
 static void note(STWriter *w, const char *kind, const char *name, const char *value) {
     Str key = {0};
@@ -231,24 +74,52 @@ static void note(STWriter *w, const char *kind, const char *name, const char *va
     free(key.s);
 }
 
+const char *checkpoint_noted(const SafeTensors *st, const char *kind, const char *name) {
+    Str key = {0};
+    str_printf(&key, "%s.%s", kind, name);
+    const char *value = st_metadata(st, key.s);
+    free(key.s);
+    return value;
+}
+
 static void note_number(STWriter *w, const char *key, int number) {
     char text[16];
     snprintf(text, sizeof text, "%d", number);
     st_note(w, key, text);
 }
 
+static void note_hash(STWriter *w, const char *kind, const char *name, uint64_t hash) {
+    char text[32];
+    note(w, kind, name, hash_text(hash, text));
+}
+
 /* Is the network part of what the run makes? */
 static bool is_saved(const struct RunState *s, int i) { return i == 0 || s->network[i]->trains; }
 
+/* Notes which further networks a checkpoint has, "critic". */
+static void note_roles(STWriter *w, const struct RunState *s) {
+    Str roles = {0};
+    str_add(&roles, "", 0);
+    for (int i = 1; i < s->networks; i++)
+        if (is_saved(s, i)) str_printf(&roles, "%s%s", roles.n ? " " : "", s->network[i]->role);
+    st_note(w, "roles", roles.s);
+    free(roles.s);
+}
+
 static int write_state(const Run *run, const char *path, Error *e) {
     const struct RunState *s = run->state;
+    const Holds holds = holds_now(run);
     STWriter *w = st_new();
     char text[64], *figures = watch_text(run);
     st_note(w, "format_version", STATE_VERSION);
     st_note(w, "program", s->program->name);
+    st_note(w, "holds", holds_words[holds]);
     note_number(w, "step", run->step);
+    if (s->first_line.n) st_note(w, "first_line", s->first_line.s);
     note_number(w, "examples", s->examples);
     st_note(w, "figures", figures);
+    if (s->default_template) st_note(w, "template", s->default_template);
+    if (s->postponed) st_note(w, "evaluation", "postponed");
     free(figures);
     const Flag *f;
     for (int i = 0; (f = flags_at(s->flags, i)); i++) {
@@ -256,21 +127,29 @@ static int write_state(const Run *run, const char *path, Error *e) {
         const char *value = flag_text(f, text);
         note(w, "flag", f->name, value ? value : "");
     }
-    for (int i = 0; i < s->fingerprint_n; i++)
-        note(w, "data", s->fingerprint[i].flag, s->fingerprint[i].text);
+    for (int i = 0; i < s->contents; i++)
+        note(w, s->content[i].kind, s->content[i].name, s->content[i].text);
     for (int i = 0; i < s->kept_n; i++) {
         snprintf(text, sizeof text, "%.17g", *s->kept[i].value);
         note(w, "keep", s->kept[i].name, text);
     }
+    note_roles(w, s);
+    for (int i = 0; i < s->texts; i++)
+        note(w, "text", s->text[i].name, s->text[i].value->n ? s->text[i].value->s : "");
     for (int i = 0; i < s->networks; i++) {
+        const Network *n = s->network[i];
+        if (n->origin) note(w, "origin", n->role, n->origin);
         if (!is_saved(s, i)) continue;
-        char *prefix = moments_prefix(s->network[i], i == 0);
-        hf_declare_moments(w, s->network[i]->model, prefix);
+        char *prefix = moments_prefix(n, i == 0);
+        if (holds == HOLDS_MOMENTS) hf_declare_moments(w, n->model, prefix);
         free(prefix);
+        note_hash(w, "saved", n->role, gpt2_hash_trained(n->model, holds == HOLDS_MOMENTS));
     }
+    note_hash(w, "checksum", "all", st_noted_hash(w));
     bool written = !st_begin(w, path, e);
     for (int i = 0; i < s->networks; i++)
-        if (is_saved(s, i)) written = written && !hf_write_moments(w, s->network[i]->model, e);
+        if (is_saved(s, i) && holds == HOLDS_MOMENTS)
+            written = written && !hf_write_moments(w, s->network[i]->model, e);
     return st_end(w, written, written ? e : NULL) || !written ? -1 : 0;
 }
 
@@ -280,14 +159,17 @@ int checkpoint_save_models(const Run *run, const char *dir, bool all, Error *e) 
     const struct RunState *s = run->state;
     const Technique *technique = s->program->technique;
     const GPT2 *m = s->network[0]->model;
-    int status = technique ? technique_save(technique, m, dir, run->model, e)
-                           : hf_save(m, dir, s->model_dir, e);
-    if (!status && s->template) status = hf_save_template(dir, s->template, e);
+    Usage u = {s->template, tokenizer_eos(run->tokenizer), template_end(),
+               s->network[0]->head == SCORE_HEAD};
+    int status = technique ? technique_save(technique, m, dir, run->model, s->template, e)
+                           : hf_save_bundle(m, dir, &s->network[0]->files, &u, e);
+    if (!status && s->older && same_file(dir, run->output)) older_end(run, false);
     for (int i = 1; i < s->networks && all && !status; i++) {
         const Network *n = s->network[i];
         if (!is_saved(s, i)) continue;
         char *path = path_join(dir, n->role);
-        status = hf_save(n->model, path, n->from, e);
+        u.scores = n->head == SCORE_HEAD;
+        status = hf_save_bundle(n->model, path, &n->files, &u, e);
         free(path);
     }
     return status;
@@ -295,119 +177,222 @@ int checkpoint_save_models(const Run *run, const char *dir, bool all, Error *e) 
 
 /* Writes the whole checkpoint into dir. */
 static int write_checkpoint(const Run *run, const char *dir, Error *e) {
-    if (mkdir(dir, 0777)) return fail(e, "cannot make %s: %s", dir, strerror(errno));
+    if (mkdir(dir, 0777)) return fail_errno(e, errno, "cannot make %s: %s", dir, strerror(errno));
     char *state = path_join(dir, STATE_FILE);
-    const bool written = !checkpoint_save_models(run, dir, true, e) && !write_state(run, state, e);
+    const bool saved = holds_now(run) == HOLDS_START || !checkpoint_save_models(run, dir, true, e);
+    const bool written = saved && !write_state(run, state, e);
     if (written) sync_directory_of(state);
     free(state);
     return written ? 0 : -1;
 }
 
-/* Renames aside to path. An older path is renamed in its turn, and removed if it is one of our
-   checkpoints. */
-static int put_in_place(const char *aside, const char *path, Error *e) {
-    Str old = {0};
-    str_printf(&old, "%s.old-%ld", path, (long)getpid());
-    bool replaces = !rename(path, old.s);
-    int status = 0;
-    if (rename(aside, path))
-        status = fail(e, "cannot rename %s to %s: %s", aside, path, strerror(errno));
-    if (status && replaces && !rename(old.s, path)) replaces = false;
-    sync_directory_of(path);
-    if (!status && replaces && exists_in(old.s, STATE_FILE))
-        remove_tree(old.s);
-    else if (replaces)
-        fprintf(stderr, "note: the former %s is now %s\n", path, old.s);
-    free(old.s);
-    return status;
+/* OUTPUT must be the directory that the run began in. If it was moved, the run saves where it is
+   now, and then ends. */
+static void follow_output(Run *run) {
+    struct RunState *s = run->state;
+    Error e;
+    char *now;
+    if (s->moved || !run_writes(run) || !lock_check("output", &now, &e)) return;
+    if (!now)
+        die("%s; what it learned since its last checkpoint is lost with it, and nothing is written "
+            "into another directory of that name",
+            e.text);
+    s->moved = xstrdup(e.text);
+    run->output = now;
 }
 
 void run_begin_writing(Run *run) {
     struct RunState *s = run->state;
     if (s->begun || !run_writes(run)) return;
+    follow_output(run);
     s->begun = true;
-    if (!s->continues) checkpoint_rotate(run, INT_MAX, 1);
-    char *path = path_join(run->output, "log.jsonl");
-    if (make_directories(run->output) || !(s->log = fopen(path, s->continues ? "ab" : "wb")))
-        die("cannot write %s: %s; choose an --output that you may write", path, strerror(errno));
+    Error e;
+    char *path = run_path(run, "log.jsonl");
+    s->log = s->continues ? append_file(path, &e) : replace_file(path, &e);
+    if (!s->log) die("%s", e.text);
     free(path);
+    watch_write_first(run);
+    best_bring(run);
+}
+
+void checkpoint_check_moved(Run *run) {
+    if (!run_saves(run)) return;
+    follow_output(run);
+    bool moved = run->state->moved != NULL;
+    ranks_share(&moved, sizeof moved, 0);
+    if (!moved) return;
+    if (run->step != run->state->saved_step) run_checkpoint(run);
+    if (rank()) return;  // process 0 ends all
+    if (run->state->saved_step < 0) die("%s, so the run ends; nothing is saved", run->state->moved);
+    die("%s, so the run ends; %s/checkpoint-%d is complete: continue with --output %s --resume",
+        run->state->moved, run->output, run->state->saved_step, run->output);
+}
+
+const char *checkpoint_remedy(const Run *run, const char *first) {
+    static char text[256];
+    const int step = run->state->saved_step;
+    if (step < 0)
+        snprintf(text, sizeof text,
+                 "there is no checkpoint yet%s: %s, and start anew with --overwrite_output_dir",
+                 run->state->older ? ", and the older result is unchanged" : "", first);
+    else if (run->save_only_model && step > 0 && step < run_end(run))
+        snprintf(text, sizeof text,
+                 "checkpoint-%d is complete, and is a model: %s, and give it to --model, with "
+                 "another --output",
+                 step, first);
+    else
+        snprintf(text, sizeof text, "checkpoint-%d is complete: %s, and use --resume", step, first);
+    return text;
+}
+
+void checkpoint_begin_saving(Run *run) {
+    Error e;
+    if (mapped_check(&e))
+        die("%s; the run stops, because its numbers would be those of two models; %s", e.text,
+            checkpoint_remedy(run, "restore the file"));
+    networks_check(run);
+    follow_output(run);
+    run_begin_writing(run);
 }
 
 void run_save(Run *run, const char *name) {
     if (!run_writes(run)) return;
     Error e;
-    run_begin_writing(run);
+    checkpoint_begin_saving(run);
     char *dir = path_join(run->output, name);
-    if (checkpoint_save_models(run, dir, false, &e)) die("%s", e.text);
+    char *aside = run->state->older ? newfile_name(dir, UNFINISHED_MARK, getpid()) : NULL;
+    int status = checkpoint_save_models(run, aside ? aside : dir, false, &e);
+    if (!status && aside) status = checkpoint_place(run, aside, dir, &e);
+    if (status) {
+        if (aside) remove_tree(aside);
+        free(aside);
+        die("%s is not written: %s; %s", dir, e.text,
+            checkpoint_remedy(run, error_remedy(e.error)));
+    }
+    free(aside);
     free(dir);
 }
 
-/* From now on tokenizer and configuration are copied from the new checkpoint, because the resumed
-   one may be removed. */
+/* From now on the resumed checkpoint may be removed. */
 static void forget_resumed_checkpoint(struct RunState *s, const char *path) {
-    if (!s->checkpoint) return;
+    if (!s->checkpoint || s->holds == HOLDS_START) return;
     free(s->model_dir);
     s->model_dir = xstrdup(path);
-    for (int i = 1; i < s->networks; i++) {
-        if (!is_saved(s, i)) continue;
-        free(s->network[i]->from);
-        s->network[i]->from = path_join(path, s->network[i]->role);
-    }
 }
 
 void run_checkpoint(Run *run) {
-    if (!run_writes(run)) return;
     struct RunState *s = run->state;
-    run_begin_writing(run);
-    if (fsync(fileno(s->log))) die("cannot write %s/log.jsonl: %s", run->output, strerror(errno));
-    Error e;
-    Str path = {0}, aside = {0};
-    str_printf(&path, "%s/checkpoint-%d", run->output, run->step);
-    str_printf(&aside, "%s.tmp-%ld", path.s, (long)getpid());
-    if (write_checkpoint(run, aside.s, &e) || put_in_place(aside.s, path.s, &e)) {
-        remove_tree(aside.s);
-        die("%s is not written: %s; earlier checkpoints are complete: free some space and use "
-            "--resume",
-            path.s, e.text);
+    if (run->step == 0) watch_log_before(run);  // the checkpoint keeps that line
+    if (run->step == 0 && s->older) return;     // it has no weights, so it takes no result's place
+    if (run_saves(run) && rank()) {  // process 0 writes it, and reads moments that are here
+        shards_serve();
+        s->saved_step = run->step;
     }
+    if (!run_writes(run)) return;
+    checkpoint_begin_saving(run);
+    if (fsync(fileno(s->log))) watch_cannot_write(run);
+    Error e;
+    Str path = {0};
+    str_printf(&path, "%s/checkpoint-%d", run->output, run->step);
+    char *aside = newfile_name(path.s, UNFINISHED_MARK, getpid());
+    if (write_checkpoint(run, aside, &e) || checkpoint_place(run, aside, path.s, &e)) {
+        remove_tree(aside);
+        follow_output(run);  // if it was removed, this says so
+        die("%s is not written: %s; %s", path.s, e.text,
+            checkpoint_remedy(run, error_remedy(e.error)));
+    }
+    shards_served();
     s->saved_step = run->step;
     forget_resumed_checkpoint(s, path.s);
     if (run->save_total_limit > 0) checkpoint_rotate(run, run->step, run->save_total_limit);
-    run_clear_progress(run);
     printf("saved %s\n", path.s);
     fflush(stdout);
     free(path.s);
-    free(aside.s);
+    free(aside);
 }
 
 /* ---- finding --------------------------------------------------------------------------------- */
 
-/* Is every safetensors file of the checkpoint complete? */
-static int check_checkpoint(const char *dir, Error *e) {
-    const char *const names[] = {STATE_FILE, "model.safetensors", "adapter_model.safetensors",
-                                 "adapter.safetensors"};
-    for (int i = 0; i < 4; i++) {
-        if (i && !exists_in(dir, names[i])) continue;  // hf_load checks a large model's shards
-        char *path = path_join(dir, names[i]);
-        SafeTensors *st = st_open(path, e);
-        free(path);
-        if (!st) return -1;
-        st_close(st);
-    }
+/* Is dir/name a complete safetensors file? 0, or -1 with e filled. */
+static int check_tensors(const char *dir, const char *name, Error *e) {
+    char *path = path_join(dir, name);
+    SafeTensors *st = st_open(path, e);
+    free(path);
+    if (!st) return -1;
+    st_close(st);
     return 0;
 }
 
+/* Does dir hold a config and whole weights? */
+static int check_model(const char *dir, Error *e) {
+    GPT2Config config;
+    return hf_config(dir, &config, e) || check_tensors(dir, MODEL_FILE, e) ? -1 : 0;
+}
+
+/* The same of each further network that the state names. */
+static int check_roles(const char *dir, Error *e) {
+    char *path = path_join(dir, STATE_FILE);
+    SafeTensors *st = st_open(path, e);
+    const char *roles = st ? st_metadata(st, "roles") : NULL;
+    int status = st ? 0 : -1;
+    for (const char *p = roles; p && *p && !status; p += *p == ' ') {
+        char role[64];
+        const size_t n = strcspn(p, " ");
+        snprintf(role, sizeof role, "%.*s", (int)n, p);
+        p += n;
+        char *inner = path_join(dir, role);
+        status = strchr(role, '/') ? fail(e, "%s: no role is called %s", path, role)
+                                   : check_model(inner, e);
+        free(inner);
+    }
+    st_close(st);
+    free(path);
+    return status;
+}
+
+/* What a checkpoint holds by its state; HOLDS_MOMENTS if that says nothing else. */
+static Holds holds_of(const SafeTensors *st) {
+    const char *word = st_metadata(st, "holds");
+    for (int i = 0; word && i < HOLDS_MOMENTS; i++)
+        if (!strcmp(word, holds_words[i])) return (Holds)i;
+    return HOLDS_MOMENTS;
+}
+
+/* Does a checkpoint hold every file that the run needs, each of them complete? */
+static int check_checkpoint(const Run *run, const char *dir, Error *e) {
+    const Technique *technique = run->state->program->technique;
+    char *state = path_join(dir, STATE_FILE);
+    SafeTensors *st = st_open(state, e);
+    free(state);
+    if (!st) return -1;
+    const Holds holds = holds_of(st);
+    st_close(st);
+    if (holds == HOLDS_START) return 0;
+    if (check_roles(dir, e)) return -1;
+    if (technique) {
+        char *path = path_join(dir, "adapter_config.json");
+        json_t *config = read_json(path, MAX_CONFIG, e);
+        free(path);
+        json_decref(config);
+        return config ? check_tensors(dir, technique->weights, e) : -1;
+    }
+    Tokenizer *t = check_model(dir, e) ? NULL : tokenizer_load(dir, e);
+    tokenizer_free(t);
+    return t ? 0 : -1;
+}
+
 /* The newest complete checkpoint of OUTPUT, to be freed; NULL with e filled. */
-static char *newest_checkpoint(const char *output, Error *e) {
+static char *newest_checkpoint(const Run *run, Error *e) {
+    const char *output = run->output;
     struct dirent **list;
-    const int n = list_directory(output, is_checkpoint, &list);
+    const int n = checkpoint_list(output, &list);
     char *found = NULL;
     fail(e, "--resume: there is no checkpoint in %s; leave out --resume to start a run there",
          output);
     for (int i = n - 1; i >= 0 && !found; i--) {
         Error broken;
         char *dir = path_join(output, list[i]->d_name);
-        if (!check_checkpoint(dir, &broken)) {
+        if (!check_checkpoint(run, dir, &broken)) {
             found = dir;
         } else {
             fprintf(stderr, "note: %s is incomplete and is skipped: %s\n", dir, broken.text);
@@ -416,11 +401,45 @@ static char *newest_checkpoint(const char *output, Error *e) {
             free(dir);
         }
     }
-    free_list(list, n);
+    free_entries(list, n);
     return found;
 }
 
-int checkpoint_find(Run *run, Error *e) {
+/* Fills e: there is no checkpoint in the directory that --resume names; what is there? */
+static void no_checkpoint(const char *dir, Error *e) {
+    struct dirent **list;
+    const int n = file_exists(dir) ? checkpoint_list(dir, &list) : 0;
+    if (n)
+        fail(e,
+             "--resume %s: this is the --output of a run, without a %s; give --resume %s/%s, or "
+             "--resume alone with --output %s",
+             dir, STATE_FILE, dir, list[n - 1]->d_name, dir);
+    else
+        fail(e,
+             "--resume %s: %s; a checkpoint is a directory checkpoint-N of an --output, with "
+             "a " STATE_FILE "%s",
+             dir, file_exists(dir) ? "it holds no checkpoint" : strerror(errno),
+             exists_in(dir, "config.json") ? ". This is a model: give it to --model" : "");
+    if (n) free_entries(list, n);
+}
+
+/* The checkpoint that process 0 has found is that of all. Each process reads it. */
+static int share_checkpoint(Run *run, Error *e) {
+    struct RunState *s = run->state;
+    size_t n;
+    const char *mine = !rank() && s->checkpoint ? s->checkpoint : "";
+    char *found = (char *)ranks_join(mine, strlen(mine), &n);
+    if (rank() && n) s->checkpoint = xstrdup(found);
+    free(found);
+    if (!rank() || !n) return 0;
+    if (exists_in(s->checkpoint, STATE_FILE)) return check_checkpoint(run, s->checkpoint, e);
+    return fail(e,
+                "%s, which the first process resumes, is not here; put --output on a disk that "
+                "all machines share, or copy the checkpoint to this one",
+                s->checkpoint);
+}
+
+static int find_checkpoint(Run *run, Error *e) {
     struct RunState *s = run->state;
     if (!run->resume || !*run->resume) return 0;
     if (!strcmp(run->resume, "latest")) {
@@ -428,75 +447,70 @@ int checkpoint_find(Run *run, Error *e) {
             return fail(e,
                         "--resume without a directory needs an --output, whose newest checkpoint "
                         "it resumes");
-        s->checkpoint = newest_checkpoint(run->output, e);
-    } else if (!check_checkpoint(run->resume, e)) {
+        // a run that has not ended may write another checkpoint, and remove this one
+        if (run_writes(run) && file_exists(run->output)) {
+            if (lock_directory("output", run->output, e)) return -1;
+            older_repair(run);
+        }
+        s->checkpoint = newest_checkpoint(run, e);
+        if (!s->checkpoint) return -1;
+        agree_on_program(run);
+    } else if (!exists_in(run->resume, STATE_FILE)) {
+        no_checkpoint(run->resume, e);
+        return -1;
+    } else {
         s->checkpoint = xstrdup(run->resume);
+        agree_on_program(run);  // another program's checkpoint lacks files that this one needs
+        if (check_checkpoint(run, run->resume, e)) return -1;
     }
-    if (!s->checkpoint) return -1;
     char *parent = path_join(s->checkpoint, "..");
-    s->continues = same_directory(parent, run->output);
+    s->continues = same_file(parent, run->output);
     free(parent);
+    return s->continues ? 0 : outputs_check_link(run, e);
+}
+
+int checkpoint_find(Run *run, Error *e) {
+    if (!rank() && find_checkpoint(run, e)) return -1;
+    if (share_checkpoint(run, e)) return -1;
+    if (!run->state->checkpoint) return 0;
+    SafeTensors *st = checkpoint_open_state(run->state->checkpoint);
+    run->state->holds = holds_of(st);
+    st_close(st);
     return 0;
 }
 
 char *checkpoint_model_dir(const Run *run, const char *role) {
-    return run->state->checkpoint ? path_join(run->state->checkpoint, role) : NULL;
+    const char *dir = run_weights_dir(run);
+    return dir ? path_join(dir, role) : NULL;
+}
+
+char *checkpoint_template(const Run *run) {
+    SafeTensors *st = checkpoint_open_state(run->state->checkpoint);
+    const char *text = st_metadata(st, "template");
+    char *copy = text ? xstrdup(text) : NULL;
+    st_close(st);
+    return copy;
 }
 
 /* ---- resume ---------------------------------------------------------------------------------- */
 
-/* Ends the program unless the checkpoint's value of `key` is `now`. what: its name in messages. */
-static void must_agree(const Run *run, const SafeTensors *st, const char *key, const char *what,
-                       const char *now) {
-    const char *then = st_metadata(st, key);
-    if (then && !strcmp(then, now)) return;
-    const char *quote = then ? "\"" : "";
-    die_usage(
-        "cannot resume %s: %s is \"%s\" now and %s%s%s in the checkpoint; use the same, or start "
-        "anew in another --output",
-        run->state->checkpoint, what, now, quote, then ? then : "missing", quote);
-}
-
-static void must_agree_on(const Run *run, const SafeTensors *st, const char *kind, const char *name,
-                          const char *shown, const char *now) {
-    Str key = {0}, what = {0};
-    str_printf(&key, "%s.%s", kind, name);
-    str_printf(&what, "%s%s", shown, name);
-    must_agree(run, st, key.s, what.s, now);
-    free(key.s);
-    free(what.s);
-}
-
-static void check_agreement(const Run *run, const SafeTensors *st) {
-    const struct RunState *s = run->state;
-    char text[64];
-    must_agree(run, st, "format_version", "the format of " STATE_FILE, STATE_VERSION);
-    must_agree(run, st, "program", "the program", s->program->name);
-    const Flag *f;
-    for (int i = 0; (f = flags_at(s->flags, i)); i++) {
-        if (f->type == FLAG_TITLE || f->may_change_on_resume) continue;
-        const char *value = flag_text(f, text);
-        must_agree_on(run, st, "flag", f->name, "--", value ? value : "");
-    }
-    for (int i = 0; i < s->fingerprint_n; i++)
-        must_agree_on(run, st, "data", s->fingerprint[i].flag, "the content of --",
-                      s->fingerprint[i].text);
-    snprintf(text, sizeof text, "%d", s->examples);
-    must_agree(run, st, "examples", "the number of examples", text);
-}
-
 static void restore_numbers(Run *run, const SafeTensors *st) {
     const struct RunState *s = run->state;
     for (int i = 0; i < s->kept_n; i++) {
-        Str key = {0};
-        str_printf(&key, "keep.%s", s->kept[i].name);
-        const char *text = st_metadata(st, key.s);
+        const char *text = checkpoint_noted(st, "keep", s->kept[i].name);
         char *end = NULL;
         const double value = text ? strtod(text, &end) : 0;
         if (!text || end == text || *end)
-            die_usage("cannot resume %s: it holds no number %s", s->checkpoint, key.s);
+            die_usage("cannot resume %s: it holds no number keep.%s", s->checkpoint,
+                      s->kept[i].name);
         *s->kept[i].value = value;
-        free(key.s);
+    }
+    for (int i = 0; i < s->texts; i++) {
+        const char *text = checkpoint_noted(st, "text", s->text[i].name);
+        if (!text)
+            die_usage("cannot resume %s: it holds no text.%s", s->checkpoint, s->text[i].name);
+        s->text[i].value->n = 0;
+        str_add(s->text[i].value, text, strlen(text));
     }
     const char *figures = st_metadata(st, "figures");
     if (!figures || watch_restore(run, figures))
@@ -506,54 +520,109 @@ static void restore_numbers(Run *run, const SafeTensors *st) {
             s->checkpoint, figures ? figures : "");
 }
 
-void run_cut_lines(const Run *run, const char *path) {
-    char *line = NULL;
-    size_t room = 0;
-    FILE *old = fopen(path, "rb");
-    if (!old && errno != ENOENT) die("cannot open %s: %s", path, strerror(errno));
-    if (old) {
-        NewFile new;
-        Error e;
-        if (newfile_open(&new, path, &e)) die("%s", e.text);
-        for (ssize_t n; (n = getline(&line, &room, old)) > 0;) {
-            int step;
-            if (line[n - 1] == '\n' && sscanf(line, "{\"step\": %d", &step) == 1 &&
-                step <= run->step)
-                fwrite(line, 1, (size_t)n, new.f);
-        }
-        if (!feof(old)) {
-            newfile_close(&new, false, &e);
-            die("cannot read %s: %s", path, strerror(errno));
-        }
-        fclose(old);
-        if (newfile_close(&new, true, &e)) die("%s", e.text);
+SafeTensors *checkpoint_open_state(const char *dir) {
+    Error e;
+    char *path = path_join(dir, STATE_FILE);
+    SafeTensors *st = st_open(path, &e);
+    if (!st) die_usage("cannot resume: %s", e.text);
+    free(path);
+    return st;
+}
+
+/* Ends the program unless the state records this hash. what: of what it is, in the message. */
+static void check_hash(const struct RunState *s, const SafeTensors *st, const char *kind,
+                       const char *name, uint64_t hash, const char *what) {
+    char text[32];
+    const char *then = checkpoint_noted(st, kind, name);
+    if (!then || strcmp(then, hash_text(hash, text)))
+        die_usage(
+            "cannot resume %s: %s changed since the checkpoint was written, or the file is "
+            "damaged; resume from an earlier checkpoint",
+            s->checkpoint, what);
+}
+
+static void restore_models(const Run *run, const SafeTensors *st) {
+    const struct RunState *s = run->state;
+    Error e;
+    for (int i = 0; i < s->networks; i++) {
+        const Network *n = s->network[i];
+        if (!is_saved(s, i)) continue;
+        char *prefix = moments_prefix(n, i == 0);
+        if (s->holds == HOLDS_MOMENTS && hf_read_moments(st, n->model, prefix, &e))
+            die_usage("cannot resume %s: %s", s->checkpoint, e.text);
+        free(prefix);
     }
-    free(line);
+    if (rank()) {
+        shards_serve();
+        return;
+    }
+    for (int i = 0; i < s->networks; i++) {
+        const Network *n = s->network[i];
+        if (!is_saved(s, i)) continue;
+        Str what = {0};
+        str_printf(&what, "the weights%s of the %s were",
+                   s->holds == HOLDS_MOMENTS ? " or the moments" : "", n->role);
+        check_hash(s, st, "saved", n->role, gpt2_hash_trained(n->model, s->holds == HOLDS_MOMENTS),
+                   what.s);
+        free(what.s);
+    }
+    shards_served();
+}
+
+/* Has the run in OUTPUT, whose newest checkpoint is resumed, written its result? */
+static bool has_ended_already(const Run *run) {
+    bool ended =
+        run->state->continues && !strcmp(run->resume, "latest") && exists_in(run->output, RUN_FILE);
+    ranks_share(&ended, sizeof ended, 0);
+    return ended;
+}
+
+/* A checkpoint without moments can be resumed only where no step follows. That of a run that has
+   ended may be older than its result: there is nothing to do then, and the program ends. */
+static void check_moments(const Run *run) {
+    const struct RunState *s = run->state;
+    if (s->holds != HOLDS_WEIGHTS || run->step == run_end(run)) return;
+    if (has_ended_already(run)) {
+        printf(
+            "this run has ended, and its result is in %s; its newest complete checkpoint is of "
+            "step %d of %d\n",
+            run->output, run->step, run->total_steps);
+        fflush(stdout);
+        ranks_end();
+        exit(0);
+    }
+    die_usage(
+        "cannot resume %s: it holds the model of step %d without AdamW's moments, because the run "
+        "has ended (--keep_moments keeps them) or had --save_only_model; to train on, start from "
+        "that model: --model %s, with another --output",
+        s->checkpoint, run->step, s->checkpoint);
+}
+
+/* The step that a state was saved at. */
+static int step_of(const Run *run, const SafeTensors *st) {
+    const char *text = st_metadata(st, "step");
+    long long step = 0;
+    if (!text || !read_whole(text, &step) || step < 0 || step > run->total_steps)
+        die_usage("%s: its step is \"%s\"; expected a number from 0 to %d", st_path(st),
+                  text ? text : "", run->total_steps);
+    return (int)step;
 }
 
 void checkpoint_resume(Run *run) {
     struct RunState *s = run->state;
     if (!s->checkpoint) return;
-    Error e;
-    char *path = path_join(s->checkpoint, STATE_FILE);
-    SafeTensors *st = st_open(path, &e);
-    if (!st) die_usage("cannot resume: %s", e.text);
-    check_agreement(run, st);
-    const char *text = st_metadata(st, "step");
-    long long step = 0;
-    if (!text || !read_whole(text, &step) || step < 0 || step > run->total_steps)
-        die_usage("%s: its step is \"%s\"; expected a number from 0 to %d", path, text ? text : "",
-                  run->total_steps);
-    for (int i = 0; i < s->networks; i++) {
-        if (!is_saved(s, i)) continue;
-        char *prefix = moments_prefix(s->network[i], i == 0);
-        if (hf_read_moments(st, s->network[i]->model, prefix, &e))
-            die_usage("cannot resume %s: %s", s->checkpoint, e.text);
-        free(prefix);
-    }
+    SafeTensors *st = checkpoint_open_state(s->checkpoint);
+    const int step = step_of(run, st);
+    const char *first_line = st_metadata(st, "first_line");
+    if (first_line) str_add(&s->first_line, first_line, strlen(first_line));
     restore_numbers(run, st);
-    st_close(st);
-    run->step = s->saved_step = (int)step;
+    run->step = s->saved_step = step;
+    best_resume(run);
+    check_moments(run);
+    restore_models(run, st);
+    check_hash(s, st, "checksum", "all", st_metadata_hash(st, "checksum.all"), STATE_FILE " was");
+    s->postponed = st_metadata(st, "evaluation") != NULL;
+    best_find(run);
     if (s->continues && run_writes(run)) {
         char *log = path_join(run->output, "log.jsonl");
         run_cut_lines(run, log);
@@ -561,7 +630,7 @@ void checkpoint_resume(Run *run) {
         // a kill may have come before the last rotation
         if (run->save_total_limit > 0) checkpoint_rotate(run, run->step, run->save_total_limit);
     }
+    st_close(st);
     printf("resuming %s at step %d of %d\n", s->checkpoint, run->step, run->total_steps);
     fflush(stdout);
-    free(path);
 }

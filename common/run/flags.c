@@ -1,10 +1,11 @@
 /*
- * flags.c - the table of flags: parser, defaults, help and echo. See flags.h.
+ * flags.c - the table of flags: parser, defaults and echo. See flags.h; --help is in help.c.
  *
  * Left out on purpose: configuration files. A shell script of flags is one.
  */
 #include "run/flags.h"
 
+#include "run/spelling.h"
 #include "text/utf8.h"
 
 #include <ctype.h>
@@ -13,13 +14,17 @@
 #include <strings.h>
 #include <unistd.h>
 
-enum { LINE_WIDTH = 100, NAME_WIDTH = 63 };
+enum { NAME_WIDTH = 63 };
 
 struct FlagTable {
     Flag *row;  // ends with {0}
     int n;
+    char **usual;   // (n) each flag's default in this program, as text; NULL: not set
+    char **parsed;  // (n) its value after parsing, likewise; the program may have changed it since
     const char *preset;  // the value of --preset
     char *preset_help;   // the help of its row
+    char **joined;       // (joined_n) values that were made of several words
+    int joined_n;
 };
 
 /* ---- words and numbers ----------------------------------------------------------------------- */
@@ -152,6 +157,11 @@ static int set_flag(const Flag *f, const char *text, Error *e) {
         default:
             understood = f->may_change_on_resume || utf8_valid(text, strlen(text));
             if (understood) *(const char **)f->value = text;
+            if (!*text && !f->may_be_empty && !f->initial)
+                return fail(e,
+                            "--%s is empty; perhaps a variable of the shell is not set; leave the "
+                            "flag out, or give it a value",
+                            f->name);
     }
     if (understood && fits) return 0;
     return fail(e, "--%s \"%s\" %s; it takes %s", f->name, text,
@@ -166,8 +176,29 @@ FlagTable *flags_new(void) {
     return t;
 }
 
+static void free_values(const FlagTable *t, char ***values) {
+    for (int i = 0; *values && i < t->n; i++) free((*values)[i]);
+    free(*values);
+    *values = NULL;
+}
+
+/* Notes the values that the flags have now. */
+static void note_values(const FlagTable *t, char ***values) {
+    free_values(t, values);
+    *values = (char **)xcalloc((size_t)t->n + 1, sizeof **values);
+    for (int i = 0; i < t->n; i++) {
+        char text[64];
+        const char *value = t->row[i].type == FLAG_TITLE ? NULL : flag_text(&t->row[i], text);
+        (*values)[i] = value ? xstrdup(value) : NULL;
+    }
+}
+
 void flags_free(FlagTable *t) {
     if (!t) return;
+    for (int i = 0; i < t->joined_n; i++) free(t->joined[i]);
+    free(t->joined);
+    free_values(t, &t->usual);
+    free_values(t, &t->parsed);
     free(t->row);
     free(t->preset_help);
     free(t);
@@ -180,6 +211,8 @@ static int set_default(const Flag *f, Error *e) {
 }
 
 void flags_add(FlagTable *t, const Flag *rows, const char *without) {
+    free_values(t, &t->usual);
+    free_values(t, &t->parsed);
     for (const Flag *f = rows; f && f->name; f++) {
         if (*f->name && word_in(without, f->name)) {
             set_default(f, NULL);
@@ -217,22 +250,33 @@ static int edit_distance(const char *a, const char *b) {
     return row[lb];
 }
 
-/* The flag that was probably meant, or NULL. A name that contains the other (--output_dir,
-   --batch_size) is near, too. */
+/* Is one name the other's beginning or end, up to a "_"? --output_path, --batch_size. Of a name
+   that was typed (whole false) the beginning may end anywhere: --max_len. */
+static bool is_part(const char *longer, const char *shorter, bool whole) {
+    const size_t n = strlen(longer), m = strlen(shorter);
+    if (m >= n || m < 4) return false;
+    return (!strncmp(longer, shorter, m) && (longer[m] == '_' || !whole)) ||
+           (!strcmp(longer + n - m, shorter) && longer[n - m - 1] == '_');
+}
+
+/* The flag that was probably meant, or NULL: one of almost the same letters, or one whose name is a
+   part of the other's. */
 static const Flag *nearest(const FlagTable *t, const char *name) {
-    const Flag *best = NULL;
-    if (!*name) return NULL;
-    int least = max_int((int)strlen(name) / 2, 3);
+    const char *meant = spelling_meant(name);
+    const Flag *best = meant ? find(t, meant) : NULL;
+    if (best || !*name) return best;
+    int least = min_int((int)strlen(name) / 4, 3) + 1;
     for (const Flag *f = t->row; f->name; f++) {
         if (f->type == FLAG_TITLE || strlen(f->name) > NAME_WIDTH) continue;
-        int distance = edit_distance(name, f->name);
-        const bool contains = strstr(name, f->name) || strstr(f->name, name);
-        if (distance > 3 && contains) distance = 3;
-        if (distance < least || (distance == least && !best)) {
-            least = distance;
-            best = f;
-        }
+        const int distance = edit_distance(name, f->name);
+        if (distance >= least) continue;
+        least = distance;
+        best = f;
     }
+    for (const Flag *f = t->row; f->name && !best; f++)
+        if (f->type != FLAG_TITLE &&
+            (is_part(name, f->name, true) || is_part(f->name, name, false)))
+            best = f;
     return best;
 }
 
@@ -261,25 +305,53 @@ static bool value_follows(const Flag *f, const char *next) {
     return strncmp(next, "--", 2) != 0;
 }
 
-/* Reads the setting at word[*i] and moves *i to its last word. n words. */
+/* Reads a flag that does not exist here, at word[*i], with this name and the value after "=", or
+   NULL. Returns 0 if it is a flag of another library whose value is what happens anyway, else -1
+   with e filled. */
+static int read_foreign(const FlagTable *t, int n, const char *const *word, int *i,
+                        const char *name, const char *value, Error *e) {
+    const char *values, *why, *argument = word[*i];
+    bool known = spelling_foreign(name, &values, &why);
+    if (!known && !value && !strncmp(name, "no_", 3)) {
+        known = spelling_foreign(name + 3, &values, &why);
+        name += 3;
+        value = "false";
+    }
+    if (!known) {
+        const Flag *near = nearest(t, name);
+        return fail(e, "there is no flag %s%s%s%s", argument, near ? "; did you mean --" : "",
+                    near ? near->name : "", near ? "?" : "");
+    }
+    const bool follows = !value && *i + 1 < n && strncmp(word[*i + 1], "--", 2) != 0;
+    if (!value) value = follows ? word[++*i] : "true";
+    size_t length;
+    const char *same;
+    for (unsigned k = 0; *values && (same = choice(values, k, &length)); k++)
+        if (strlen(value) == length && !strncasecmp(same, value, length)) return 0;
+    if (*values)
+        return fail(e, "--%s %s has no counterpart here, only %s: %s", name, value, values, why);
+    return fail(e, "--%s has no counterpart here: %s", name, why);
+}
+
+/* Reads the setting at word[*i] and moves *i to its last word. n words. s->flag NULL: it sets
+   nothing. */
 static int read_setting(const FlagTable *t, int n, const char *const *word, int *i, Setting *s,
                         Error *e) {
     char name[NAME_WIDTH + 1], takes[256];
     const char *argument = word[*i];
     if (strncmp(argument, "--", 2) != 0 || !argument[2])
         return fail(e, "unexpected argument \"%s\"; every setting is --name value", argument);
-    s->value = split(argument, name);
+    const char *value = s->value = split(argument, name);
     s->flag = find(t, name);
-    if (!s->flag && !strncmp(name, "no_", 3) && !s->value) {
-        s->flag = find(t, name + 3);
-        if (s->flag && s->flag->type != FLAG_BOOL) s->flag = NULL;
+    if (!s->flag && spelling_alias(name)) s->flag = find(t, spelling_alias(name));
+    Flag *positive = !s->flag && !strncmp(name, "no_", 3) ? find(t, name + 3) : NULL;
+    if (positive && positive->type == FLAG_BOOL) {
+        if (value)
+            return fail(e, "--%s takes no value; use --%s or --%s true", name, name, name + 3);
+        s->flag = positive;
         s->value = "false";
     }
-    if (!s->flag) {
-        const Flag *near = nearest(t, name);
-        return fail(e, "there is no flag %s%s%s%s", argument, near ? "; did you mean --" : "",
-                    near ? near->name : "", near ? "?" : "");
-    }
+    if (!s->flag) return read_foreign(t, n, word, i, name, value, e);
     if (!s->value && value_follows(s->flag, *i + 1 < n ? word[*i + 1] : NULL))
         s->value = word[++*i];
     if (!s->value) s->value = s->flag->type == FLAG_BOOL ? "true" : s->flag->bare;
@@ -287,9 +359,25 @@ static int read_setting(const FlagTable *t, int n, const char *const *word, int 
     return fail(e, "--%s has no value; it takes %s", s->flag->name, takes_text(s->flag, takes));
 }
 
+bool flags_idle(const Flag *f) {
+    return f->type == FLAG_INT && f->low == 0 && *(const int *)f->value == 0;
+}
+
+/* Is a number the default of its row? */
+static bool is_default(const Flag *f) {
+    char text[64];
+    double initial;
+    const bool number = f->type == FLAG_INT || f->type == FLAG_LONG || f->type == FLAG_FLOAT;
+    return number && f->initial && read_number(f->initial, &initial) &&
+           strtod(flag_text(f, text), NULL) == initial;
+}
+
+/* Does a given flag ask for something else than what its row says? */
+static bool asks(const Flag *f) { return f->given && !flags_idle(f) && !is_default(f); }
+
 /* Is the flag given, or a switch that a line of the program turned on? */
 static bool is_on(const Flag *f) {
-    return f->given || (f->type == FLAG_BOOL && *(const bool *)f->value);
+    return asks(f) || (f->type == FLAG_BOOL && *(const bool *)f->value);
 }
 
 /* Do the two exclude each other? */
@@ -313,7 +401,10 @@ static int apply_line(const FlagTable *t, const char *const *line, bool example,
         Setting s;
         if (read_setting(t, n, line, &i, &s, e)) return -1;
         if (example && conflicts_with_set(t, s.flag)) continue;
-        if (example && !strncmp(s.value, "test/", 5)) s.value = example_file(s.value + 5);
+        if (example && !strncmp(s.value, "test/", 5)) {
+            s.value = example_file(s.value + 5);
+            if (example_check(s.value, e)) return -1;
+        }
         if (set_flag(s.flag, s.value, e)) return -1;
     }
     return 0;
@@ -359,21 +450,39 @@ static bool any_set(const FlagTable *t, const char *list) {
     return false;
 }
 
-/* Checks conflicts and only_with of the flags that are given. */
+int flags_check_uses(const FlagTable *t, const char *mode, const char *uses, Error *e) {
+    for (const Flag *f = t->row; f->name; f++)
+        if (f->given && !flags_idle(f) && strcmp(f->name, mode) && !word_in(uses, f->name))
+            return fail(e, "--%s has no effect with --%s", f->name, mode);
+    return 0;
+}
+
+/* Has the program the flag of a word "name" or "name=value" of n characters? */
+static bool exists(const FlagTable *t, const char *word, size_t n) {
+    const size_t equals = strcspn(word, "=");
+    if (equals < n) n = equals;
+    for (const Flag *f = t->row; f->name; f++)
+        if (strlen(f->name) == n && !strncmp(f->name, word, n)) return true;
+    return false;
+}
+
+/* Checks conflicts, uses and only_with of the flags that are given. */
 static int check_given(const FlagTable *t, Error *e) {
     for (const Flag *a = t->row; a->name; a++) {
         for (const Flag *b = t->row; b->name && is_on(a); b++)
-            if (b->given && word_in(a->conflicts, b->name))
+            if (asks(b) && word_in(a->conflicts, b->name))
                 return fail(e,
                             a->given ? "--%s and --%s are both given; give one of them"
                                      : "--%s is on, and --%s has no effect with it",
                             a->name, b->name);
-        if (!a->given) continue;
+        if (is_on(a) && a->uses && flags_check_uses(t, a->name, a->uses, e)) return -1;
+        if (!a->given || flags_idle(a)) continue;
         if (a->only_with && !any_set(t, a->only_with)) {
             Str names = {0};
             for (const char *p = a->only_with; *p; p += *p == ' ') {
                 const size_t n = strcspn(p, " ");
-                str_printf(&names, "%s--%.*s", names.n ? " or " : "", (int)n, p);
+                if (exists(t, p, n))
+                    str_printf(&names, "%s--%.*s", names.n ? " or " : "", (int)n, p);
                 p += n;
             }
             fail(e, "--%s has no effect without %s", a->name, names.s);
@@ -384,6 +493,16 @@ static int check_given(const FlagTable *t, Error *e) {
     return 0;
 }
 
+/* The value of a flag of many words, with those that follow word *i, up to the next flag. */
+static const char *join_words(FlagTable *t, const char *value, int n, char **word, int *i) {
+    if (*i + 1 >= n || !strncmp(word[*i + 1], "--", 2)) return value;
+    Str all = {0};
+    str_printf(&all, "%s", value);
+    while (*i + 1 < n && strncmp(word[*i + 1], "--", 2) != 0) str_printf(&all, ",%s", word[++*i]);
+    t->joined = (char **)xrealloc(t->joined, (size_t)t->joined_n + 1, sizeof *t->joined);
+    return t->joined[t->joined_n++] = all.s;
+}
+
 int flags_parse(FlagTable *t, const FlagLines *lines, int argc, char **argv, Error *e) {
     if (lines->presets && !find(t, "preset")) add_preset_row(t, lines->presets);
     for (Flag *f = t->row; f->name; f++) {
@@ -391,16 +510,22 @@ int flags_parse(FlagTable *t, const FlagLines *lines, int argc, char **argv, Err
         if (set_default(f, e)) return -1;
     }
     if (apply_line(t, lines->program, false, e)) return -1;
+    note_values(t, &t->usual);
 
     Setting *setting = (Setting *)xcalloc((size_t)argc + 1, sizeof *setting);
     int n = 0, status = 0;
     for (int i = 1; i < argc && !status; i++) {
-        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
-            status = 1;
+        if (!strcmp(argv[i], "--help")) {
+            status = FLAGS_HELP;
+        } else if (!strcmp(argv[i], "-h")) {
+            status = FLAGS_SHORT_HELP;
+        } else if (!strcmp(argv[i], "--version")) {
+            status = FLAGS_VERSION;
         } else if (read_setting(t, argc, (const char *const *)argv, &i, &setting[n], e)) {
             status = -1;
-        } else {
+        } else if (setting[n].flag) {
             Flag *f = setting[n].flag;
+            if (f->many) setting[n].value = join_words(t, setting[n].value, argc, argv, &i);
             const char *value = setting[n++].value;
             f->given = f->type == FLAG_BOOL ? !strcasecmp(value, "true") : *value != 0;
             if (!strcmp(f->name, "preset")) t->preset = value;
@@ -413,98 +538,47 @@ int flags_parse(FlagTable *t, const FlagLines *lines, int argc, char **argv, Err
         else
             status = apply_line(t, preset->line, false, e);
     }
+    // The example leaves out what conflicts with the command line, which is then applied again
+    for (int k = 0; k < n && !status; k++) status = set_flag(setting[k].flag, setting[k].value, e);
     if (!status && lines->example && !any_given(t, lines->example_unless))
         status = apply_line(t, lines->example, true, e);
     for (int k = 0; k < n && !status; k++) status = set_flag(setting[k].flag, setting[k].value, e);
     free(setting);
+    note_values(t, &t->parsed);
     return status ? status : check_given(t, e);
 }
 
-/* ---- help and echo --------------------------------------------------------------------------- */
-
-/* Prints text from column `column`, where the cursor is, to LINE_WIDTH, and breaks at blanks. */
-static void print_wrapped(const char *text, int column) {
-    int at = column;
-    while (*text) {
-        const int word = (int)strcspn(text, " ");
-        if (at > column && at + 1 + word > LINE_WIDTH) {
-            printf("\n%*s", column, "");
-            at = column;
-        } else if (at > column) {
-            putchar(' ');
-            at++;
-        }
-        printf("%.*s", word, text);
-        at += word;
-        text += word;
-        text += strspn(text, " ");
-    }
-    putchar('\n');
-}
+/* ---- echo ------------------------------------------------------------------------------------ */
 
 /* Appends text as a shell reads it back. */
-static void add_quoted(Str *line, const char *text) {
+void add_quoted(Str *line, const char *text) {
     bool plain = *text != 0;
+    bool printable = true;
     for (const char *p = text; *p; p++)
         plain &= isalnum((unsigned char)*p) || strchr("-_+./:,@%=", *p) != NULL;
+    for (size_t n = strlen(text), at = 0; at < n && printable;) {
+        const Utf8 c = utf8_decode(text + at, n - at);
+        printable = c.kind == UTF8_WHOLE && c.code >= ' ' && (c.code < 0x7F || c.code >= 0xA0) &&
+                    !utf8_is_hidden(c.code);
+        at += c.n;
+    }
     if (plain) {
         str_add(line, text, strlen(text));
+        return;
+    }
+    if (!printable) {  // as bash and zsh read them
+        str_add(line, "$'", 2);
+        for (const char *p = text; *p; p++)
+            if (isalnum((unsigned char)*p) || strchr("-_+./:,@%= ", *p))
+                str_add(line, p, 1);
+            else
+                str_printf(line, "\\x%02x", (unsigned char)*p);
+        str_add(line, "'", 1);
         return;
     }
     str_add(line, "'", 1);
     for (const char *p = text; *p; p++) str_add(line, *p == '\'' ? "'\\''" : p, *p == '\'' ? 4 : 1);
     str_add(line, "'", 1);
-}
-
-/* A command line, with blanks inside a word quoted, from column `column` on. */
-static void print_line(const char *const *line, int column) {
-    Str text = {0};
-    for (const char *const *word = line; *word; word++) {
-        const size_t name = strcspn(*word, "=");
-        str_printf(&text, "%s%.*s", text.n ? " " : "", (int)name, *word);
-        if (!(*word)[name]) continue;
-        str_add(&text, "=", 1);
-        add_quoted(&text, *word + name + 1);
-    }
-    printf("%*s", column, "");
-    print_wrapped(text.s, column);
-    free(text.s);
-}
-
-void flags_print_help(const FlagTable *t, const FlagLines *lines, const char *program,
-                      const char *about) {
-    printf("usage: %s [--name value ...]\n\n%s\n", program, about);
-    for (const Flag *f = t->row; f->name; f++) {
-        char text[64];
-        if (f->type == FLAG_TITLE) {
-            printf("\n%s\n", f->help);
-            continue;
-        }
-        const char *value = flag_text(f, text);
-        int column = printf("  --%-28s %-12s", f->name, value && *value ? value : "-");
-        if (column >= LINE_WIDTH / 2)
-            column = printf("\n%46s", "") - 1;  // after a long default
-        else
-            column += printf(" ");
-        Str help = {0};
-        if (f->choices) str_printf(&help, "%s: ", f->choices);
-        str_printf(&help, "%s", f->help);
-        print_wrapped(help.s, column);
-        free(help.s);
-    }
-    for (const Preset *p = lines->presets; p && p->name; p++) {
-        if (p == lines->presets) printf("\nThe presets are these command lines:\n");
-        printf("  --preset %s: %s\n", p->name, p->source);
-        print_line(p->line, 4);
-    }
-    if (lines->example) {
-        printf("\nWithout arguments, %s runs its built-in example:\n", program);
-        print_line(lines->example, 4);
-    }
-    printf(
-        "\nThe second column is the default. --name value and --name=value are the same, and so "
-        "are "
-        "- and _.\n--no_name turns a switch off. The last of two equal flags counts.\n");
 }
 
 /* May a command line that repeats the run name this flag? If not, its value has no effect. */
@@ -513,41 +587,71 @@ static bool may_echo(const FlagTable *t, const Flag *f) {
     return !f->only_with || any_set(t, f->only_with);
 }
 
-void flags_echo(const FlagTable *t) {
-    int at = 0;
+/* Appends text as a shell reads it back, in lines of at most about `columns`: a shell joins two
+   quoted pieces with a backslash and the end of a line between them. */
+static void add_pieces(Str *line, const char *text, int columns) {
+    const size_t most = (size_t)max_int(columns - 8, 8);
+    size_t n = strlen(text), at = 0;
+    while (n - at > most) {
+        size_t piece = most;
+        while (((unsigned char)text[at + piece] & 0xC0) == 0x80) piece--;  // not inside a character
+        char *part = xstrndup(text + at, piece);
+        add_quoted(line, part);
+        str_add(line, "\\\n", 2);
+        free(part);
+        at += piece;
+    }
+    add_quoted(line, text + at);
+}
+
+void flags_echo(const FlagTable *t, const char *heading, int columns) {
+    int at = 0, n = 0;
     for (const Flag *f = t->row; f->name; f++) {
         char text[64];
         const char *value = f->type == FLAG_TITLE ? NULL : flag_text(f, text);
-        if (!value || !may_echo(t, f)) continue;
+        const char *usual = t->usual[f - t->row], *parsed = t->parsed[f - t->row];
+        const bool same = !parsed || (usual && !strcmp(usual, parsed));
+        if (!value || same || !may_echo(t, f)) continue;
+        if (!n++) printf("%s\n", heading);
         Str word = {0};
         if (f->type == FLAG_BOOL) {
             str_printf(&word, "--%s%s", *(bool *)f->value ? "" : "no_", f->name);
         } else {
             str_printf(&word, "--%s=", f->name);
-            add_quoted(&word, value);
+            add_pieces(&word, value, columns - (int)word.n);
         }
-        if (at && at + 1 + (int)word.n > LINE_WIDTH) {
+        if (at && at + 1 + (int)word.n > columns - 2) {
             printf(" \\\n");
             at = 0;
         }
         at += printf("%s%s", at ? " " : "  ", word.s);
         free(word.s);
     }
-    printf("\n");
+    if (n) printf("\n");
     fflush(stdout);
 }
 
 /* ---- the built-in example -------------------------------------------------------------------- */
 
-const char *example_file(const char *name) {
+// ./sft is in test/'s directory, .build/gcc/sft two below it
+enum { EXAMPLE_PLACES = 3 };
+
+/* Where a file of the example would be if test/ were so many directories above the program's. */
+static Str example_place(const char *name, int up) {
     char program[4096], *dir = program;
     const ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
     program[n > 0 ? n : 0] = 0;
+    for (int i = 0; i <= up; i++) dir = dirname(dir);
     Str path = {0};
-    for (int up = 0; up < 3; up++) {  // ./sft is in test/'s directory, .build/gcc/sft two below it
-        dir = dirname(dir);
-        path.n = 0;
-        str_printf(&path, "%s/test/%s", dir, name);
+    str_printf(&path, "%s/test/%s", strcmp(dir, "/") ? dir : "", name);
+    return path;
+}
+
+const char *example_file(const char *name) {
+    Str path = {0};
+    for (int up = 0; up < EXAMPLE_PLACES; up++) {
+        free(path.s);
+        path = example_place(name, up);
         if (access(path.s, F_OK) == 0) break;
     }
     static char *kept[32];  // each path once, for a leak checker
@@ -558,4 +662,25 @@ const char *example_file(const char *name) {
         return kept[i];
     }
     return path.s;
+}
+
+int example_check(const char *path, Error *e) {
+    if (access(path, F_OK) == 0) return 0;
+    Str last = example_place("", EXAMPLE_PLACES - 1), tried = {0};
+    const char *name = strncmp(path, last.s, last.n) ? path : path + last.n;
+    for (int up = 0; up < EXAMPLE_PLACES && name != path; up++) {
+        Str place = example_place(name, up);
+        // in / the directory above is the same
+        if (tried.n < place.n || strcmp(tried.s + tried.n - place.n, place.s) ||
+            (tried.n > place.n && tried.s[tried.n - place.n - 1] != ' '))
+            str_printf(&tried, "%s%s", tried.n ? ", " : "", place.s);
+        free(place.s);
+    }
+    fail(e,
+         "the built-in example is not there: none of these exists: %s; to use your own, give "
+         "--model, a directory with Hugging Face's files of a GPT-2, and --data, a file of records",
+         tried.n ? tried.s : path);
+    free(last.s);
+    free(tried.s);
+    return -1;
 }

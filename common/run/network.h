@@ -4,6 +4,7 @@
 #ifndef POSTTRAIN_NETWORK_H
 #define POSTTRAIN_NETWORK_H
 
+#include "files/bundle.h"
 #include "run/run.h"
 
 typedef struct {
@@ -22,7 +23,13 @@ typedef struct {
     GPT2 *model;
     bool has_head;  // the directory holds the scalar head; if not, it is zeros
     char *from;     // the directory that was read
+    char *origin;   // hash of the weights that the run began with; NULL: nothing is written
+    Bundle files;   // its small files, which go with the weights wherever they are written
 } Network;
+
+/* Is the score of the reward model in dir read at an end of text after each text? True if it is
+   padded with another token than its end, as TRL trains it; a note says so. */
+bool network_scores_at_end(const char *dir, const GPT2Config *config, const Tokenizer *t);
 
 /*
  * Opens the models of a run; list ends with NULL. The first is the one that the run makes: its

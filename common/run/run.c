@@ -1,8 +1,9 @@
 /*
  * run.c - the life of a run: begin, plan, the step, finish. See run.h for what each promises.
  *
- * Order: the flags of every run; begin; schedule; progress; the loop; finish. Figures are in
- * watch.c, their lines in log.c, models in network.c, checkpoints and OUTPUT in checkpoint.c.
+ * Order: the flags of every run; begin; schedule; the loop; finish. Figures are in watch.c, their
+ * lines in log.c, what a person sees in screen.c, models in network.c, checkpoints and OUTPUT in
+ * checkpoint.c.
  *
  * Left out on purpose: schedules that nobody here uses, and metrics services, which can read
  * log.jsonl.
@@ -11,34 +12,56 @@
 
 #include "files/hf.h"
 #include "model/kernels.h"  // device_init: the machine is checked before anything else is done
+#include "model/shards.h"
+#include "ranks.h"
 #include "run/chat.h"
+#include "run/lock.h"
+#include "run/machine.h"
 #include "run/private.h"
+#include "run/signals.h"
+#include "run/streams.h"
 #include "run/technique.h"
+#include "version.h"
 #include "text/template.h"
 
-#include <fcntl.h>
 #include <limits.h>
-#include <signal.h>
 #include <unistd.h>
 
+#ifdef __clang__
+#    define COMPILER "clang " __clang_version__
+#else
+#    define COMPILER "gcc " __VERSION__
+#endif
+
+/* The last step is done and nothing is left to stop. A signal then ends the program at once, or,
+   where there is no checkpoint of that step, after the result is written. */
+static bool at_end;
+
 /* ---- the flags of every run ------------------------------------------------------------------ */
+
+/* The schedules that have a warm-up */
+#define WARMED_UP \
+    "lr_scheduler_type=constant_with_warmup lr_scheduler_type=linear lr_scheduler_type=cosine"
 
 static void add_run_flags(Run *run, const char *without) {
     const Flag rows[] = {
         TITLE("Files"),
         {"model", TEXT(run->model, NULL), "The directory of the model to start from.",
          .may_change_on_resume = true},
-        {"data", TEXT(run->data, NULL), "The training records, a JSONL file.",
-         .may_change_on_resume = true},
-        {"eval", TEXT(run->eval, NULL), "The held-out records, a JSONL file.",
-         .may_change_on_resume = true},
+        {"data", TEXT(run->data, NULL), "The training records, a JSONL file, or several.",
+         .may_change_on_resume = true, .many = true},
+        {"eval", TEXT(run->eval, NULL), "The held-out records, a JSONL file, or several.",
+         .may_change_on_resume = true, .many = true},
         {"output", TEXT(run->output, NULL),
          "The directory for log.jsonl, checkpoint-N/ and the finished model. Without it nothing is "
          "written.",
          .may_change_on_resume = true},
         {"overwrite_output_dir", SWITCH(run->overwrite_output_dir, "false"),
-         "Start anew in an --output that is not empty, and remove its checkpoints.",
-         .may_change_on_resume = true},
+         "Start anew in an --output that is not empty: its older result goes when something of the "
+         "new run is whole. Replace files that other flags name.",
+         .may_change_on_resume = true,
+         .only_with =
+             "output merge score_output feedback dump_rollouts dump_tokens dump_dialogues"},
         {"resume", TEXT(run->resume, NULL),
          "Resume from this checkpoint; without a value, or with \"latest\", from the newest in "
          "--output.",
@@ -54,7 +77,8 @@ static void add_run_flags(Run *run, const char *without) {
         {"num_train_epochs", NUMBER(run->num_train_epochs, "3", 0, 1e6),
          "The number of passes over the training data, which may be a fraction."},
         {"max_steps", NUMBER(run->max_steps, "-1", -1, 1e9),
-         "The number of optimiser steps; 0 only evaluates; -1 trains for --num_train_epochs."},
+         "The number of optimiser steps; 0 only evaluates; -1 trains for --num_train_epochs.",
+         .conflicts = "num_train_epochs total_episodes"},
         {"dataloader_drop_last", SWITCH(run->dataloader_drop_last, "false"),
          "Leave out the examples of an epoch that do not fill a whole batch."},
         {"learning_rate", NUMBER(run->learning_rate, "5e-5", 0, 10), "The peak learning rate."},
@@ -62,9 +86,11 @@ static void add_run_flags(Run *run, const char *without) {
          CHOICE(run->lr_scheduler_type, "linear", "constant|constant_with_warmup|linear|cosine"),
          "The course of the learning rate after the warm-up; linear and cosine end at 0."},
         {"warmup_steps", NUMBER(run->warmup_steps, "100", 0, 1e9),
-         "The number of optimiser steps over which the learning rate rises from 0."},
+         "The number of optimiser steps over which the learning rate rises from 0.",
+         .only_with = WARMED_UP},
         {"warmup_ratio", NUMBER(run->warmup_ratio, "0", 0, 1),
-         "The length of the warm-up as a share of all steps; above 0 it replaces --warmup_steps."},
+         "The length of the warm-up as a share of all steps; above 0 it replaces --warmup_steps.",
+         .only_with = WARMED_UP},
         {"weight_decay", NUMBER(run->weight_decay, "0.01", 0, 10),
          "AdamW's weight decay, which applies to matrices only."},
         {"max_grad_norm", NUMBER(run->max_grad_norm, "1", 0, INFINITY),
@@ -77,6 +103,9 @@ static void add_run_flags(Run *run, const char *without) {
          "AdamW adds this to the root of the second moment."},
         {"seed", NUMBER(run->seed, "42", 0, INFINITY),
          "The seed of all random numbers. The same seed and flags give the same result."},
+        {"shards", NUMBER(run->shards, "0", 0, MOST_SHARDS),
+         "The number of groups, a power of two, in which the gradient of a step is added up; 0: "
+         "one for each process. Every number of processes up to it gives the same bits."},
         TITLE("Machine"),
         {"bf16", SWITCH(run->bf16, "false"),
          "Round the factors of every matrix product to bf16, which is faster on CPUs with AVX-512 "
@@ -89,23 +118,79 @@ static void add_run_flags(Run *run, const char *without) {
         {"logging_steps", NUMBER(run->logging_steps, "10", 0, 1e9),
          "The number of steps between two lines of the log; 0 logs only the last step.",
          .may_change_on_resume = true},
+        {"progress_seconds", NUMBER(run->progress_seconds, "30", 0, 1e9),
+         "Where stdout is no terminal, print how far the run is after this many seconds without "
+         "another line; 0 never does.",
+         .may_change_on_resume = true},
+        {"quiet", SWITCH(run->quiet, "false"),
+         "Print errors only; with --prompt and --chat, only the answers.",
+         .may_change_on_resume = true},
         {"eval_steps", NUMBER(run->eval_steps, "0", 0, 1e9),
          "The number of steps between two evaluations; 0 evaluates once an epoch.",
          .may_change_on_resume = true},
         {"save_steps", NUMBER(run->save_steps, "500", 0, 1e9),
          "The number of steps between two checkpoints; 0 saves only at the end.",
+         .may_change_on_resume = true, .only_with = "output"},
+        {"save_strategy", CHOICE(run->save_strategy, "steps", "no|steps|epoch|best"),
+         "Save a checkpoint every --save_steps, at the end of every epoch, or when the held-out "
+         "loss is the lowest so far; no saves only the result, and what Ctrl-C interrupts.",
          .may_change_on_resume = true},
         {"save_total_limit", NUMBER(run->save_total_limit, "2", 0, 1e9),
-         "The number of checkpoints to keep; 0 keeps all.", .may_change_on_resume = true},
+         "The number of checkpoints to keep; 0 keeps all.", .may_change_on_resume = true,
+         .only_with = "output"},
+        {"save_only_model", SWITCH(run->save_only_model, "false"),
+         "Save checkpoints without AdamW's moments, which are two thirds of them; such a "
+         "checkpoint cannot be resumed.",
+         .may_change_on_resume = true, .only_with = "output"},
+        {"keep_moments", SWITCH(run->keep_moments, "false"),
+         "Keep AdamW's moments in the checkpoints of a run that has ended, which nothing needs.",
+         .may_change_on_resume = true, .only_with = "output"},
+        {"load_best_model_at_end", SWITCH(run->load_best_model_at_end, "false"),
+         "Make the model with the lowest held-out loss the result, instead of the last one.",
+         .may_change_on_resume = true, .only_with = "output"},
+        {"metric_for_best_model", CHOICE(run->metric_for_best_model, "eval_loss", "eval_loss|loss"),
+         "The figure by which a model is the best: the held-out loss, which has two names.",
+         .may_change_on_resume = true},
+        {"early_stopping_patience", NUMBER(run->early_stopping_patience, "0", 0, 1e9),
+         "End the run after this many evaluations in a row without a lower held-out loss; 0 never "
+         "does."},
+        {"early_stopping_threshold", NUMBER(run->early_stopping_threshold, "0", 0, INFINITY),
+         "The held-out loss must fall by more than this to count as lower.",
+         .only_with = "early_stopping_patience"},
         {0},
     };
     flags_add(run->state->flags, rows, without);
 }
 
+static const char *const save_strategies[] = {"no", "steps", "epoch", "best"};
+
+/* Refuses flags of saving that cannot have an effect. */
+static int check_saving(const Run *run, Error *e) {
+    const bool asked = run->save_strategy == SAVE_EPOCH || run->save_strategy == SAVE_BEST;
+    if (asked && !(run->output && *run->output))
+        return fail(e, "--save_strategy %s has no effect without --output",
+                    save_strategies[run->save_strategy]);
+    if (run->save_strategy == SAVE_BEST &&
+        word_in(run->state->program->without, "load_best_model_at_end"))
+        return fail(e,
+                    "--save_strategy best needs a held-out loss, and %s measures none; use "
+                    "steps or epoch",
+                    run->state->program->name);
+    if (run_given(run, "save_only_model") && run_given(run, "keep_moments"))
+        return fail(e, "--save_only_model and --keep_moments are both given; give one of them");
+    if (run->save_strategy == SAVE_NO && run->load_best_model_at_end)
+        return fail(e,
+                    "--load_best_model_at_end needs OUTPUT/best, which --save_strategy no does "
+                    "not write; use steps, epoch or best");
+    return 0;
+}
+
 int run_parse(Run *run, const Program *program, int argc, char **argv, Error *e) {
     run_free(run);
     struct RunState *s = run->state = (struct RunState *)xcalloc(1, sizeof *s);
+    s->own_end = -1;
     s->program = program;
+    at_end = false;
     s->order_epoch = -1;
     s->in_phase = -1;
     s->saved_step = -1;
@@ -121,36 +206,60 @@ int run_parse(Run *run, const Program *program, int argc, char **argv, Error *e)
                     run->warmup_steps, (double)run->warmup_ratio);
     if (steps && !ratio) run->warmup_ratio = 0;
     if (run->warmup_ratio > 0) run->warmup_steps = 0;
-    return 0;
+    return check_saving(run, e);
 }
 
-/* ---- signals: the first asks the run to save and stop, the second ends it -------------------- */
-
-static volatile sig_atomic_t interrupted;  // the signal's number
-
-static void on_signal(int number) {
-    static const char text[] =
-        "\nThe run will save and stop after this step. Another signal stops it at once.\n";
-    if (interrupted) {
-        signal(number, SIG_DFL);
-        raise(number);
-        return;
-    }
-    interrupted = number;
-    if (write(STDERR_FILENO, text, sizeof text - 1) < 0) return;  // it stops anyway
+void run_only(const Run *run, const char *mode, const char *uses) {
+    Error e;
+    if (flags_check_uses(run->state->flags, mode, uses, &e)) die_usage("%s", e.text);
 }
 
-static void catch_signal(int number) {
-    struct sigaction old, action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
-    sigemptyset(&action.sa_mask);
-    // SIG_IGN: the program was started with nohup or in the background
-    if (!sigaction(number, NULL, &old) && old.sa_handler == SIG_IGN) return;
-    sigaction(number, &action, NULL);
+void run_refuse(const Run *run, const char *flags, const char *why) {
+    const Flag *f;
+    for (int i = 0; (f = flags_at(run->state->flags, i)); i++)
+        if (f->given && !flags_idle(f) && word_in(flags, f->name))
+            die_usage("--%s has no effect, %s", f->name, why);
 }
 
-bool run_interrupted(void) { return interrupted != 0; }
+void run_nothing_held_out(const Run *run, const char *flags) {
+    static const char why[] =
+        "because nothing is held out: see --eval and --validation_split_percentage";
+    run_refuse(run, flags, why);
+    run_refuse(run, "eval_steps " BEST_FLAGS, why);
+    if (run->save_strategy == SAVE_BEST) die_usage("--save_strategy best has no effect, %s", why);
+    printf(
+        "note: nothing is held out, so nothing is measured but the training loss: see --eval "
+        "and --validation_split_percentage\n");
+}
 
 /* ---- begin ----------------------------------------------------------------------------------- */
+
+static bool is_power_of_two(int n) { return n > 0 && (n & (n - 1)) == 0; }
+
+/* --shards, by default the number of processes. */
+static void use_shards(Run *run) {
+    if (!is_power_of_two(ranks()) || ranks() > MOST_SHARDS)
+        die_usage("mpirun has started %d processes; start a power of two of them, up to %d",
+                  ranks(), MOST_SHARDS);
+    if (!run->shards) run->shards = ranks();
+    if (!is_power_of_two(run->shards) || run->shards < ranks())
+        die_usage(
+            "--shards %d: it takes a power of two that is not less than the number of "
+            "processes, %d",
+            run->shards, ranks());
+    shards_use(run->shards);
+}
+
+/* Ends the program with 2 if several processes are asked for what one alone does. */
+static void refuse_ranks(const Run *run, const Program *p) {
+    static const char *const flags[] = {"prompt", "chat", "score"};
+    if (ranks() == 1) return;
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
+        if (run_given(run, flags[i]))
+            die_usage("--%s needs one process: start %s without mpirun", flags[i], p->name);
+    if (p->technique && p->technique->flags->merge && !run->data)
+        die_usage("--merge without --data needs one process: start %s without mpirun", p->name);
+}
 
 /* Ends the program when one of the flags in Program.needs is missing. */
 static void check_needs(const Run *run, const Program *p) {
@@ -184,14 +293,65 @@ static void answer(Run *run, const Program *p) {
     exit(0);
 }
 
+/* Does the run start from a new model? */
+static bool creates_model(const Run *run) {
+    const char *flag = run->state->program->creates;
+    return flag && run_given(run, flag) && !run_weights_dir(run);
+}
+
+/* Reads the tokenizer. A new model gets its tokens, and no fewer than config.json says. */
+static void read_tokenizer(Run *run) {
+    const bool creates = creates_model(run);
+    const int vocab_size = run->config.vocab_size;
+    if (creates) run->config.vocab_size = INT_MAX;
+    run->tokenizer = run_load_tokenizer(run->state->model_dir, &run->config);
+    if (!creates) return;
+    const int tokens = tokenizer_size(run->tokenizer);
+    run->config.vocab_size = max_int(tokens, vocab_size);
+    if (vocab_size && vocab_size != tokens)
+        printf(
+            "%s: vocab_size of config.json is %d, and the tokenizer has %d tokens; the new model "
+            "has %d\n",
+            run->state->model_dir, vocab_size, tokens, run->config.vocab_size);
+}
+
 /* Reads the configuration: the checkpoint's, if that holds a whole model, or --model's. */
 static void read_config(Run *run, const Program *p) {
     Error e;
-    const char *checkpoint = run->state->checkpoint;
+    const char *checkpoint = run_weights_dir(run);
     const char *dir = checkpoint && !p->technique ? checkpoint : run->model;
     if (!dir) return;
-    if (hf_config(dir, &run->config, &e)) die_usage("%s", e.text);
+    if (creates_model(run) && !exists_in(dir, "config.json"))
+        run->config = (GPT2Config){.layer_norm_epsilon = 1e-5f,
+                                   .embd_pdrop = 0.1f,
+                                   .attn_pdrop = 0.1f,
+                                   .resid_pdrop = 0.1f};
+    else if (hf_config(dir, &run->config, &e))
+        die_usage("%s", e.text);
     run->state->model_dir = xstrdup(dir);
+}
+
+/* Records without --template are put into the template of the model's directory. A resumed run uses
+   the one that it began with: template.txt of a checkpoint may be that of one kind of records. */
+static void use_template(Run *run) {
+    struct RunState *s = run->state;
+    const Technique *technique = s->program->technique;
+    const Flag *flag = flags_find(s->flags, "template");
+    if (!flag) return;
+    const char *given = *(char **)flag->value;
+    if (!given) {
+        s->default_template =
+            s->checkpoint
+                ? checkpoint_template(run)
+                : chat_template(NULL, technique ? technique->flags->adapter : NULL, s->model_dir,
+                                run->config.head == SCORE_HEAD ? NULL : run->tokenizer);
+        template_set_default(s->default_template);
+    }
+    // a reward model is read where it was trained: at the end of the template's text
+    const int end = tokenizer_eos(run->tokenizer);
+    if (run->config.head != SCORE_HEAD &&
+        run_end_by_template(run->tokenizer, given ? given : s->default_template))
+        s->own_end = end;
 }
 
 static bool is_cpu(void) { return !strncmp(device_name(), "CPU", 3); }
@@ -211,45 +371,71 @@ static void choose_machine(const Run *run) {
             "it computes in bf16");
 }
 
-/* Opens /dev/null in the place of a stdin, stdout or stderr that is closed. Without this, the next
-   file that is opened would get its number: log.jsonl would receive what is printed. */
-static void open_standard_files(void) {
-    int file = open("/dev/null", O_RDWR);
-    while (file >= 0 && file <= STDERR_FILENO) file = dup(file);
-    if (file >= 0) close(file);
+/* Prints what is being done, by what, on what. */
+static void print_beginning(const Run *run) {
+    const GPT2Config *c = &run->config;
+    printf("%s: %s\n", run->state->program->name, run->state->program->about);
+    printf("model: %s%s, %d layers of %d channels, %d positions\n",
+           creates_model(run) ? "a new one, with the tokenizer of " : "", run->state->model_dir,
+           c->n_layer, c->n_embd, c->n_positions);
+    printf("machine: %s%s\n", device_name(), run->bf16 && is_cpu() ? ", products in bf16" : "");
+    fflush(stdout);
+}
+
+/* Prints what --help, -h or --version ask for. */
+static void describe(const Run *run, int asked) {
+    const Program *p = run->state->program;
+    const int columns = min_int(streams_columns(100), 100);
+    if (asked == FLAGS_VERSION)
+        printf("%s of posttrain.c %s, built by %s\n", p->name, POSTTRAIN_VERSION, COMPILER);
+    else if (asked == FLAGS_SHORT_HELP)
+        flags_print_short_help(run->state->flags, &p->lines, p->name, p->about, columns);
+    else
+        flags_print_help(run->state->flags, &p->lines, p->name, p->about, columns);
 }
 
 Run run_begin(const Program *program, int argc, char **argv) {
     Error e;
-    open_standard_files();
+    device_init();  // may start the program again, and MPI can be joined only once
+    ranks_begin();
+    streams_begin();
+    machine_check();
+    signals_catch();
     static Run run;  // the rows of the table of flags point into it for the life of the program
     const int parsed = run_parse(&run, program, argc, argv, &e);
+    run.state->argc = argc;
+    run.state->argv = argv;
     if (parsed < 0) die_usage("%s\n%s --help lists every flag", e.text, program->name);
     if (parsed > 0) {
-        flags_print_help(run.state->flags, &program->lines, program->name, program->about);
+        describe(&run, parsed);
         run_free(&run);
         exit(0);
     }
     choose_machine(&run);
-    catch_signal(SIGINT);
-    catch_signal(SIGTERM);
+    use_shards(&run);
+    refuse_ranks(&run, program);
     if (checkpoint_find(&run, &e)) die_usage("%s", e.text);
     read_config(&run, program);
     const Technique *technique = program->technique;
     const bool chats = program->chat && chat_asked(program->chat);
+    if (run.quiet) streams_quiet(false);
     const bool merged = technique && technique_merges_alone(technique, &run, chats);
     if (merged || (program->instead && program->instead(&run))) {
         run_free(&run);
         exit(0);
     }
     if (chats) answer(&run, program);
+    if (run.quiet) streams_quiet(true);
     check_needs(&run, program);
     if (checkpoint_prepare_output(&run, &e)) die_usage("%s", e.text);
+    ranks_share(&run.state->older, sizeof run.state->older, 0);
+    if (run_writes(&run)) streams_outlive();
+    if (technique) technique_check_merge(technique, &run);
     // a checkpoint has a copy of the tokenizer, so --model may be gone when it is resumed
-    run.tokenizer = run_load_tokenizer(run.state->model_dir, &run.config);
+    read_tokenizer(&run);
+    use_template(&run);
     if (technique) technique->plan(&run, technique_directory(technique, &run));
-    printf("%s%s\n", device_name(), run.bf16 && is_cpu() ? ", products in bf16" : "");
-    flags_echo(run.state->flags);
+    print_beginning(&run);
     if (technique) technique->print(&run.config);
     return run;
 }
@@ -258,6 +444,31 @@ void run_template(Run *run, const char *template) {
     struct RunState *s = run->state;
     free(s->template);
     s->template = template ? template_line(template) : NULL;
+    Error e;
+    if (s->template && usage_check_template(s->template, &e)) die_usage("--template: %s", e.text);
+}
+
+void run_settle_end(Run *run, bool plain) {
+    struct RunState *s = run->state;
+    Str own = {0};
+    if (s->own_end < 0) return;
+    tokenizer_decode(run->tokenizer, &s->own_end, 1, &own);
+    if (plain) {
+        tokenizer_set_eos(run->tokenizer, s->own_end);
+        template_set_end(own.s);
+    } else {
+        run_say_end(own.s);
+    }
+    s->own_end = -1;
+    free(own.s);
+}
+
+void run_template_used(Run *run, const char *given, bool templated) {
+    run_settle_end(run, false);
+    const char *own = run->state->default_template;
+    char *used = given || templated ? template_line(given) : xstrdup(own ? own : "{instruction}");
+    run_template(run, used);
+    free(used);
 }
 
 void run_dropout(GPT2Noise *noise, const GPT2Config *config, const char *text) {
@@ -292,20 +503,54 @@ static int used_examples(const Run *run) {
                                      : examples;
 }
 
-void run_plan(Run *run, int examples, int per_step, double steps) {
+static double warmup_length(const Run *run) {
+    if (run->lr_scheduler_type == CONSTANT) return 0;
+    if (run->warmup_ratio > 0) return ceil(run->total_steps * as_written(run->warmup_ratio));
+    return run->warmup_steps;
+}
+
+/* Says so if the warm-up takes more than half of the run. */
+static void note_warmup(const Run *run) {
+    const double warmup = warmup_length(run), rate = as_written(run->learning_rate);
+    const int n = run->total_steps;
+    const char *flag = run->warmup_ratio > 0 ? "warmup_ratio" : "warmup_steps";
+    if (n == 0 || warmup <= 0.5 * n) return;
+    if (warmup >= n)
+        printf(
+            "note: this run has %d step%s and the warm-up (--%s) takes %.0f: --learning_rate %g is "
+            "not reached, the last step has %.2g\n",
+            n, plural(n), flag, warmup, rate, rate * (n - 1) / warmup);
+    else
+        printf("note: the warm-up (--%s) takes %.0f of the %d steps of this run\n", flag, warmup,
+               n);
+}
+
+/* A command line of transformers often has both. */
+static void note_saving(const Run *run) {
+    if (run->save_strategy != SAVE_STEPS && run_given(run, "save_steps") && run->save_steps > 0)
+        printf("note: --save_steps %d has no effect with --save_strategy %s\n", run->save_steps,
+               save_strategies[run->save_strategy]);
+}
+
+void run_plan(Run *run, int examples, int64_t per_step, double steps) {
     run->state->examples = examples;
     run->state->per_step = per_step;
+    if (examples && !used_examples(run) && !run_given(run, "dataloader_drop_last")) {
+        printf("note: the examples do not fill a batch of %d, so --dataloader_drop_last is off\n",
+               run->per_device_train_batch_size);
+        run->dataloader_drop_last = false;
+    }
     const int used = used_examples(run);
-    run->steps_per_epoch = (int)(((int64_t)used + per_step - 1) / per_step);
+    run->steps_per_epoch = (int)((used + per_step - 1) / per_step);
     if (run->max_steps != 0 && !examples)
         die_usage(
             "there is no example to train on; look at the data, or use --max_steps 0 to "
             "evaluate only");
     if (run->max_steps != 0 && !used)
         die_usage(
-            "%d examples do not fill a batch of %d, and --dataloader_drop_last leaves them "
-            "out; use smaller batches",
-            examples, run->per_device_train_batch_size);
+            "the data has %d example%s, which is less than a batch of %d, and "
+            "--dataloader_drop_last leaves that out; use smaller batches",
+            examples, plural(examples), run->per_device_train_batch_size);
     if (steps == 0) steps = as_written(run->num_train_epochs) * run->steps_per_epoch;
     if (run->max_steps >= 0) steps = run->max_steps;
     steps = ceil(steps);
@@ -313,12 +558,8 @@ void run_plan(Run *run, int examples, int per_step, double steps) {
         die_usage("--num_train_epochs %g of %d steps each are more steps than can be counted",
                   (double)run->num_train_epochs, run->steps_per_epoch);
     run->total_steps = (int)steps;
-}
-
-static double warmup_length(const Run *run) {
-    if (run->lr_scheduler_type == CONSTANT) return 0;
-    if (run->warmup_ratio > 0) return ceil(run->total_steps * as_written(run->warmup_ratio));
-    return run->warmup_steps;
+    note_warmup(run);
+    note_saving(run);
 }
 
 /* The learning rate of this step: transformers' schedules. */
@@ -361,79 +602,79 @@ int run_examples(Run *run, int *which) {
     return n;
 }
 
-/* ---- progress -------------------------------------------------------------------------------- */
-
-/* Appends "2 h 05 min", "12 min" or "40 s". */
-static void add_duration(Str *line, double seconds) {
-    const int minutes = (int)fmin(seconds / 60, 1e8);
-    if (minutes >= 60)
-        str_printf(line, "%d h %02d min", minutes / 60, minutes % 60);
-    else if (minutes >= 2)
-        str_printf(line, "%d min", minutes);
-    else
-        str_printf(line, "%.0f s", seconds);
-}
-
-static void show_progress(Run *run, double loss, double now) {
-    struct RunState *s = run->state;
-    const int done = run->step + 1, left = run->total_steps - done;
-    Str line = {0};
-    str_printf(&line, "step %d/%d", done, run->total_steps);
-    if (!isnan(loss)) str_printf(&line, "  loss %.4f", loss);
-    if (s->trained > 0) {
-        str_printf(&line, "  %.0f tokens/s  ", (double)s->tokens / s->trained);
-        add_duration(&line, (now - s->first_ended) / (done - s->first_step) * left);
-        str_printf(&line, " left");
-    }
-    run_clear_progress(run);
-    printf("%s", line.s);
-    fflush(stdout);
-    s->shown = (int)line.n;
-    s->redrawn = now;
-    free(line.s);
-}
-
-/* Rates leave out the first step, which pays for memory that is touched for the first time. */
-void run_progress(Run *run, double loss, long tokens) {
-    struct RunState *s = run->state;
-    const double now = now_seconds();
-    if (!s->first_ended) {
-        s->first_ended = now;
-        s->first_step = run->step + 1;
-    } else {
-        s->trained += now - s->step_began;
-        s->tokens += tokens;
-    }
-    if (s->terminal && now - s->redrawn > 0.1) show_progress(run, loss, now);
-}
-
 /* ---- the loop -------------------------------------------------------------------------------- */
 
 /* After `done` steps: is it time for something that is done every so many steps? */
 static bool is_time(const Run *run, int done, int every) {
-    return done == run->total_steps || (every > 0 && done % every == 0);
+    return done == run_end(run) || (every > 0 && done % every == 0);
 }
 
-bool run_is_last(const Run *run) { return run->step + 1 == run->total_steps; }
+int run_end(const Run *run) {
+    return run->state->stopped_at ? run->state->stopped_at : run->total_steps;
+}
 
-bool run_should_evaluate(const Run *run) {
+bool run_is_last(const Run *run) { return run->step + 1 == run_end(run); }
+
+bool run_should_evaluate(Run *run) {
     const int every = run->eval_steps > 0 ? run->eval_steps : run->steps_per_epoch;
-    return is_time(run, run->step + 1, every);
+    return is_time(run, run->step + 1, every) && !run_postpones(run);
+}
+
+bool run_postpones(Run *run) {
+    run->state->postponed |= run_interrupted();
+    return run_interrupted();
+}
+
+bool run_measures_again(Run *run) {
+    struct RunState *s = run->state;
+    if (!s->postponed) return false;
+    s->postponed = false;
+    s->again = s->in_step = true;
+    run->step--;
+    signals_note();
+    return true;
+}
+
+/* After run->step steps: is it time for a checkpoint? */
+static bool should_save(const Run *run) {
+    switch (run->save_strategy) {
+        case SAVE_NO: return false;
+        case SAVE_EPOCH: return is_time(run, run->step, run->steps_per_epoch);
+        case SAVE_BEST: return run->step == (int)run->state->best.step;
+        default: return is_time(run, run->step, run->save_steps);
+    }
 }
 
 /* Ends a step: log line, held-out line, checkpoint. */
 static void finish_step(Run *run) {
-    run->state->in_step = false;
+    struct RunState *s = run->state;
+    s->in_step = false;
     run->step++;
-    if (is_time(run, run->step, run->logging_steps)) watch_log(run);
+    if (!s->again && is_time(run, run->step, run->logging_steps)) watch_log(run);
+    s->again = false;
     watch_log_held_out(run);
-    if (is_time(run, run->step, run->save_steps) || run_interrupted()) run_checkpoint(run);
+    if (should_save(run) || run_interrupted()) run_checkpoint(run);
+    checkpoint_check_moved(run);
 }
 
 bool run_next(Run *run) {
     struct RunState *s = run->state;
-    if (s->in_step) finish_step(run);
-    if (run->step >= run->total_steps || run_interrupted()) return false;
+    signals_agree();
+    if (s->in_step)
+        finish_step(run);
+    else
+        watch_log_before(run);
+    if (run->step >= run_end(run) && !s->postponed) {
+        at_end = true;
+        if (s->saved_step == run->step || !run_saves(run)) signals_end();
+        best_load(run);
+    }
+    if (run->step >= run_end(run) || run_interrupted()) return false;
+    signals_note();
+    streams_optional();
+    screen_follow(run);
+    free(s->figures_before);
+    s->figures_before = watch_text(run);
     s->in_step = true;
     s->step_began = now_seconds();
     if (!s->started) s->started = s->step_began;
@@ -442,6 +683,11 @@ bool run_next(Run *run) {
 
 double run_optimise(Run *run, GPT2 *m, double loss, long tokens, int line) {
     const AdamW adamw = run_adamw(run);
+    double sums[2] = {loss, (double)tokens};
+    ranks_add(sums, 2);
+    loss = sums[0];
+    tokens = (long)sums[1];
+    watch_gather(run);
     const double norm = tokens ? (double)gpt2_step(m, &adamw, run->step + 1) : 0;
     if (!isfinite(loss) || !isfinite(norm)) {
         Str where = {0};
@@ -458,30 +704,59 @@ double run_optimise(Run *run, GPT2 *m, double loss, long tokens, int line) {
     return norm;
 }
 
+void run_check_finite(const Run *run, const char *what, double value) {
+    if (isfinite(value)) return;
+    if (isnan(value)) value = NAN;  // without a sign
+    if (run->state->in_step)
+        die("step %d: %s is %g, so the model is not saved; lower --learning_rate, and resume from "
+            "an earlier checkpoint or start anew",
+            run->step + 1, what, value);
+    die("%s is %g: the weights are finite, but what the model computes with them is not; use "
+        "another model",
+        what, value);
+}
+
 /* ---- finish ---------------------------------------------------------------------------------- */
 
-bool run_completed(const Run *run) { return run->step == run->total_steps && !run_interrupted(); }
+bool run_interrupted(void) { return !at_end && signals_noted() != 0; }
+
+bool run_completed(const Run *run) { return run->step == run_end(run) && !run_interrupted(); }
 
 /* Saves a checkpoint of an interrupted run. Only a finished run writes a model into OUTPUT itself.
  */
 static int stop_early(Run *run) {
-    if (run->step != run->state->saved_step) run_checkpoint(run);
-    if (run_writes(run))
+    struct RunState *s = run->state;
+    if (s->in_step && !s->again) {  // the step was left in its middle: so are its figures
+        watch_free(run);
+        watch_restore(run, s->figures_before);
+    }
+    if (run->step != s->saved_step) run_checkpoint(run);
+    checkpoint_check_moved(run);
+    if (run_writes(run) && run->save_only_model && run->step > 0)
+        printf(
+            "stopped at step %d of %d; its checkpoint is a model without AdamW's moments "
+            "(--save_only_model), which cannot be resumed\n",
+            run->step, run->total_steps);
+    else if (run_writes(run) && s->older)
+        printf("stopped at step %d of %d; nothing is saved, and the older result is unchanged\n",
+               run->step, run->total_steps);
+    else if (run_writes(run))
         printf("stopped at step %d of %d; the same command with --resume continues\n", run->step,
                run->total_steps);
     else
         printf("stopped at step %d of %d; nothing is saved, because there is no --output\n",
                run->step, run->total_steps);
-    return 128 + interrupted;
+    return 128 + signals_noted();
 }
 
 /* Writes the finished models and says how to load them. */
 static void save_result(Run *run) {
     Error e;
     const struct RunState *s = run->state;
-    run_begin_writing(run);
-    if (checkpoint_save_models(run, run->output, true, &e))
-        die("%s; the checkpoints in %s are complete", e.text, run->output);
+    checkpoint_begin_saving(run);
+    if (checkpoint_save_models(run, run->output, true, &e) || run_json_write(run, &e))
+        die("%s; %s", e.text, checkpoint_remedy(run, error_remedy(e.error)));
+    if (!run->keep_moments) run_remove_moments(run);
     if (s->program->technique) {
         printf(s->program->technique->loading, run->output);
         putchar('\n');
@@ -493,6 +768,7 @@ static void save_result(Run *run) {
                                               : "AutoModelForCausalLM",
             run->output);
     }
+    if (s->moved) die("%s; the finished model is there", s->moved);
     for (int i = 1; i < s->networks; i++)
         if (s->network[i]->trains)
             printf("the %s is in %s/%s\n", s->network[i]->role, run->output, s->network[i]->role);
@@ -502,31 +778,44 @@ int run_finish(Run *run) {
     struct RunState *s = run->state;
     const Technique *technique = s->program->technique;
     int status = 0;
-    run_clear_progress(run);
-    const bool trained = run->total_steps > 0 && run->step == run->total_steps;
-    if (technique && technique->flags->merge && trained)
-        technique_merge(technique, run, s->network[0]->model, s->template);
+    streams_progress("");
+    screen_leave(run);
+    screen_times(run);
+    const bool trained = run->total_steps > 0 && run->step == run_end(run);
     printf("peak memory %.0f MB, planned %.0f MB\n", (double)device_memory_peak() / 1e6,
            (double)s->memory.total / 1e6);
-    if (interrupted && run->step < run->total_steps)
+    shards_print_exchanges();
+    if (run_interrupted())  // before the end, or the last evaluation is left out
         status = stop_early(run);
     else if (run_writes(run))
         save_result(run);
+    if (technique && technique->flags->merge && trained && !status && !rank())
+        technique_merge(technique, run, s->network[0]->model, s->template);
+    if (trained) best_report(run);
     fflush(stdout);
     run_free(run);
+    ranks_end();
     return status;
 }
 
 void run_free(Run *run) {
     struct RunState *s = run->state;
     if (!s) return;
+    screen_leave(run);
     if (s->log) fclose(s->log);
+    lock_release();
     for (int i = 0; i < s->networks; i++) {
         gpt2_free(s->network[i]->model);
         free(s->network[i]->from);
+        free(s->network[i]->origin);
+        bundle_free(&s->network[i]->files);
     }
     if (s->networks && s->program->technique) added_free(s->program->technique->added);
-    for (int i = 0; i < s->fingerprint_n; i++) free(s->fingerprint[i].text);
+    for (int i = 0; i < s->contents; i++) {
+        free(s->content[i].name);
+        free(s->content[i].shown);
+        free(s->content[i].text);
+    }
     watch_free(run);
     flags_free(s->flags);
     tokenizer_free(run->tokenizer);
@@ -535,8 +824,15 @@ void run_free(Run *run) {
     free(s->checkpoint);
     free(s->order);
     free(s->kept);
-    free(s->fingerprint);
+    free(s->text);
+    free(s->first_line.s);
+    free(s->best.figures.s);
+    free(s->best.from);
+    free(s->content);
     free(s->template);
+    free(s->default_template);
+    free(s->moved);
+    free(s->figures_before);
     free(s);
     run->state = NULL;
     run->tokenizer = NULL;

@@ -3,27 +3,46 @@
  */
 #include "run/task.h"
 
+#include "parts.h"
+#include "progress.h"
+#include "ranks.h"
+#include "run/dump.h"
+#include "run/table.h"
+#include "text/json.h"
 #include "text/records.h"
+#include "text/utf8.h"
 
 /* ---- examples -------------------------------------------------------------------------------- */
 
 /* Reads a file of records. form: gets the template they are put into, to be freed, unless NULL. */
-static Dataset *read_data(const Task *t, const Run *run, const char *path, char **form) {
+static Dataset *read_data(const Task *t, Run *run, const char *path, char **form) {
     Error e;
     Records records;
     if (records_read(path, t->chat.template, t->strict, &records, &e)) die_usage("%s", e.text);
-    say_skipped(path, records.skipped, "record", &records.first_skipped);
+    say_skipped(path, &records.counts, "record");
+    say_unused(path, records.unused);
     Dataset *d = (Dataset *)xcalloc(1, sizeof *d);
+    if (form) run_settle_end(run, !records.template);
     dataset_build(d, &records, run->tokenizer, t->max_length, t->train_on_prompt);
-    printf("%s: %d records of kind %s; %ld tokens are scored, the longest example has %d\n", path,
-           records.n, records.kind, d->scored_tokens, d->longest);
-    if (d->prompts_cut + d->responses_cut)
-        printf(
-            "%s: longer than --max_length %d: %ld prompts lost their beginning, %ld responses "
-            "their end\n",
-            path, t->max_length, d->prompts_cut, d->responses_cut);
-    if (d->dropped) printf("%s: dropped %ld records with no token to score\n", path, d->dropped);
-    if (!d->n) die_usage("%s: no example has a token to score", path);
+    printf("%s: %d record%s of kind %s; %ld scored token%s, at most %d tokens in an example\n",
+           path, records.n, plural(records.n), records.kind, d->scored_tokens,
+           plural(d->scored_tokens), d->longest);
+    say_cut(d, path, t->max_length);
+    say_empty(path, &records);
+    if (d->dropped)
+        printf("%s: dropped %ld record%s with no token to score\n", path, d->dropped,
+               plural(d->dropped));
+    if (!d->n || d->dropped > d->n) {
+        const long dropped = d->dropped;
+        const bool none = !d->n;
+        dataset_free(d);
+        free(d);
+        if (none) die_usage("%s: no example has a token to score", path);
+        die_usage(
+            "%s: no token to score within --max_length %d in %ld of %d records, which is more than "
+            "half; raise --max_length, or remove these records",
+            path, t->max_length, dropped, records.n);
+    }
     if (form) {
         *form = records.template;
         records.template = NULL;
@@ -49,8 +68,10 @@ static void show_example(const Task *t, const Run *run, int k) {
         }
         str_add(&text, token.s, token.n);
     }
-    printf("--- line %d: %zu tokens, scored between « and »\n%s%s\n", d->line[i],
-           d->start[i + 1] - d->start[i], text.s, scored ? "»" : "");
+    text_repair(&text, 0);  // a prompt may have lost the beginning of a character
+    printf(
+        "--- line %d: an example of %zu tokens; the model learns what is between « and »\n%s%s\n",
+        d->line[i], d->start[i + 1] - d->start[i], text.s, scored ? "»" : "");
     free(text.s);
     free(token.s);
 }
@@ -71,26 +92,52 @@ static void read_examples(Task *t, Run *run) {
     for (int i = 0; i < held_out->n; i++) t->held_out.which[i] = i;
 }
 
+/* Says what is not measured, and refuses flags that have no effect then. */
+static void note_held_out(const Task *t, const Run *run) {
+    if (!t->held_out.n) run_nothing_held_out(run, "eval_samples dump_tokens");
+    if (!t->answers) {
+        run_refuse(run, "max_new_tokens",
+                   "because no held-out prompt is answered: see --eval and --eval_samples");
+        if (t->held_out.n) printf("note: --eval_samples is 0, so no answers are shown\n");
+    }
+}
+
+/* What was measured before training, which a resumed run does not measure again. */
+static void keep_before(Task *t, Run *run) {
+    run_keep(run, "loss_sum_before", &t->before.loss);
+    run_keep(run, "correct_before", &t->before.correct);
+    run_keep(run, "tokens_before", &t->before.tokens);
+    run_keep(run, "exact_before", &t->quality_before.exact);
+    run_keep(run, "rouge_before", &t->quality_before.rouge);
+    for (int i = 0; i < SHOWN_TEXTS; i++) {
+        static const char *const names[SHOWN_TEXTS] = {"answer1", "answer2", "answer3"};
+        run_keep_text(run, names[i], &t->shown_before[i]);
+    }
+}
+
 void task_load(Task *t, Run *run) {
     const int most = run->config.n_positions + 1;  // an example of n tokens feeds the model n-1
     if (t->max_length > most) {
-        printf("--max_length %d is more than the model's %d positions can learn from; using %d\n",
-               t->max_length, run->config.n_positions, most);
+        if (run_given(run, "max_length"))
+            printf(
+                "--max_length %d is more than the model's %d positions can learn from; using "
+                "%d\n",
+                t->max_length, run->config.n_positions, most);
         t->max_length = most;
     }
     read_examples(t, run);
+    if (!t->form) run_refuse(run, "template", "because the records are plain text");
     run_template(run, t->form);
     t->answers = min_int(t->eval_samples, t->held_out.n);
+    note_held_out(t, run);
     t->noise.seed = (uint64_t)run->seed;
     run_dropout(&t->noise, &run->config, t->dropout);
     run_fingerprint(run, "data", run->data);
     run_fingerprint(run, "eval", run->eval);
-    t->lowest = INFINITY;
-    run_keep(run, "lowest", &t->lowest);
-    const int B = run->per_device_train_batch_size, accumulation = run->gradient_accumulation_steps;
-    run_plan(run, t->train.n, B * accumulation, 0);
-    printf("%d examples to train on, %d held out; %d steps of %d x %d examples\n", t->train.n,
-           t->held_out.n, run->total_steps, accumulation, B);
+    keep_before(t, run);
+    run_plan(run, t->train.n,
+             (int64_t)run->per_device_train_batch_size * run->gradient_accumulation_steps, 0);
+    run_print_plan(run, "example", t->train.n, t->held_out.n);
     const int shown = min_int(run->dry_run ? 3 : 1, t->train.n);
     for (int k = 0; k < shown; k++) show_example(t, run, k);
 }
@@ -107,11 +154,22 @@ static int largest_batch(const Examples *x, int S, int *scored) {
     return ragged_largest(x->data, x->which, x->n, S, scored);
 }
 
+/* The most tokens of a micro-batch, of which the S longest examples have `tokens`: it is a part of
+   a shard, in which are those examples whose middles are in one G-th of the step's tokens. */
+static int largest_of_shard(const Task *t, const Run *run, int tokens) {
+    int scored;
+    if (run->shards == 1) return tokens;
+    const int64_t step = (int64_t)tokens * run->gradient_accumulation_steps;
+    const int64_t shard = step / run->shards + largest_batch(&t->train, 1, &scored);
+    return shard < tokens ? (int)shard : tokens;
+}
+
 GPT2Limits task_limits(const Task *t, const Run *run) {
     const int S = run->per_device_train_batch_size;
     GPT2Limits l = {.sequences = S, .gradient_checkpointing = t->gradient_checkpointing};
     int scored;
-    l.tokens = largest_batch(&t->train, S, &l.scored);
+    l.tokens = largest_of_shard(t, run, largest_batch(&t->train, S, &l.scored));
+    l.scored = min_int(l.scored, l.tokens);
     l.tokens = max_int(l.tokens, largest_batch(&t->held_out, S, &scored));
     l.scored = max_int(l.scored, scored);
     l.slots = min_int(t->answers, 16);
@@ -131,15 +189,18 @@ int task_examples(Task *t, Run *run, double *M) {
     for (int i = 0; i < n; i++) {
         t->which[i] = t->train.which[t->which[i]];
         *M += dataset_targets(t->train.data, t->which[i]);
+        t->size[i] = dataset_rows(t->train.data, t->which[i]);
     }
     t->noise.step = (uint32_t)run->step;
     t->tokens = 0;
-    t->drawn = n;
-    return n;
+    progress_begin("examples");
+    t->drawn = shards_take(&t->shards, t->size, t->which, n);
+    return t->drawn;
 }
 
 const Batch *task_batch(Task *t, int from, int B) {
-    ragged_fill(&t->ragged, t->train.data, t->which + from, min_int(B, t->drawn - from));
+    progress(from, t->drawn);
+    ragged_fill(&t->ragged, t->train.data, t->which + from, shards_batch(&t->shards, from, B));
     t->tokens += t->ragged.batch.N;
     return &t->ragged.batch;
 }
@@ -159,41 +220,154 @@ void task_optimise(Task *t, Run *run, GPT2 *model, double loss) {
 
 /* ---- held-out figures ------------------------------------------------------------------------ */
 
-static HeldOut measure(Task *t, const Run *run, GPT2 *model) {
+/* Appends the text of the likeliest token in the place of each scored token of sequence s. */
+static void add_likeliest(const Task *t, const Run *run, int s, Str *line) {
+    const Batch *b = &t->ragged.batch;
+    str_printf(line, ", \"likeliest\": [null");
+    for (int i = b->start[s]; i < b->start[s + 1]; i++) {
+        Str text = {0};
+        if (t->ragged.target[i] >= 0) tokenizer_decode(run->tokenizer, t->best + i, 1, &text);
+        str_add(line, ", ", 2);
+        if (t->ragged.target[i] >= 0)
+            json_add_string(line, text.s, text.n);
+        else
+            str_add(line, "null", 4);
+        free(text.s);
+    }
+    str_add(line, "]", 1);
+}
+
+/* Appends the lines of the micro-batch, held-out records from number `from` on, for --dump_tokens.
+   The loss of a token is in the row before it, which predicts it. */
+static void dump_records(const Task *t, const Run *run, int step, int from, Str *lines) {
+    const Dataset *d = t->held_out.data;
+    const Batch *b = &t->ragged.batch;
+    for (int s = 0; s < b->S; s++) {
+        const int example = t->held_out.which[from + s];
+        const int *tokens = d->tokens + d->start[example];
+        const int n = (int)(d->start[example + 1] - d->start[example]);
+        float *loss = (float *)xmalloc(sizeof(float) * (size_t)n);
+        loss[0] = NAN;  // nothing predicts it
+        for (int j = 1; j < n; j++) {
+            const int row = b->start[s] + j - 1;
+            loss[j] = t->ragged.target[row] < 0 ? NAN : -t->logp[row];
+        }
+        str_printf(lines, "{\"step\": %d, \"record\": %d, \"line\": %d", step, from + s,
+                   d->line[example]);
+        dump_ints(lines, "tokens", tokens, n);
+        dump_pieces(lines, "pieces", run->tokenizer, tokens, n);
+        dump_numbers(lines, "loss", loss, n);
+        free(loss);
+        add_likeliest(t, run, s, lines);
+        str_add(lines, "}\n", 2);
+    }
+}
+
+/* The numbers of all held-out records, which processes share out. Those of record i begin at row
+   start[i]. */
+typedef struct {
+    int *start;  // (n+1)
+    float *logp;
+    int *best;
+} Shared;
+
+/* Scores the held-out records [from, end), the micro-batch. */
+static void score(Task *t, GPT2 *model, int from, int end) {
+    RaggedBatch *r = &t->ragged;
+    ragged_fill(r, t->held_out.data, t->held_out.which + from, end - from);
+    gpt2_forward(model, &r->batch, NULL);
+    gpt2_logprob(model, r->target, 1, t->logp, NULL, t->best);
+}
+
+/* Scores this process's part of the held-out records, and gets the others. */
+static Shared share_scores(Task *t, GPT2 *model, int B) {
+    const int n = t->held_out.n, end = part_end(n);
+    Shared x = {.start = (int *)xcalloc((size_t)n + 1, sizeof(int))};
+    for (int i = 0; i < n; i++)
+        x.start[i + 1] = x.start[i] + dataset_rows(t->held_out.data, t->held_out.which[i]);
+    x.logp = (float *)xmalloc(sizeof(float) * (size_t)x.start[n]);
+    x.best = (int *)xmalloc(sizeof(int) * (size_t)x.start[n]);
+    for (int from = part_first(n); from < end; from += B) {
+        score(t, model, from, min_int(from + B, end));
+        const size_t N = (size_t)t->ragged.batch.N;
+        memcpy(x.logp + x.start[from], t->logp, sizeof(float) * N);
+        memcpy(x.best + x.start[from], t->best, sizeof(int) * N);
+    }
+    parts_collect(x.logp, sizeof(float), n, x.start);
+    parts_collect(x.best, sizeof(int), n, x.start);
+    return x;
+}
+
+/* Makes the held-out records [from, end) the micro-batch, with the numbers that they have in x. */
+static void take_scores(Task *t, const Shared *x, int from, int end) {
+    const size_t N = (size_t)(x->start[end] - x->start[from]);
+    ragged_fill(&t->ragged, t->held_out.data, t->held_out.which + from, end - from);
+    memcpy(t->logp, x->logp + x->start[from], sizeof(float) * N);
+    memcpy(t->best, x->best + x->start[from], sizeof(int) * N);
+}
+
+/* dump: adds the records to --dump_tokens, as those of this step; -1: does not. A signal in
+   training ends it, and then there are no figures. */
+static HeldOut measure(Task *t, const Run *run, GPT2 *model, int dump) {
     HeldOut h = {0};
+    Shared x = {0};
+    Str lines = {0};  // written at the end, so that an evaluation that is left writes none
     const int B = run->per_device_train_batch_size;  // which changes no bit of a token's score
-    for (int from = 0; from < t->held_out.n; from += B) {
+    progress_begin("measuring held-out records");
+    if (ranks() > 1) x = share_scores(t, model, B);
+    for (int from = 0; from < t->held_out.n && !run_interrupted(); from += B) {
         RaggedBatch *r = &t->ragged;
-        ragged_fill(r, t->held_out.data, t->held_out.which + from,
-                    min_int(B, t->held_out.n - from));
-        gpt2_forward(model, &r->batch, NULL);
-        gpt2_logprob(model, r->target, 1, t->logp, NULL, t->best);
+        const int end = min_int(from + B, t->held_out.n);
+        progress(from, t->held_out.n);
+        if (ranks() > 1)
+            take_scores(t, &x, from, end);
+        else
+            score(t, model, from, end);
         for (int i = 0; i < r->batch.N; i++) {
             if (r->target[i] < 0) continue;
             h.loss -= (double)t->logp[i];
             h.correct += t->best[i] == r->target[i];
             h.tokens++;
         }
+        if (dump >= 0) dump_records(t, run, dump, from, &lines);
     }
+    if (lines.n && !run_interrupted()) dump_append(t->dump_tokens, "dump_tokens", &lines);
+    free(lines.s);
+    free(x.start);
+    free(x.logp);
+    free(x.best);
+    run_check_finite(run, "the loss of the held-out records", h.loss);
     return h;
 }
 
 static void print_held_out(const char *when, HeldOut h) {
-    if (h.tokens > 0)
-        printf("held-out, %-6s  loss %.4f  perplexity %.2f  token accuracy %.1f %%\n", when,
-               h.loss / h.tokens, exp(h.loss / h.tokens), 100 * h.correct / h.tokens);
+    char perplexity[32];
+    const double loss = h.loss / h.tokens, x = exp(loss);
+    if (!(h.tokens > 0)) return;
+    snprintf(perplexity, sizeof perplexity, x < 1e6 ? "%.2f" : "%.1e", x);
+    printf("held-out, %-6s  loss %.4f  perplexity %s  token accuracy %.1f %%\n", when, loss,
+           perplexity, 100 * h.correct / h.tokens);
 }
 
-bool task_evaluate(Task *t, Run *run, GPT2 *model) {
-    if (!t->held_out.n) return false;
-    t->after = measure(t, run, model);
-    const double loss = t->after.loss / t->after.tokens;
+/* Gives the figures to the log, and the loss to what finds the best model. */
+static void watch_figures(Run *run, HeldOut h) {
+    const double loss = h.loss / h.tokens;
     watch_held_out(run, "eval_loss", loss);
     watch_held_out(run, "eval_perplexity", exp(loss));
-    watch_held_out(run, "eval_mean_token_accuracy", t->after.correct / t->after.tokens);
-    if (!(loss < t->lowest)) return false;
-    t->lowest = loss;
-    return true;
+    watch_held_out(run, "eval_mean_token_accuracy", h.correct / h.tokens);
+    run_held_out_loss(run, loss);
+}
+
+void task_evaluate(Task *t, Run *run, GPT2 *model) {
+    if (!t->held_out.n) return;
+    // of the best model the report dumps them
+    const bool dump = t->dump_tokens && run_is_last(run) && !run->load_best_model_at_end;
+    const HeldOut h = measure(t, run, model, dump ? run->step + 1 : -1);
+    if (run_postpones(run)) return;
+    t->after = h;
+    t->dumped |= dump;
+    t->measured_at = run->step + 1;
+    watch_figures(run, t->after);
 }
 
 /* Answers the first held-out prompts, always with the likeliest token. */
@@ -213,23 +387,11 @@ static Generation answer(const Task *t, const Run *run, GPT2 *model) {
                             .top_p = 1,
                             .max_new_tokens = t->chat.max_new_tokens,
                             .stop_token = tokenizer_eos(run->tokenizer)};
+    progress_begin("answering held-out prompts");
     gpt2_generate(model, &prompts, &greedy, &g, NULL, NULL);
     free(start);
     free(tokens.v);
     return g;
-}
-
-void task_begin(Task *t, Run *run, GPT2 *model) {
-    const GPT2Limits l = task_limits(t, run);
-    const size_t N = (size_t)l.tokens, B = (size_t)run->per_device_train_batch_size;
-    t->logp = (float *)xmalloc(sizeof(float) * N);
-    t->entropy = (float *)xmalloc(sizeof(float) * N);
-    t->dlogp = (float *)xmalloc(sizeof(float) * N);
-    t->best = (int *)xmalloc(sizeof(int) * N);
-    t->which = (int *)xmalloc(sizeof(int) * B * (size_t)run->gradient_accumulation_steps);
-    t->before = t->after = measure(t, run, model);
-    print_held_out("before", t->before);
-    t->answered = answer(t, run, model);
 }
 
 /* ---- figures of answers ---------------------------------------------------------------------- */
@@ -291,11 +453,6 @@ static const int *given(const Generation *g, int i, int *n) {
     return g->tokens + g->start[i];
 }
 
-/* Of the answers: the share that equals the reference token for token, and the mean ROUGE-L. */
-typedef struct {
-    double exact, rouge;
-} Quality;
-
 static Quality quality(const Task *t, const Run *run, const Generation *g) {
     Quality q = {0};
     for (int i = 0; i < t->answers; i++) {
@@ -312,12 +469,57 @@ static Quality quality(const Task *t, const Run *run, const Generation *g) {
     return q;
 }
 
+/* Makes text that of the tokens, without a NUL or half a character. */
+static void decode(const Run *run, const int *tokens, int n, Str *text) {
+    text->n = 0;
+    str_add(text, "", 0);
+    tokenizer_decode(run->tokenizer, tokens, (size_t)n, text);
+    text_repair(text, 0);
+}
+
+/* Keeps what the model says before training. */
+static void answer_before(Task *t, const Run *run, GPT2 *model) {
+    Generation g = answer(t, run, model);
+    t->quality_before = quality(t, run, &g);
+    for (int i = 0; i < min_int(t->answers, SHOWN_TEXTS); i++) {
+        int n;
+        const int *tokens = given(&g, i, &n);
+        decode(run, tokens, n, &t->shown_before[i]);
+    }
+    generation_free(&g);
+}
+
+void task_begin(Task *t, Run *run, GPT2 *model) {
+    const GPT2Limits l = task_limits(t, run);
+    const size_t N = (size_t)l.tokens;
+    t->logp = (float *)xmalloc(sizeof(float) * N);
+    t->entropy = (float *)xmalloc(sizeof(float) * N);
+    t->dlogp = (float *)xmalloc(sizeof(float) * N);
+    t->best = (int *)xmalloc(sizeof(int) * N);
+    t->which = (int *)xmalloc(sizeof(int) * (size_t)t->train.n);
+    t->size = (int *)xmalloc(sizeof(int) * (size_t)t->train.n);
+    const bool dump = dump_begin(run, t->dump_tokens, "dump_tokens");
+    const bool resumed = run_checkpoint_dir(run) != NULL;
+    t->dumped = run_completed(run);
+    if (!resumed || dump) t->after = measure(t, run, model, dump ? run->step : -1);
+    if (!resumed) {
+        t->before = t->after;
+        if (t->held_out.n) watch_figures(run, t->before);
+    }
+    print_held_out("before", t->before);
+    if (!resumed) answer_before(t, run, model);
+}
+
+static void print_text(const char *label, const Str *text) {
+    printf("  %-9s | ", label);
+    print_indented(text->s, text->n);
+    putchar('\n');
+}
+
 static void print_tokens(const Run *run, const char *label, const int *tokens, int n) {
     Str text = {0};
-    tokenizer_decode(run->tokenizer, tokens, (size_t)n, &text);
-    printf("  %-9s | ", label);
-    print_indented(text.s, text.n);
-    putchar('\n');
+    decode(run, tokens, n, &text);
+    print_text(label, &text);
     free(text.s);
 }
 
@@ -329,23 +531,48 @@ static void print_answer(const Task *t, const Run *run, int i, const Generation 
     print_tokens(run, "prompt", d->tokens + d->start[example], prompt_length(d, example));
     const int *tokens = reference(t, run, i, &n);
     print_tokens(run, "reference", tokens, n);
-    tokens = given(&t->answered, i, &n);
-    print_tokens(run, "before", tokens, n);
+    print_text("before", &t->shown_before[i]);
     tokens = given(after, i, &n);
     print_tokens(run, "after", tokens, n);
 }
 
+/* Says what the figures mean. A loss that rose is run_finish's subject. */
+static void conclude(const Task *t) {
+    const HeldOut *b = &t->before, *a = &t->after;
+    const double before = b->loss / b->tokens, after = a->loss / a->tokens;
+    const double was = 100 * b->correct / b->tokens, is = 100 * a->correct / a->tokens;
+    const int rose = compare_printed(is, was, 1);
+    if (isnan(after) || compare_printed(after, before, 4) >= 0) return;
+    printf("The held-out loss fell from %.4f to %.4f", before, after);
+    if (rose > 0)
+        printf(
+            ": in records that it was not trained on, the model now predicts %.1f %% of the scored "
+            "tokens, and %.1f %% before training.\n",
+            is, was);
+    else if (rose < 0)
+        printf(
+            ", but the accuracy did not rise: the model now predicts %.1f %% of the scored tokens, "
+            "and %.1f %% before training.\n",
+            is, was);
+    else
+        printf(", but the accuracy stayed at %.1f %% of the scored tokens.\n", is);
+}
+
 void task_report(Task *t, Run *run, GPT2 *model) {
     if (!run_completed(run) || run->total_steps == 0) return;
+    const bool dump = t->dump_tokens && !t->dumped;
+    if (t->measured_at != run->step || run_has_best(run) || dump)
+        t->after = measure(t, run, model, dump ? run->step : -1);
     Generation after = answer(t, run, model);
-    for (int i = 0; i < min_int(t->answers, 3); i++) print_answer(t, run, i, &after);
+    for (int i = 0; i < min_int(t->answers, SHOWN_TEXTS); i++) print_answer(t, run, i, &after);
     print_held_out("before", t->before);
     print_held_out("after", t->after);
     if (t->answers) {
-        const Quality a = quality(t, run, &t->answered), b = quality(t, run, &after);
+        const Quality a = t->quality_before, b = quality(t, run, &after);
         printf("held-out answers (%d)  exact match %.1f %% -> %.1f %%  ROUGE-L %.3f -> %.3f\n",
                t->answers, 100 * a.exact, 100 * b.exact, a.rouge, b.rouge);
     }
+    conclude(t);
     generation_free(&after);
 }
 
@@ -360,7 +587,7 @@ void task_free(Task *t) {
     }
     if (t->train.data) dataset_free(t->train.data);
     free(t->train.data);
-    generation_free(&t->answered);
+    for (int i = 0; i < SHOWN_TEXTS; i++) free(t->shown_before[i].s);
     ragged_free(&t->ragged);
     free(t->form);
     free(t->logp);
@@ -368,4 +595,5 @@ void task_free(Task *t) {
     free(t->dlogp);
     free(t->best);
     free(t->which);
+    free(t->size);
 }

@@ -6,8 +6,13 @@
 #include <sys/stat.h>
 
 #include "files/hf.h"
+#include "files/usage.h"
 #include "files/peft.h"
+#include "ranks.h"
+#include "run/lock.h"
 #include "run/private.h"
+#include "run/streams.h"
+#include "text/template.h"
 
 /* ---- added tensors --------------------------------------------------------------------------- */
 
@@ -102,7 +107,7 @@ void added_write(GPT2 *m, int k, const float *values) {
 /* ---- a technique ----------------------------------------------------------------------------- */
 
 const char *technique_directory(const Technique *t, const Run *run) {
-    const char *checkpoint = run_checkpoint_dir(run);
+    const char *checkpoint = run_weights_dir(run);
     return checkpoint ? checkpoint : t->flags->adapter;
 }
 
@@ -177,9 +182,10 @@ GPT2 *technique_open(const Technique *t, const Run *run, const char *dir, GPT2Li
     return m;
 }
 
-int technique_save(const Technique *t, const GPT2 *m, const char *dir, const char *from, Error *e) {
+int technique_save(const Technique *t, const GPT2 *m, const char *dir, const char *from,
+                   const char *template, Error *e) {
     char *config = t->config_text(gpt2_config(m), from);
-    const int status = hf_save_added(m, dir, t->weights, config, e);
+    const int status = hf_save_added(m, dir, t->weights, config, template, e);
     free(config);
     return status;
 }
@@ -228,21 +234,46 @@ void check_agrees(const Run *run, const char *flag, const char *value, const cha
 
 /* ---- merging --------------------------------------------------------------------------------- */
 
-/* Ends the program with 2 if dir must not receive a merged model. */
-static void check_directory(const Run *run, const char *dir) {
-    struct stat a, b;
-    if (!stat(dir, &a) && !stat(run->model, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino)
+/* Ends the program with 2 if dir is the directory that another flag names. */
+static void refuse_directory(const char *dir, const char *flag, const char *other) {
+    if (!other || !*other) return;
+    char *a = resolve_path(dir), *b = resolve_path(other);
+    const bool same = !strcmp(a, b);
+    free(a);
+    free(b);
+    if (same)
         die_usage(
-            "--merge %s is the directory of --model, which is never written; choose another "
-            "directory",
-            dir);
+            "--merge %s is the directory of --%s, which is never written by --merge; choose "
+            "another directory",
+            dir, flag);
+}
+
+/* Ends the program with 2 if dir must not receive a merged model. */
+static void check_directory(const Technique *t, const Run *run, const char *dir) {
+    struct stat s;
+    Error e;
+    refuse_directory(dir, "model", run->model);
+    refuse_directory(dir, "adapter", t->flags->adapter);
+    refuse_directory(dir, "output", run->output);
+    if (!stat(dir, &s) && !S_ISDIR(s.st_mode))
+        die_usage("--merge %s is no directory; choose another name", dir);
+    if (outputs_check_place(run, "merge", dir, &e)) die_usage("%s", e.text);
+    const bool holds = bundle_found(dir) || exists_in(dir, "model.safetensors.index.json") ||
+                       exists_in(dir, "pytorch_model.bin");
     // A resumed run checked the directory when it began
-    if (exists_in(dir, "model.safetensors") && !run->overwrite_output_dir &&
-        !run_checkpoint_dir(run))
+    if (holds && !run->overwrite_output_dir && !run_checkpoint_dir(run))
         die_usage(
             "--merge %s already holds a model; choose another directory, or allow it with "
             "--overwrite_output_dir",
             dir);
+}
+
+/* Keeps the directory for this process, and looks at it again: another run may have written there
+   before it was kept. */
+static void keep_directory(const Technique *t, const Run *run, const char *dir) {
+    Error e;
+    if (lock_directory("merge", dir, &e)) die_usage("%s", e.text);
+    check_directory(t, run, dir);
 }
 
 /* The model of --model with the adapter of m, its frozen weights in the given format. */
@@ -264,6 +295,9 @@ static GPT2 *copy_unmerged(const Technique *t, const Run *run, const GPT2 *m, GP
 }
 
 enum { VERIFIED = 128 };  // tokens whose logits --verify compares
+
+/* Of the largest logit. Sums in another order differ by 1e-6 to 1e-5 of it. */
+static const double MOST_DIFFERENCE = 1e-3;
 
 /* The largest difference between the logits of merged and of the model with the adapter of m, over
    N random tokens; and in *largest the largest logit of the merged model. */
@@ -300,48 +334,87 @@ static void verify(const Technique *t, const Run *run, GPT2 *merged, const GPT2 
     double largest;
     gpt2_reserve(merged, &limits);
     double difference = logit_difference(t, run, merged, m, limits, FORMAT_FLOAT, &largest);
-    printf(
-        "verified on %d tokens: the logits of the merged and the unmerged model differ by at "
-        "most %.3g; the largest logit is %.3g\n",
-        N, difference, largest);
+    if (!isfinite(largest) || !(difference <= MOST_DIFFERENCE * (1 + largest)))
+        die("--verify: on %d tokens the logits of the merged and the unmerged model differ by %.3g "
+            "where the largest is %.3g; no more than %g of it can be rounding, so the merged model "
+            "is not written",
+            N, difference, largest, MOST_DIFFERENCE);
+    if (!run->quiet)
+        printf(
+            "verified on %d tokens: the logits of the merged and the unmerged model differ by at "
+            "most %.3g; the largest logit is %.3g\n",
+            N, difference, largest);
     if (format == FORMAT_FLOAT) return;
     difference = logit_difference(t, run, merged, m, limits, format, &largest);
-    printf(
-        "the logits of the merged model and of the four-bit model with the adapter differ by at "
-        "most %.3g: this is the error of four bits\n",
-        difference);
+    run_check_finite(run, "the difference of the logits", difference);
+    if (!run->quiet)
+        printf(
+            "the logits of the merged model and of the four-bit model with the adapter differ by "
+            "at "
+            "most %.3g: this is the error of four bits\n",
+            difference);
 }
 
-void technique_merge(const Technique *t, const Run *run, const GPT2 *m, const char *form) {
-    Error e;
-    const char *dir = t->flags->merge;
-    const GPT2Format format = t->added->format;
-    GPT2 *merged = hf_load(run->model, false, &e);
-    if (!merged) die_usage("%s", e.text);
-    if (t->merge(merged, m, &e) || hf_save(merged, dir, run->model, &e) ||
-        (form && hf_save_template(dir, form, &e)))
-        die("%s", e.text);
+/* model: of the four-bit weights that were trained on; NULL: they were whole. */
+static void print_merged(const char *dir, const char *model) {
     printf(
         "the merged model is in %s: give it to --model, or in Python to "
         "AutoModelForCausalLM.from_pretrained(\"%s\")\n",
         dir, dir);
-    if (format != FORMAT_FLOAT)
+    if (model)
         printf(
             "the update was added to the float32 weights of %s, not to the four-bit weights that "
             "it was trained on\n",
-            run->model);
+            model);
+}
+
+void technique_merge(const Technique *t, const Run *run, const GPT2 *m, const char *form) {
+    Error e;
+    char *now;
+    const char *dir = t->flags->merge;
+    const GPT2Format format = t->added->format;
+    GPT2 *merged = hf_load(run->model, false, &e);
+    if (!merged) die_usage("%s", e.text);
+    if (t->merge(merged, m, &e)) die("%s", e.text);
     if (t->flags->verify) verify(t, run, merged, m, format);
+    Tokenizer *own = run->tokenizer ? NULL : run_load_tokenizer(run->model, &run->config);
+    if (own && form) run_end_by_template(own, form);
+    const int end = tokenizer_eos(own ? own : run->tokenizer);
+    const Usage usage = {.template = form, .end = end, .end_text = template_end()};
+    Bundle files = {0};
+    if (bundle_read(run->model, &files, &e)) die_usage("%s", e.text);
+    keep_directory(t, run, dir);
+    if (lock_check("merge", &now, &e)) die("%s; the merged model is not written", e.text);
+    if (hf_save_bundle(merged, dir, &files, &usage, &e)) die("%s", e.text);
+    bundle_free(&files);
+    tokenizer_free(own);
+    if (!run->quiet) print_merged(dir, format != FORMAT_FLOAT ? run->model : NULL);
     gpt2_free(merged);
+}
+
+void technique_check_merge(const Technique *t, const Run *run) {
+    if (!t->flags->merge) return;
+    check_directory(t, run, t->flags->merge);
+    if (!run->dry_run && !rank()) keep_directory(t, run, t->flags->merge);
 }
 
 bool technique_merges_alone(const Technique *t, const Run *run, bool chats) {
     Error e;
     char *form;
-    const char *adapter = t->flags->adapter;
+    const char *from, *adapter = t->flags->adapter;
     if (!t->flags->merge || !run->model) return false;
-    check_directory(run, t->flags->merge);
+    check_directory(t, run, t->flags->merge);
+    Bundle files = {0};  // what the merged directory will need is looked at before training
+    if (bundle_read(run->model, &files, &e)) die_usage("%s", e.text);
+    bundle_free(&files);
     if (!adapter || run->data) return false;
-    if (hf_template(adapter, &form, &e)) die_usage("%s", e.text);
+    if (!chats) streams_outlive();
+    if (file_exists(t->flags->merge)) keep_directory(t, run, t->flags->merge);
+    if (!chats)
+        run_only(run, "merge",
+                 "model adapter verify allow_untrained load_in_4bit bnb_4bit_use_double_quant "
+                 "overwrite_output_dir bf16 fp16 cpu quiet");
+    if (usage_template(adapter, template_end(), &form, &from, NULL, &e)) die_usage("%s", e.text);
     GPT2 *m = technique_open(t, run, adapter, (GPT2Limits){.tokens = 1, .sequences = 1});
     technique_merge(t, run, m, form);
     gpt2_free(m);

@@ -84,7 +84,7 @@ struct Technique {
     Added *added;
     const AdapterFlags *flags;
     const char *weights;  // the file of its tensors in a directory
-    const char *loading;  // how to load the result; one %s for the directory
+    const char *loading;  // how to load the result; %1$s is the directory
     /* Each site has `per_site` tensors. Those from `zero_from` on are zero until they are trained.
        untrained names them in messages. training_starts_untrained: training may start from an
        adapter in which they are zero, without --allow_untrained. */
@@ -123,7 +123,8 @@ void technique_start(const Technique *t, const Run *run, GPT2 *m, const GPT2Limi
    limits' size. Wrong input ends the program with 2. */
 GPT2 *technique_open(const Technique *t, const Run *run, const char *dir, GPT2Limits limits);
 /* Writes the adapter of m into dir. As hf_save_added. */
-int technique_save(const Technique *t, const GPT2 *m, const char *dir, const char *from, Error *e);
+int technique_save(const Technique *t, const GPT2 *m, const char *dir, const char *from,
+                   const char *template, Error *e);
 /* Are all tensors zero that are zero until they are trained? */
 bool technique_is_untrained(const Technique *t, const GPT2 *m);
 
@@ -141,8 +142,10 @@ void check_agrees(const Run *run, const char *flag, const char *value, const cha
 
 /* ---- merging --------------------------------------------------------------------------------- */
 
-/* Carries out --merge before a run: ends the program with 2 if the directory must not receive a
-   model (it is --model itself, or it holds a model and --overwrite_output_dir is not given).
+/* Ends the program with 2 if the directory of --merge must not receive a model: it is that of
+   --model, --adapter or --output, or it holds a model and --overwrite_output_dir is not given. */
+void technique_check_merge(const Technique *t, const Run *run);
+/* Carries out --merge before a run, after that check.
    Without --data it merges --adapter. Is there nothing left to do, because --merge was all that was
    asked for? chats: --prompt or --chat is given, too. */
 bool technique_merges_alone(const Technique *t, const Run *run, bool chats);

@@ -4,7 +4,8 @@
  * log and started anew.
  *
  * Figures appear in a log line in the order in which they were first given. A figure that is not
- * finite is null in log.jsonl, and is left out on the terminal.
+ * finite does not exist, and is left out: nothing was counted, or it is not defined. run/table.c
+ * says which of them a person sees.
  */
 #ifndef POSTTRAIN_WATCH_H
 #define POSTTRAIN_WATCH_H
@@ -24,11 +25,15 @@ void watch_min(struct Run *run, const char *name, double value);
 void watch_max(struct Run *run, const char *name, double value);
 /* A sum since the run began, such as the number of tokens. */
 void watch_total(struct Run *run, const char *name, double more);
-/* A held-out figure: it gets a log line of its own, after that of the step. */
+/* A held-out figure: it gets a log line of its own, after that of the step. One that is given
+   before the first step is in the first line of the log, that of step 0. */
 void watch_held_out(struct Run *run, const char *name, double value);
-/* From this call on, time belongs to this phase of a step; NULL: to none. Under each log line
-   stdout shows the seconds of each phase since the last line, and their shares. name is a string
-   constant. */
+/* This run cannot have the figure, so the table on the screen has no column for it. Before the
+   first step. */
+void run_without_figure(struct Run *run, const char *name);
+/* From this call on, time belongs to this phase of a step; NULL: to none. It is also what the run
+   is shown to be doing. At the end stdout shows the seconds of each phase, and their shares. name
+   is a string constant. */
 void watch_phase(struct Run *run, const char *name);
 
 #endif

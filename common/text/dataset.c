@@ -3,6 +3,8 @@
  */
 #include "text/dataset.h"
 
+#include "model/memory.h"
+
 #include <limits.h>
 
 /* ---- Dataset --------------------------------------------------------------------------------- */
@@ -119,7 +121,12 @@ void ragged_fill(RaggedBatch *rb, const Dataset *d, const int *which, int S) {
         }
     }
     rb->start[S] = row;
-    rb->batch = (Batch){.S = S, .N = row, .start = rb->start, .tokens = rb->tokens, .id = rb->id};
+    rb->batch = (Batch){.S = S,
+                        .N = row,
+                        .start = rb->start,
+                        .tokens = rb->tokens,
+                        .id = rb->id,
+                        .needed = rb->target};
 }
 
 void ragged_free(RaggedBatch *rb) {
@@ -136,11 +143,13 @@ int dataset_targets(const Dataset *d, int i) {
     return n;
 }
 
+int dataset_rows(const Dataset *d, int i) { return (int)(d->start[i + 1] - d->start[i]) - 1; }
+
 int largest_first(const void *a, const void *b) { return *(const int *)b - *(const int *)a; }
 
 int ragged_largest(const Dataset *d, const int *which, int n, int S, int *scored) {
-    int *rows = xmalloc(sizeof(int) * (size_t)n), *targets = xmalloc(sizeof(int) * (size_t)n),
-        total = 0;
+    int *rows = xmalloc(sizeof(int) * (size_t)n), *targets = xmalloc(sizeof(int) * (size_t)n);
+    int64_t total = 0;
     for (int i = 0; i < n; i++) {
         rows[i] = (int)(d->start[which[i] + 1] - d->start[which[i]]) - 1;
         targets[i] = dataset_targets(d, which[i]);
@@ -154,7 +163,7 @@ int ragged_largest(const Dataset *d, const int *which, int n, int S, int *scored
     }
     free(rows);
     free(targets);
-    return total;
+    return batch_tokens(total);
 }
 
 /* ---- Pairs ----------------------------------------------------------------------------------- */
@@ -202,9 +211,10 @@ void pairs_build(Pairs *p, const Records *r, const Tokenizer *t, int max_length)
         size_t cut = prompt + longer > room ? prompt + longer - room : 0;
         p->prompts_cut += cut > 0;
         for (size_t k = cut; k < one.n; k++) ints_push(&tokens, one.v[k]);
-        p->start[3 * p->n + 1] = p->start[3 * p->n] + prompt - cut;
-        p->start[3 * p->n + 2] = p->start[3 * p->n + 1] + chosen;
-        p->start[3 * p->n + 3] = p->start[3 * p->n + 2] + rejected;
+        size_t *start = p->start + 3 * (size_t)p->n;
+        start[1] = start[0] + prompt - cut;
+        start[2] = start[1] + chosen;
+        start[3] = start[2] + rejected;
         if (p->longest < (int)(prompt - cut + longer)) p->longest = (int)(prompt - cut + longer);
         p->line[p->n] = pair->line;
         p->margin[p->n] = pair->margin;
@@ -221,4 +231,14 @@ void pairs_free(Pairs *p) {
     free(p->margin);
     free(p->p_chosen);
     *p = (Pairs){0};
+}
+
+void say_cut(const Dataset *d, const char *path, int max_length) {
+    const long prompts = d->prompts_cut, responses = d->responses_cut;
+    if (!prompts && !responses) return;
+    printf("%s%scut ", path ? path : "", path ? ": " : "");
+    if (prompts) printf("the beginning of %ld prompt%s", prompts, plural(prompts));
+    if (prompts && responses) printf(" and ");
+    if (responses) printf("the end of %ld response%s", responses, plural(responses));
+    printf(", longer than --max_length %d\n", max_length);
 }

@@ -33,9 +33,14 @@ typedef struct {
    because there is nothing to predict it from. */
 void dataset_build(Dataset *d, const Records *r, const Tokenizer *t, int max_length,
                    bool train_on_prompt);
+/* Prints how many prompts and responses of a file lost tokens to max_length; nothing if none did.
+   path: the file, or NULL. */
+void say_cut(const Dataset *d, const char *path, int max_length);
 void dataset_free(Dataset *d);
 /* How many tokens of example i are scored: its share of the loss's denominator. */
 int dataset_targets(const Dataset *d, int i);
+/* How many tokens the model reads of example i: all but the last one. */
+int dataset_rows(const Dataset *d, int i);
 
 /* ---- ragged batches -------------------------------------------------------------------------- */
 
@@ -83,15 +88,19 @@ typedef struct {
     long equal;                // pairs dropped: both answers are the same tokens
     long too_long;             // pairs dropped: an answer alone is too long
     int longest;               // tokens of the longest prompt with the longer of its answers
+    bool templated;            // some prompt was put into the template
 } Pairs;
 
 /* Tokenises each part by itself. If prompt and longer answer have more than max_length tokens, the
    beginning of the prompt is cut. */
 void pairs_build(Pairs *p, const Records *r, const Tokenizer *t, int max_length);
 void pairs_free(Pairs *p);
+/* Where the three parts of pair i begin in tokens, and where the last one ends. */
+static inline const size_t *pair_start(const Pairs *p, int i) { return p->start + 3 * (size_t)i; }
 /* How many tokens part k of pair i has. */
 static inline int pair_part(const Pairs *p, int i, int k) {
-    return (int)(p->start[3 * i + k + 1] - p->start[3 * i + k]);
+    const size_t *start = pair_start(p, i);
+    return (int)(start[k + 1] - start[k]);
 }
 
 #endif

@@ -38,6 +38,10 @@ const char *json_type_name(const json_t *value) {
     }
 }
 
+Slice json_slice(const json_t *string) {
+    return (Slice){json_string_value(string), json_string_length(string)};
+}
+
 bool json_string_is(const json_t *value, const char *text) {
     return json_is_string(value) && strcmp(json_string_value(value), text) == 0;
 }

@@ -18,6 +18,8 @@ int json_numbers(const char *s, size_t n, const char *name, double *out, int roo
 
 /* The type of a value in words, for messages: "a string", "null", ... */
 const char *json_type_name(const json_t *value);
+/* The bytes of a string, which belong to it. */
+Slice json_slice(const json_t *string);
 /* True if value is a string equal to text. */
 bool json_string_is(const json_t *value, const char *text);
 

@@ -4,47 +4,14 @@
  * The tokenizer is GPT-2's (Radford et al. 2019, section 2.2; merging after Sennrich et al. 2016)
  * and gives the same ids. A regular expression cuts a text into pieces. Each piece starts as its
  * bytes. Of all neighbours with a learned merge, the pair whose merge was learned first is joined,
- * until no learned merge is left. Left out: any other pre-tokenizer or normalizer (refused with a
- * message), and added tokens that swallow the spaces around them (refused: decoding could not give
- * the text back).
+ * until no learned merge is left. tokenizer_files.c reads the files.
  */
-#include "text/tokenizer.h"
-
-#include "text/json.h"
+#include "text/private.h"
 #include "text/utf8.h"
 
 #include <limits.h>
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
-#include <unistd.h>
 
-enum {
-    BYTES = 256,
-    VOCABULARY_FILE_LIMIT = 256 << 20,  // bytes of one file of a tokenizer (GPT-2: 1.4 MB at most)
-};
-
-/* ---- The tokenizer's data -------------------------------------------------------------------- */
-
-typedef struct {
-    int left, right, result;  // ids
-} Merge;
-
-struct Tokenizer {
-    int size, eos;
-    char *bytes;         // token i is bytes[offset[i] .. offset[i+1])
-    size_t *offset;      // (size+1)
-    int byte_id[BYTES];  // the token of each single byte
-    Merge *merges;       // by rank: the merge learned first has rank 0 and is applied first
-    int n_merges, merges_capacity;
-    int *slot;      // a hash table from (left, right) to rank: open addressing, -1 = free
-    int slot_bits;  // it has 2^slot_bits slots
-    int *added;     // ids of added tokens, which are recognised when written out in a text
-    int n_added;
-    bool starts_added[BYTES];  // the first bytes of added tokens
-    pcre2_code *split;
-};
-
-static size_t token_length(const Tokenizer *t, int id) { return t->offset[id + 1] - t->offset[id]; }
+/* ---- The table of merges --------------------------------------------------------------------- */
 
 /* The slot of (left, right), or the free slot where it belongs. */
 static int *merge_slot(const Tokenizer *t, int left, int right) {
@@ -57,258 +24,8 @@ static int *merge_slot(const Tokenizer *t, int left, int right) {
     }
 }
 
-/* ---- Loading --------------------------------------------------------------------------------- */
-
-/* From vocab.json, merges.txt and perhaps added_tokens.json, or from tokenizer.json. These files
-   spell bytes in an alphabet of printable characters. A byte that is a printable Latin-1 character
-   is spelled by itself. The other 68, in order, are U+0100, U+0101, ... So the space is U+0120. */
-
-enum { ALPHABET_END = 0x100 + 68 };
-
-/* The alphabet in both directions: each byte's character as UTF-8 (at most two bytes), and each
-   code point's byte (-1: not in the alphabet). */
-typedef struct {
-    char character[BYTES][3];
-    int byte[ALPHABET_END];
-} Alphabet;
-
-static void alphabet_build(Alphabet *a) {
-    for (int c = 0; c < ALPHABET_END; c++) a->byte[c] = -1;
-    int next = 0x100;
-    for (int byte = 0; byte < BYTES; byte++) {
-        bool itself =
-            (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
-        int c = itself ? byte : next++;
-        a->byte[c] = byte;
-        if (c < 0x80)
-            snprintf(a->character[byte], 3, "%c", c);
-        else
-            snprintf(a->character[byte], 3, "%c%c", 0xC0 | c >> 6, 0x80 | (c & 0x3F));
-    }
-}
-
-/* Appends the bytes that a token spells. If it is not written in the alphabet: returns false and
-   appends nothing. */
-static bool spelled_bytes(const Alphabet *a, const char *token, Str *out) {
-    const size_t length = strlen(token), before = out->n;
-    size_t i = 0;
-    while (i < length) {
-        const Utf8 c = utf8_decode(token + i, length - i);  // whole: jansson checked the string
-        if (c.code >= ALPHABET_END || a->byte[c.code] < 0) {
-            out->n = before;
-            return false;
-        }
-        str_add(out, &(char){(char)a->byte[c.code]}, 1);
-        i += c.n;
-    }
-    return true;
-}
-
-/* A tokenizer while it is loaded. The maps from a token's spelling to its id are jansson's objects.
- */
-typedef struct {
-    Tokenizer *t;
-    const char *path;            // of the file with the vocabulary, for messages
-    const char *added_path;      // of the file with the added tokens
-    json_t *vocabulary, *added;  // spelling -> id; added may be empty
-    Alphabet alphabet;
-    Error *e;
-} Loading;
-
-static json_t *load_json_object(const char *path, Error *e) {
-    Str text = {0};
-    json_error_t where;
-    json_t *j = NULL;
-    if (read_file(path, VOCABULARY_FILE_LIMIT, &text, e) == 0) {
-        j = json_loadb(text.s, text.n, JSON_REJECT_DUPLICATES, &where);
-        if (!j) fail(e, "%s:%d:%d: %s", path, where.line, where.column, where.text);
-    }
-    if (j && !json_is_object(j)) {
-        fail(e, "%s: expected a JSON object at the top", path);
-        json_decref(j);
-        j = NULL;
-    }
-    free(text.s);
-    return j;
-}
-
-/* Sets name[id] = spelling for every entry of map. Each id must be below n and occur once. */
-static int place_ids(json_t *map, const char *path, const char **name, size_t n, Error *e) {
-    const char *spelling;
-    json_t *value;
-    json_object_foreach(map, spelling, value) {
-        json_int_t id = json_is_integer(value) ? json_integer_value(value) : -1;
-        if (id < 0)
-            return fail(e, "%s: the id of token \"%.80s\" is not an integer >= 0", path, spelling);
-        if ((size_t)id >= n)
-            return fail(e,
-                        "%s: token \"%.80s\" has id %lld, but there are %zu tokens: ids must be 0 "
-                        "to %zu without holes",
-                        path, spelling, (long long)id, n, n - 1);
-        if (name[id] && strcmp(name[id], spelling))
-            return fail(e, "%s: tokens \"%.80s\" and \"%.80s\" have the same id %lld", path,
-                        name[id], spelling, (long long)id);
-        name[id] = spelling;
-    }
-    return 0;
-}
-
-/* Fills the tokens: every id from 0 up, and its bytes. */
-static int build_tokens(Loading *l) {
-    Tokenizer *t = l->t;
-    const char *spelling;
-    json_t *value;
-    size_t n = json_object_size(l->vocabulary);
-    json_object_foreach(l->added, spelling, value) {
-        json_t *known = json_object_get(l->vocabulary, spelling);
-        if (known && !json_equal(known, value))
-            return fail(l->e, "%s: added token \"%.80s\" has id %lld, but %lld in the vocabulary",
-                        l->added_path, spelling, (long long)json_integer_value(value),
-                        (long long)json_integer_value(known));
-        n += !known;
-    }
-    const char **name = xcalloc(n, sizeof *name);
-    if (place_ids(l->vocabulary, l->path, name, n, l->e) ||
-        place_ids(l->added, l->added_path, name, n, l->e)) {
-        free(name);
-        return -1;
-    }
-    Str bytes = {0};
-    t->size = (int)n;
-    t->offset = xcalloc(n + 1, sizeof *t->offset);
-    for (size_t id = 0; id < n; id++) {
-        // An added token is plain text. So is a token outside the alphabet, which encoding never
-        // gives.
-        if (json_object_get(l->added, name[id]) || !spelled_bytes(&l->alphabet, name[id], &bytes))
-            str_add(&bytes, name[id], strlen(name[id]));
-        t->offset[id + 1] = bytes.n;
-    }
-    t->bytes = bytes.s;
-    free(name);
-    return 0;
-}
-
-static int find_id(const json_t *map, const char *spelling) {
-    const json_t *id = json_object_get(map, spelling);
-    return id ? (int)json_integer_value(id) : -1;
-}
-
-static int build_byte_ids(Loading *l) {
-    for (int byte = 0; byte < BYTES; byte++) {
-        l->t->byte_id[byte] = find_id(l->vocabulary, l->alphabet.character[byte]);
-        if (l->t->byte_id[byte] < 0)
-            return fail(l->e,
-                        "%s: no token \"%s\" for byte 0x%02X: this is not a byte-level vocabulary "
-                        "like GPT-2's",
-                        l->path, l->alphabet.character[byte], byte);
-    }
-    return 0;
-}
-
-/* Fills the added tokens. <|endoftext|> is one of them, listed or not. */
-static int build_added(Loading *l) {
-    Tokenizer *t = l->t;
-    const char *spelling;
-    json_t *value;
-    t->eos = find_id(l->added, END_OF_TEXT);
-    bool listed = t->eos >= 0;
-    if (!listed) t->eos = find_id(l->vocabulary, END_OF_TEXT);
-    if (t->eos < 0)
-        return fail(l->e, "%s: no token \"%s\", which ends every response", l->path, END_OF_TEXT);
-    t->added = xcalloc(json_object_size(l->added) + 1, sizeof *t->added);
-    if (!listed) t->added[t->n_added++] = t->eos;
-    json_object_foreach(l->added, spelling, value) {
-        if (*spelling) t->added[t->n_added++] = (int)json_integer_value(value);
-    }
-    for (int i = 0; i < t->n_added; i++)
-        t->starts_added[(unsigned char)t->bytes[t->offset[t->added[i]]]] = true;
-    return 0;
-}
-
-/* Adds the merge of the next rank: of left and right into the token spelled by both in a row. where
-   and number name its line or element in messages. */
-static int add_merge(Loading *l, const char *left, const char *right, const char *where,
-                     size_t number) {
-    Tokenizer *t = l->t;
-    Str joined = {0};
-    str_printf(&joined, "%s%s", left, right);
-    const char *spelling[3] = {left, right, joined.s};
-    int id[3], status = 0;
-    for (int i = 0; i < 3 && status == 0; i++) {
-        id[i] = find_id(l->vocabulary, spelling[i]);
-        if (id[i] < 0)
-            status = fail(l->e,
-                          "%s:%zu: the merge \"%.80s %.80s\" needs a token \"%.160s\", which the "
-                          "vocabulary lacks",
-                          where, number, left, right, spelling[i]);
-    }
-    free(joined.s);
-    if (status) return status;
-    if (t->n_merges == t->merges_capacity) {
-        t->merges_capacity = 2 * t->merges_capacity + 1024;
-        t->merges = xrealloc(t->merges, (size_t)t->merges_capacity, sizeof *t->merges);
-    }
-    t->merges[t->n_merges++] = (Merge){id[0], id[1], id[2]};
-    return 0;
-}
-
-/* Adds one merge given as text: two tokens with a space between. Writes a NUL over the space. */
-static int add_merge_text(Loading *l, char *pair, const char *where, size_t number) {
-    char *space = strchr(pair, ' ');
-    if (!space || space == pair || !space[1] || strchr(space + 1, ' '))
-        return fail(l->e, "%s:%zu: expected two tokens with one space between, found \"%.80s\"",
-                    where, number, pair);
-    *space = 0;
-    return add_merge(l, pair, space + 1, where, number);
-}
-
-static int read_merges_txt(Loading *l, const char *path) {
-    Str text = {0};
-    int status = read_file(path, VOCABULARY_FILE_LIMIT, &text, l->e);
-    if (status == 0 && memchr(text.s, 0, text.n))
-        status = fail(l->e, "%s: a NUL byte in what should be text", path);
-    size_t number = 0;
-    for (char *line = text.s, *next; status == 0 && *line; line = next) {
-        size_t n = strcspn(line, "\n");
-        next = line + n + (line[n] != 0);
-        line[n] = 0;
-        if (n && line[n - 1] == '\r') line[n - 1] = 0;
-        number++;
-        if (*line && strncmp(line, "#version", 8)) status = add_merge_text(l, line, path, number);
-    }
-    free(text.s);
-    return status;
-}
-
-/* Reads the merges of a tokenizer.json. Each is "a b" (before 2024) or ["a", "b"]. */
-static int read_merges_json(Loading *l, const json_t *merges) {
-    if (!json_is_array(merges))
-        return fail(l->e, "%s: model.merges is missing or not an array", l->path);
-    Str where = {0};
-    str_printf(&where, "%s: model.merges", l->path);
-    size_t i;
-    const json_t *merge;
-    int status = 0;
-    json_array_foreach(merges, i, merge) {
-        const char *left = json_string_value(json_array_get(merge, 0)),
-                   *right = json_string_value(json_array_get(merge, 1));
-        if (json_is_string(merge)) {
-            char *pair = xstrdup(json_string_value(merge));
-            status = add_merge_text(l, pair, where.s, i);
-            free(pair);
-        } else if (left && right && json_array_size(merge) == 2) {
-            status = add_merge(l, left, right, where.s, i);
-        } else {
-            status = fail(l->e, "%s:%zu: expected \"a b\" or [\"a\", \"b\"]", where.s, i);
-        }
-        if (status) break;
-    }
-    free(where.s);
-    return status;
-}
-
 /* A pair that is listed twice has the rank of its last place, as in the libraries. */
-static void build_merge_table(Tokenizer *t) {
+void tokenizer_index_merges(Tokenizer *t) {
     t->slot_bits = 4;
     while ((size_t)1 << t->slot_bits < 2 * (size_t)t->n_merges) t->slot_bits++;
     size_t slots = (size_t)1 << t->slot_bits;
@@ -318,59 +35,7 @@ static void build_merge_table(Tokenizer *t) {
         *merge_slot(t, t->merges[rank].left, t->merges[rank].right) = rank;
 }
 
-/* A tokenizer.json can describe many kinds of tokenizers. This reader would read any other than
-   GPT-2's wrongly, so it refuses them. */
-static int check_is_gpt2(const json_t *top, const char *path, Error *e) {
-    const json_t *model = json_object_get(top, "model"), *type = json_object_get(model, "type");
-    const json_t *pre = json_object_get(top, "pre_tokenizer"),
-                 *normalizer = json_object_get(top, "normalizer");
-    if (!json_is_object(model)) return fail(e, "%s: \"model\" is missing or not an object", path);
-    if (type && !json_string_is(type, "BPE"))
-        return fail(e, "%s: model.type is not \"BPE\", as in GPT-2", path);
-    if (!json_string_is(json_object_get(pre, "type"), "ByteLevel") ||
-        !json_is_false(json_object_get(pre, "add_prefix_space")) ||
-        json_is_false(json_object_get(pre, "use_regex")))
-        return fail(
-            e,
-            "%s: pre_tokenizer is not GPT-2's: expected type ByteLevel with add_prefix_space false",
-            path);
-    if (normalizer && !json_is_null(normalizer))
-        return fail(e, "%s: has a normalizer; GPT-2 has none", path);
-    if (json_is_true(json_object_get(model, "ignore_merges")))
-        return fail(e, "%s: model.ignore_merges is true; GPT-2 always merges", path);
-    static const char *affix[] = {"continuing_subword_prefix", "end_of_word_suffix"};
-    for (int i = 0; i < 2; i++) {
-        const json_t *value = json_object_get(model, affix[i]);
-        if (value && !json_is_null(value) && !json_string_is(value, ""))
-            return fail(e, "%s: model.%s is set; GPT-2 has none", path, affix[i]);
-    }
-    return 0;
-}
-
-/* Reads added_tokens of a tokenizer.json, [{"id", "content", ...}], into the map l->added. */
-static int read_added_json(Loading *l, const json_t *list) {
-    static const char *unlike[] = {"lstrip", "rstrip", "single_word"};
-    size_t i;
-    const json_t *token;
-    json_array_foreach(list, i, token) {
-        json_t *content = json_object_get(token, "content"), *id = json_object_get(token, "id");
-        if (!json_is_string(content) || !json_is_integer(id))
-            return fail(l->e,
-                        "%s: added_tokens[%zu] needs a string \"content\" and an integer \"id\"",
-                        l->path, i);
-        for (int k = 0; k < 3; k++)
-            if (json_is_true(json_object_get(token, unlike[k])))
-                return fail(
-                    l->e,
-                    "%s: added token \"%.80s\" has %s, so decoding would not give the text back",
-                    l->path, json_string_value(content), unlike[k]);
-        if (json_object_get(l->added, json_string_value(content)))
-            return fail(l->e, "%s: added token \"%.80s\" is listed twice", l->path,
-                        json_string_value(content));
-        json_object_set(l->added, json_string_value(content), id);
-    }
-    return 0;
-}
+/* ---- Patterns -------------------------------------------------------------------------------- */
 
 /* GPT-2's pattern for PCRE2,
  *     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
@@ -404,97 +69,75 @@ static const char SPLIT_PATTERN[] =
     "]+"
     "|[" WHITE "]+(?![^" WHITE "])|[" WHITE "]+";
 
-static int compile_split(Tokenizer *t, Error *e) {
+/* The characters of a word, which Rust's \w has: letters, marks, decimal digits, connectors. */
+static const char WORD_PATTERN[] =
+    "[" LETTER
+    "\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{"
+    "1f169}\\x{1f170}-\\x{1f189}\\x{200c}\\x{200d}]";
+
+static int compile(const char *pattern, pcre2_code **out, Error *e) {
     int code;
     PCRE2_SIZE at;
-    t->split = pcre2_compile((PCRE2_SPTR)SPLIT_PATTERN, PCRE2_ZERO_TERMINATED,
-                             PCRE2_UTF | PCRE2_ANCHORED, &code, &at, NULL);
-    if (!t->split) {
+    *out = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_ANCHORED,
+                         &code, &at, NULL);
+    if (!*out) {
         PCRE2_UCHAR why[256] = "";
         pcre2_get_error_message(code, why, sizeof why);
-        return fail(e, "PCRE2 cannot compile GPT-2's pattern: %s (at %zu)", (const char *)why,
+        return fail(e, "PCRE2 cannot compile a pattern: %s (at %zu)", (const char *)why,
                     (size_t)at);
     }
     // without a JIT pcre2_match interprets the pattern: the same pieces
-    pcre2_jit_compile(t->split, PCRE2_JIT_COMPLETE);
+    pcre2_jit_compile(*out, PCRE2_JIT_COMPLETE);
     return 0;
 }
 
-/* Reads l->vocabulary and l->added from vocab.json and, if it exists, added_tokens.json. */
-static int open_vocabulary(Loading *l) {
-    l->vocabulary = load_json_object(l->path, l->e);
-    bool more = access(l->added_path, F_OK) == 0;
-    l->added = !more ? json_object() : l->vocabulary ? load_json_object(l->added_path, l->e) : NULL;
-    return l->vocabulary && l->added ? 0 : -1;
-}
-
-/* Reads the same from tokenizer.json. *merges is its list of merges and belongs to *top, which the
-   caller releases. */
-static int open_tokenizer_json(Loading *l, json_t **top, const json_t **merges) {
-    *top = load_json_object(l->path, l->e);
-    if (!*top || check_is_gpt2(*top, l->path, l->e)) return -1;
-    const json_t *model = json_object_get(*top, "model");
-    *merges = json_object_get(model, "merges");
-    l->vocabulary = json_incref(json_object_get(model, "vocab"));
-    l->added = json_object();
-    if (!json_is_object(l->vocabulary))
-        return fail(l->e, "%s: model.vocab is missing or not an object", l->path);
-    return read_added_json(l, json_object_get(*top, "added_tokens"));
-}
-
-Tokenizer *tokenizer_load(const char *dir, Error *e) {
-    enum { VOCAB, MERGES, ADDED, TOKENIZER, FILES };
-    static const char *file[FILES] = {"vocab.json", "merges.txt", "added_tokens.json",
-                                      "tokenizer.json"};
-    Str path[FILES] = {{0}};
-    for (int i = 0; i < FILES; i++) str_printf(&path[i], "%s/%s", dir, file[i]);
-    bool pair = access(path[VOCAB].s, F_OK) == 0 && access(path[MERGES].s, F_OK) == 0;
-    int used = pair ? VOCAB : TOKENIZER;
-    Loading l = {.t = xcalloc(1, sizeof *l.t),
-                 .path = path[used].s,
-                 .added_path = path[pair ? ADDED : TOKENIZER].s,
-                 .e = e};
-    alphabet_build(&l.alphabet);
-    json_t *top = NULL;
-    const json_t *merges = NULL;
-    int status;
-    if (access(l.path, F_OK))
-        status = fail(e,
-                      "no tokenizer in %s: found neither vocab.json with merges.txt nor "
-                      "tokenizer.json; copy them from "
-                      "the directory of the model",
-                      dir);
-    else
-        status = pair ? open_vocabulary(&l) : open_tokenizer_json(&l, &top, &merges);
-    if (status == 0) status = build_tokens(&l);
-    if (status == 0) status = build_byte_ids(&l);
-    if (status == 0) status = build_added(&l);
-    if (status == 0)
-        status = pair ? read_merges_txt(&l, path[MERGES].s) : read_merges_json(&l, merges);
-    if (status == 0) status = compile_split(l.t, e);
-    if (status == 0) build_merge_table(l.t);
-    json_decref(l.vocabulary);
-    json_decref(l.added);
-    json_decref(top);
-    for (int i = 0; i < FILES; i++) free(path[i].s);
-    if (status == 0) return l.t;
-    tokenizer_free(l.t);
-    return NULL;
+int tokenizer_compile(Tokenizer *t, Error *e) {
+    return compile(SPLIT_PATTERN, &t->split, e) || compile(WORD_PATTERN, &t->word, e) ? -1 : 0;
 }
 
 void tokenizer_free(Tokenizer *t) {
     if (!t) return;
+    for (int i = 0; i < t->n_added; i++) {
+        free(t->added[i].content);
+        free(t->added[i].files);
+    }
     free(t->bytes);
     free(t->offset);
     free(t->merges);
     free(t->slot);
     free(t->added);
+    free(t->plain.node);
+    free(t->normalized.node);
+    free(t->notes.s);
     pcre2_code_free(t->split);
+    pcre2_code_free(t->word);
     free(t);
 }
 
 int tokenizer_size(const Tokenizer *t) { return t->size; }
 int tokenizer_eos(const Tokenizer *t) { return t->eos; }
+int tokenizer_pad(const Tokenizer *t) { return t->pad; }
+void tokenizer_set_eos(Tokenizer *t, int id) { t->eos = id; }
+
+int tokenizer_first_added(const Tokenizer *t, const char *text) {
+    for (const char *p = text; *p; p++) {
+        size_t length;
+        int found = -1;
+        if (t->plain.node)
+            found = trie_find(&t->plain, (const unsigned char *)p, strlen(p), &length);
+        if (found < 0 && t->normalized.node)
+            found = trie_find(&t->normalized, (const unsigned char *)p, strlen(p), &length);
+        if (found >= 0) return t->added[found].id;
+    }
+    return -1;
+}
+
+bool tokenizer_keeps_text(const Tokenizer *t) {
+    bool keeps = !t->add_prefix_space;
+    for (int i = 0; i < t->n_added && keeps; i++)
+        keeps = !t->added[i].lstrip && !t->added[i].rstrip;
+    return keeps;
+}
 
 /* ---- Encoding and decoding ------------------------------------------------------------------- */
 
@@ -592,10 +235,10 @@ static void encode_utf8(const Tokenizer *t, Workspace *w, const unsigned char *s
     }
 }
 
-/* Appends the ids of text without added tokens. Each run of bytes that are not UTF-8 is one piece.
+/* Appends the ids of any bytes. Each run of bytes that are not UTF-8 is one piece.
    The text before it is cut as if the text ended there, the text after it as if it began there. */
-static void encode_ordinary(const Tokenizer *t, Workspace *w, const unsigned char *s, size_t n,
-                            Ints *out) {
+static void encode_runs(const Tokenizer *t, Workspace *w, const unsigned char *s, size_t n,
+                        Ints *out) {
     for (size_t at = 0; at < n;) {
         size_t valid = utf8_run((const char *)s + at, n - at, true);
         encode_utf8(t, w, s + at, valid, out);
@@ -606,19 +249,103 @@ static void encode_ordinary(const Tokenizer *t, Workspace *w, const unsigned cha
     }
 }
 
-/* The longest added token at the beginning of s[0..n), or -1. */
-static int find_added(const Tokenizer *t, const unsigned char *s, size_t n) {
-    int found = -1;
-    size_t longest = 0;
-    for (int i = 0; t->starts_added[s[0]] && i < t->n_added; i++) {
-        int id = t->added[i];
-        size_t length = token_length(t, id);
-        if (length <= longest || length > n || memcmp(s, t->bytes + t->offset[id], length))
-            continue;
-        found = id;
-        longest = length;
+/* Appends the ids of text without added tokens. */
+static void encode_ordinary(const Tokenizer *t, Workspace *w, const unsigned char *s, size_t n,
+                            Ints *out) {
+    if (!t->add_prefix_space || n == 0 || *s == ' ') {
+        encode_runs(t, w, s, n, out);
+        return;
     }
-    return found;
+    Str spaced = {0};
+    str_add(&spaced, " ", 1);
+    str_add(&spaced, (const char *)s, n);
+    encode_runs(t, w, (const unsigned char *)spaced.s, spaced.n, out);
+    free(spaced.s);
+}
+
+/* ---- Added tokens in a text ------------------------------------------------------------------ */
+
+static bool is_white(uint32_t c) {
+    return (c >= '\t' && c <= '\r') || c == ' ' || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F ||
+           c == 0x205F || c == 0x3000;
+}
+
+/* The character that ends at s[n], and its length. */
+static Utf8 last_character(const unsigned char *s, size_t n) {
+    size_t length = 1;
+    while (length < 4 && length < n && s[n - length] >> 6 == 2) length++;
+    const Utf8 c = utf8_decode((const char *)s + n - length, length);
+    return c.kind == UTF8_WHOLE && c.n == length ? c : (Utf8){.kind = UTF8_BROKEN, .n = 1};
+}
+
+/* How many bytes of white space the n bytes at s begin with, or end with. */
+static size_t white_before(const unsigned char *s, size_t n) {
+    size_t at = n;
+    while (at > 0) {
+        const Utf8 c = last_character(s, at);
+        if (c.kind != UTF8_WHOLE || !is_white(c.code)) break;
+        at -= c.n;
+    }
+    return n - at;
+}
+
+static size_t white_behind(const unsigned char *s, size_t n) {
+    size_t at = 0;
+    while (at < n) {
+        const Utf8 c = utf8_decode((const char *)s + at, n - at);
+        if (c.kind != UTF8_WHOLE || !is_white(c.code)) break;
+        at += c.n;
+    }
+    return at;
+}
+
+static bool is_word(const Tokenizer *t, const Workspace *w, const unsigned char *s, Utf8 c) {
+    return c.kind == UTF8_WHOLE &&
+           pcre2_match(t->word, s, c.n, 0, PCRE2_NO_UTF_CHECK, w->match, NULL) >= 0;
+}
+
+/* Is s[from .. to) a word of its own within the n bytes at s? */
+static bool is_single_word(const Tokenizer *t, const Workspace *w, const unsigned char *s, size_t n,
+                           size_t from, size_t to) {
+    if (from > 0) {
+        const Utf8 c = last_character(s, from);
+        if (is_word(t, w, s + from - c.n, c)) return false;
+    }
+    return to == n || !is_word(t, w, s + to, utf8_decode((const char *)s + to, n - to));
+}
+
+typedef void EncodeBetween(const Tokenizer *t, Workspace *w, const unsigned char *s, size_t n,
+                           Ints *out);
+
+/* Appends the ids of the tokens in trie that are written in the n bytes at s, and, by `between`, of
+   the text between them. The leftmost token is taken first, of several there the longest. */
+static void encode_around(const Tokenizer *t, const Trie *trie, Workspace *w,
+                          const unsigned char *s, size_t n, EncodeBetween *between, Ints *out) {
+    size_t done = 0;
+    for (size_t i = 0; trie->node && i < n;) {
+        size_t length = 0;
+        const int found = trie_find(trie, s + i, n - i, &length);
+        if (found < 0) {
+            i++;
+            continue;
+        }
+        const AddedToken *a = &t->added[found];
+        size_t from = i, to = i + length;
+        i = to;
+        if (a->single_word && !is_single_word(t, w, s, n, from, to)) continue;
+        if (a->lstrip) from -= white_before(s + done, from > done ? from - done : 0);
+        if (a->rstrip) to += white_behind(s + to, n - to);
+        if (from > done) between(t, w, s + done, from - done, out);
+        ints_push(out, a->id);
+        done = to;
+    }
+    if (done < n) between(t, w, s + done, n - done, out);
+}
+
+static void encode_rest(const Tokenizer *t, Workspace *w, const unsigned char *s, size_t n,
+                        Ints *out) {
+    encode_around(t, &t->normalized, w, s, n, encode_ordinary, out);
 }
 
 void tokenizer_encode(const Tokenizer *t, const char *text, size_t n, bool specials, Ints *out) {
@@ -626,18 +353,10 @@ void tokenizer_encode(const Tokenizer *t, const char *text, size_t n, bool speci
     const unsigned char *s = (const unsigned char *)text;
     Workspace w = {.match = pcre2_match_data_create(1, NULL)};
     checked_memory(w.match, 1, sizeof(void *), __FILE__, __LINE__);
-    size_t from = 0;
-    for (size_t i = 0; specials && i < n;) {
-        int id = find_added(t, s + i, n - i);
-        if (id < 0) {
-            i++;
-            continue;
-        }
-        encode_ordinary(t, &w, s + from, i - from, out);
-        ints_push(out, id);
-        from = i += token_length(t, id);
-    }
-    encode_ordinary(t, &w, s + from, n - from, out);
+    if (specials)
+        encode_around(t, &t->plain, &w, s, n, encode_rest, out);
+    else
+        encode_ordinary(t, &w, s, n, out);
     pcre2_match_data_free(w.match);
     free(w.symbol);
     free(w.heap);
@@ -646,5 +365,5 @@ void tokenizer_encode(const Tokenizer *t, const char *text, size_t n, bool speci
 void tokenizer_decode(const Tokenizer *t, const int *ids, size_t n, Str *out) {
     for (size_t i = 0; i < n; i++)
         if (ids[i] >= 0 && ids[i] < t->size)
-            str_add(out, t->bytes + t->offset[ids[i]], token_length(t, ids[i]));
+            str_add(out, t->bytes + t->offset[ids[i]], t->offset[ids[i] + 1] - t->offset[ids[i]]);
 }

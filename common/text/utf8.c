@@ -82,3 +82,36 @@ void text_repair(Str *s, size_t from) {
     str_add(s, fixed.s ? fixed.s : "", fixed.n);
     free(fixed.s);
 }
+
+bool utf8_is_hidden(uint32_t c) {
+    return c == 0x061C || c == 0x200E || c == 0x200F || (c >= 0x2028 && c <= 0x202E) ||
+           (c >= 0x2066 && c <= 0x2069) || c == 0xFEFF;
+}
+
+/* What Python's str.isspace() holds for white space: Unicode's White_Space, and four separators. */
+static bool is_space(uint32_t c) {
+    return (c >= '\t' && c <= '\r') || (c >= 0x1C && c <= ' ') || c == 0x85 || c == 0xA0 ||
+           c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 ||
+           c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
+/* The length of the character that ends the n bytes at s if it is white space, else 0. */
+static size_t space_at_end(const char *s, size_t n) {
+    size_t length = 1;
+    while (length < 4 && length < n && ((unsigned char)s[n - length] & 0xC0) == 0x80) length++;
+    const Utf8 c = utf8_decode(s + n - length, length);
+    return c.kind == UTF8_WHOLE && c.n == length && is_space(c.code) ? length : 0;
+}
+
+Slice utf8_trimmed_at(Slice text, bool left, bool right) {
+    for (size_t k; right && text.n && (k = space_at_end(text.s, text.n)) > 0;) text.n -= k;
+    while (left && text.n) {
+        const Utf8 c = utf8_decode(text.s, text.n);
+        if (c.kind != UTF8_WHOLE || !is_space(c.code)) break;
+        text.s += c.n;
+        text.n -= c.n;
+    }
+    return text;
+}
+
+Slice utf8_trimmed(Slice text) { return utf8_trimmed_at(text, true, true); }

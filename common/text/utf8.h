@@ -37,6 +37,15 @@ size_t utf8_run(const char *s, size_t n, bool valid);
    arrives; with `end` it becomes one U+FFFD too. */
 void utf8_stream(Str *bytes, bool end, Str *text);
 
+/* Does a character turn the direction of a text, separate lines, or mark a byte order? Such a
+   character shows nothing, and can make a text look like another one. */
+bool utf8_is_hidden(uint32_t code);
+
+/* The text without the white space around it, as Python's strip(). */
+Slice utf8_trimmed(Slice text);
+/* The same at its beginning (left), at its end (right). */
+Slice utf8_trimmed_at(Slice text, bool left, bool right);
+
 /* Replaces each byte from s[from] on that belongs to no whole character, and each NUL, by one
    U+FFFD. The text can then be written as JSON and read back unchanged. */
 void text_repair(Str *s, size_t from);

@@ -45,6 +45,8 @@
 #include <dirent.h>
 #include <immintrin.h>
 #include <omp.h>
+#include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -195,10 +197,19 @@ FMA_PIECE(fma_piece_avx512, "avx512f", __m512, _mm512_set1_ps, _mm512_fmadd_ps)
 FMA_PIECE(fma_piece_bf16, "avx512bf16,avx512f", __m512, _mm512_set1_ps, BF16_STEP)
 static void (*fma_piece)(void) = fma_piece_avx2;
 
-/* The multiply-adds of the way in use: the peak is counted by its widest instruction. */
+static double seconds_of(void (*piece)(void)) {
+    piece();
+    const double start = now_seconds();
+    piece();
+    return now_seconds() - start;
+}
+
+/* The multiply-adds of the way in use: the peak is that of its fastest instruction. A VDPBF16PS
+   does the work of two multiply-adds, but on some CPUs takes more than twice their time. */
 static void choose_peak(void) {
     const bool wide = strstr(device_name(), "AVX-512") != NULL,
-               pairs = bf16 && strstr(device_name(), "AVX-512 with bf16");
+               pairs = bf16 && strstr(device_name(), "AVX-512 with bf16") &&
+                       seconds_of(fma_piece_bf16) < 2 * seconds_of(fma_piece_avx512);
     if (wide) fma_piece = fma_piece_avx512;
     if (pairs) fma_piece = fma_piece_bf16;
     peaks[FMA].work *= pairs ? 4 : wide ? 2 : 1;
@@ -269,7 +280,7 @@ static double probe(Peak peak) {
     }
     if (gpu) return device_probe(peak);
     double start = now_seconds();
-#pragma omp parallel for schedule(dynamic, 1)
+#pragma omp parallel for schedule(monotonic : dynamic, 1)
     for (int i = 0; i < PIECES; i++)
         if (peak == FMA)
             fma_piece();
@@ -781,6 +792,7 @@ static double in_model;
         value_of_call;                     \
     })
 #define gpt2_forward(...) IN_MODEL(gpt2_forward(__VA_ARGS__))
+#define gpt2_recall(...) IN_MODEL(gpt2_recall(__VA_ARGS__))
 #define gpt2_logprob(...) IN_MODEL(gpt2_logprob(__VA_ARGS__))
 #define gpt2_value(...) IN_MODEL(gpt2_value(__VA_ARGS__))
 #define gpt2_kl(...) IN_MODEL(gpt2_kl(__VA_ARGS__))
@@ -794,6 +806,7 @@ static double in_model;
 #include "rl/rollouts.c"
 #pragma GCC diagnostic pop
 #undef gpt2_forward
+#undef gpt2_recall
 #undef gpt2_logprob
 #undef gpt2_value
 #undef gpt2_kl
@@ -855,8 +868,11 @@ static void bench_iteration(void) {
     task.beta = 0.05;
     // only its end of text is used
     if (!(run.tokenizer = tokenizer_load(example_file("tiny"), &e))) die("%s", e.text);
-    GPT2Limits limits = {.tokens = B * ALL, .sequences = B, .scored = B * ANSWER}, scores = limits,
-               critic, policy;
+    GPT2Limits limits = {.tokens = B * ALL,
+                         .sequences = B + B / 2,
+                         .scored = B * ANSWER,
+                         .bf16 = bf16 && !gpu},
+               scores = limits, critic, policy;
     scores.scored = 0;
     critic = scores;
     critic.train = true;
@@ -864,6 +880,7 @@ static void bench_iteration(void) {
     policy.train = true;
     policy.slots = S;
     policy.positions = ALL;
+    policy.kept = R;
     GPT2Config config = config_of_size;
     double planned =
         (double)(gpt2_memory(&config, &policy).total + gpt2_memory(&config, &limits).total);
@@ -874,7 +891,7 @@ static void bench_iteration(void) {
     task.critic = random_scores(&critic);
     task.judge = (Judge){.model = random_scores(&scores), .tokenizer = run.tokenizer};
     task.r = rollouts_new(S, PROMPT, ANSWER);
-    task.rows = rows_new(B, B * ALL);
+    task.rows = rows_new(limits.sequences, B * ALL);
     Rollouts *r = &task.r;
     SHAPE("%dx%d+%d", S, PROMPT, ANSWER);
     rollout_task_choose(&task, &run);
@@ -908,7 +925,6 @@ static void bench_iteration(void) {
     }
     rollouts_free(r);
     rows_free(&task.rows);
-    tokenizer_free(run.tokenizer);
     run_free(&run);
     gpt2_free(task.policy);
     gpt2_free(task.reference);
@@ -969,7 +985,33 @@ static const struct {
 } programs[] = {{"full_ft", "full_ft", ""},
                 {"lora", "lora", ""},
                 {"lora, four bits", "lora", "--load_in_4bit"},
+                {"lora, bf16", "lora", "--bf16"},
+                {"lora, four bits, bf16", "lora", "--load_in_4bit --bf16"},
                 {"adapter", "adapter", ""}};
+
+/* What a program prints at its end. */
+typedef struct {
+    double memory, planned;           // MB
+    double sent, gradients, weights;  // of several processes: bytes by the least; seconds a step
+} Said;
+
+/* Runs a program. Returns the last tokens/s that it prints. */
+static double rate_of(const char *command, Said *said) {
+    double rate = 0;
+    char line[4096];
+    FILE *f = popen(command, "r");
+    while (f && fgets(line, sizeof line, f)) {
+        char *at = strstr(line, " tokens/s");
+        while (at && at > line && at[-1] != ' ') at--;
+        if (at) rate = atof(at);
+        sscanf(line, "peak memory %lf MB, planned %lf MB", &said->memory, &said->planned);
+        sscanf(line, "sent: %*f MB a step and process, %lf", &said->sent);
+        sscanf(line, "waits of a step: %lf s for gradients, %lf s", &said->gradients,
+               &said->weights);
+    }
+    if (!f || pclose(f) || !(rate > 0)) die("%s failed", command);
+    return rate;
+}
 
 /* The programs that fine-tune, each with its own defaults, 4 x 256 tokens a step, in turns: a round
    is a run of each. Tokens/s as they say it, without the first step; their ratio to full_ft's
@@ -978,6 +1020,7 @@ static void bench_programs(void) {
     enum { ROUNDS = 3 };
     double rate[LENGTH(programs)][ROUNDS] = {{0}}, ratio[LENGTH(programs)][ROUNDS] = {{0}},
            memory[LENGTH(programs)] = {0};
+    Said said = {0};
     const int rounds = quick ? 1 : ROUNDS;
     char self[512] = "";
     SHAPE("4x256");
@@ -988,7 +1031,7 @@ static void bench_programs(void) {
     write_texts();
     for (int k = 0; k < rounds; k++)
         for (int i = 0; i < LENGTH(programs); i++) {
-            char command[2048], line[4096];
+            char command[2048];
             snprintf(command, sizeof command, "%s/%s", self, programs[i].program);
             if (access(command, X_OK)) continue;
             snprintf(command, sizeof command,
@@ -996,14 +1039,8 @@ static void bench_programs(void) {
                      "--gradient_accumulation_steps 1 "
                      "--max_steps 4 --logging_steps 0 --eval_samples 0 %s",
                      self, programs[i].program, directory, directory, programs[i].flags);
-            FILE *f = popen(command, "r");
-            while (f && fgets(line, sizeof line, f)) {
-                char *at = strstr(line, " tokens/s");
-                while (at && at > line && at[-1] != ' ') at--;
-                if (at) rate[i][k] = atof(at);
-                sscanf(line, "peak memory %lf MB", &memory[i]);
-            }
-            if (!f || pclose(f) || !(rate[i][k] > 0)) die("%s failed", command);
+            rate[i][k] = rate_of(command, &said);
+            memory[i] = said.memory;
             ratio[i][k] = rate[i][k] / rate[0][k];
         }
     for (int i = 0; i < LENGTH(programs); i++)
@@ -1015,6 +1052,112 @@ static void bench_programs(void) {
                 programs[i].name, shape, 1024e3 / rate_middle, rate_middle, middle, memory[i] / 1e3,
                 100 * memory[i] / memory[0]);
         }
+}
+
+/* full_ft in two processes, each with half of the threads, in turns with full_ft in one, where
+   mpirun is there: the ratio of tokens/s within a round, the most memory of a process by what it
+   planned, and the bytes that it sends by 2 (R-1)/R of the parameters'. */
+static void bench_processes(void) {
+    enum { ROUNDS = 5 };
+    const int threads = omp_get_max_threads(), rounds = quick ? 1 : ROUNDS;
+    double rate[2][ROUNDS], ratio[ROUNDS];
+    char self[512] = "", command[2048];
+    Said said = {0};
+    SHAPE("4x256");
+    if (!wanted("2 processes") || gpu || T < 256 || threads % 2 ||
+        readlink("/proc/self/exe", self, sizeof self - 1) < 0)
+        return;
+    *strrchr(self, '/') = 0;
+    snprintf(command, sizeof command,
+             "test -x %s/full_ft_mpi && ${MPIRUN-mpirun} --version >/dev/null 2>&1", self);
+    if (system(command)) {
+        printf("# no row 2 processes: %s/full_ft_mpi or mpirun is not there\n", self);
+        return;
+    }
+    write_model();
+    write_texts();
+    for (int k = 0; k < rounds; k++) {
+        for (int both = 0; both < 2; both++) {
+            snprintf(
+                command, sizeof command,
+                "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "
+                "OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_hwloc_base_binding_policy=none "
+                "OMP_NUM_THREADS=%d %s %s/full_ft%s --model %s --data %s/data.jsonl "
+                "--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --max_steps 4 "
+                "--logging_steps 0 --eval_samples 0 --validation_split_percentage 0 "
+                "--no_gradient_checkpointing --shards %d",
+                both ? threads / 2 : threads, both ? "${MPIRUN-mpirun} -n 2" : "", self,
+                both ? "_mpi" : "", directory, directory, both ? 2 : 1);
+            rate[both][k] = rate_of(command, &said);
+        }
+        ratio[k] = rate[1][k] / rate[0][k];
+    }
+    const double middle = median(rate[1], rounds);
+    printf(
+        "2 processes of %d thread%s\t%s\t%.2f\t%.1f\ttokens/s\t-\t-\t%.3f times those of 1 process "
+        "of %d; at most %.3f GB, %.3f of planned; sent %.3f of 2 (R-1)/R; a step waited %.3f s for "
+        "gradients, %.3f s for weights\n",
+        threads / 2, plural(threads / 2), shape, 1024e3 / middle, middle, median(ratio, rounds),
+        threads, said.memory / 1e3, said.memory / said.planned, said.sent, said.gradients,
+        said.weights);
+}
+
+/* A process that computes for nobody until it is killed, or until this program ends. */
+static pid_t neighbour(void) {
+    const pid_t parent = getpid(), pid = fork();
+    if (pid) return pid;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (volatile unsigned i = 0; getppid() == parent; i++)
+        for (volatile unsigned j = 0; j < 1u << 20; j++) continue;
+    _exit(0);
+}
+
+/* sft on its built-in example, alone and with other processes that compute: for two threads 1 and 3
+   of them. In turns with the waiting that the OpenMP runtimes have by themselves. Ratios are those
+   to the same program alone, within a round. On a large machine: taskset -c 0,1 make bench ... */
+static void bench_neighbours(void) {
+    enum { ROUNDS = 3, MOST = 1024 };
+    static const int halves[] = {0, 1, 3};
+    static const char *const waits[] = {"env -u GOMP_SPINCOUNT -u OMP_DYNAMIC",
+                                        "env GOMP_SPINCOUNT=300000 OMP_DYNAMIC=false"};
+    double rate[2][LENGTH(halves)][ROUNDS], by_alone[2][LENGTH(halves)][ROUNDS],
+        by_default[LENGTH(halves)][ROUNDS];
+    Said said;
+    const int rounds = quick ? 1 : ROUNDS, threads = omp_get_max_threads();
+    char self[512] = "";
+    SHAPE("of %d threads", threads);
+    if (!wanted("busy neighbours") || gpu || readlink("/proc/self/exe", self, sizeof self - 1) < 0)
+        return;
+    *strrchr(self, '/') = 0;
+    for (int k = 0; k < rounds; k++)
+        for (int i = 0; i < LENGTH(halves); i++)
+            for (int w = 0; w < 2; w++) {
+                pid_t others[MOST];
+                const int n = min_int((halves[i] * threads + 1) / 2, MOST);
+                char command[2048];
+                snprintf(command, sizeof command,
+                         "%s %s/sft --model test/tiny --data test/tiny/sft.jsonl "
+                         "--validation_split_percentage 0 --per_device_train_batch_size 16 "
+                         "--gradient_accumulation_steps 1 --warmup_steps 5 --max_steps %d "
+                         "--logging_steps 0",
+                         waits[w], self, i ? 40 : 120);
+                for (int j = 0; j < n; j++) others[j] = neighbour();
+                rate[w][i][k] = rate_of(command, &said);
+                for (int j = 0; j < n; j++) {
+                    if (others[j] < 0) die("cannot start a process: %s", strerror(errno));
+                    kill(others[j], SIGKILL);
+                    waitpid(others[j], NULL, 0);
+                }
+                by_alone[w][i][k] = rate[w][i][k] / rate[w][0][k];
+                by_default[i][k] = rate[0][i][k] / rate[w][i][k];
+            }
+    for (int i = 0; i < LENGTH(halves); i++)
+        printf(
+            "%d busy neighbours\t%s\t-\t%.0f\ttokens/s\t-\t-\t%.2f of those alone; with the "
+            "runtime's own waiting %.0f, %.2f; ours by that %.3f\n",
+            (halves[i] * threads + 1) / 2, shape, median(rate[0][i], rounds),
+            median(by_alone[0][i], rounds), median(rate[1][i], rounds),
+            median(by_alone[1][i], rounds), median(by_default[i], rounds));
 }
 
 /* ---- files and text -------------------------------------------------------------------------- */
@@ -1100,7 +1243,7 @@ static void bench_round(void) {
     Tokenizer *t = tokenizer_load(vocabulary, &e);
     if (!t) die("%s", e.text);
     GPT2 *m = random_model(&limits);
-    Speaker speaker = {m, t, limits.positions, EACH, 1};
+    Speaker speaker = {m, t, limits.positions, EACH, 1, NULL};
     Voice voice = speaker_voice(&speaker);
     Headings headings = {0};
     headings_add(&headings, requests[1]);
@@ -1217,12 +1360,12 @@ int main(int argc, char **argv) {
     if (step >= 0) return bench_step(step), 0;
     if (iteration >= 0) return bench_iteration(), 0;
     print_heading();
-    void (*const sections[])(void) = {bench_probes,      bench_linear, bench_heads, bench_attention,
-                                      bench_elementwise, bench_steps,  bench_pairs, bench_programs,
-                                      bench_decode,      bench_ppo,    bench_round, bench_load,
-                                      bench_tokenizer};
-    void (*const of_products[])(void) = {bench_probes,    bench_linear, bench_heads,
-                                         bench_attention, bench_steps,  bench_decode};
+    void (*const sections[])(void) = {
+        bench_probes, bench_linear, bench_heads,    bench_attention, bench_elementwise,
+        bench_steps,  bench_pairs,  bench_programs, bench_processes, bench_neighbours,
+        bench_decode, bench_ppo,    bench_round,    bench_load,      bench_tokenizer};
+    void (*const of_products[])(void) = {bench_probes, bench_linear, bench_heads, bench_attention,
+                                         bench_steps,  bench_decode, bench_ppo};
     // with --bf16 or --cpu only the rows that these flags change
     if (bf16 || strcmp(way, "auto")) {
         for (int i = 0; i < LENGTH(of_products); i++) of_products[i]();

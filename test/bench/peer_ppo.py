@@ -8,11 +8,11 @@ peers.py compares ./ppo with it.
                                                          their tokens are apart, and what the
                                                          updates gave
 
-SETTINGS is JSON, in the names of ppo's flags. Policy, reference, reward model and critic are four
-models of GPT-2's size in float32. What makes such a loop fast is there: a cache of keys and values
-in generation, log-probabilities of the answers kept from it, logits only of the rows that are
-scored, a fused AdamW, no dropout. All prompts have one length and so have all answers, so nothing
-is padded.
+SETTINGS is JSON, in the names of ppo's flags; with bf16 everything runs under autocast. Policy,
+reference, reward model and critic are four models of GPT-2's size in float32. What makes such a
+loop fast is there: a cache of keys and values in generation, log-probabilities of the answers kept
+from it, logits only of the rows that are scored, a fused AdamW, no dropout. All prompts have one
+length and so have all answers, so nothing is padded.
 """
 
 import json
@@ -31,6 +31,7 @@ P, A, B, E = (
     s["batch_size"],
 )
 torch.manual_seed(s["seed"])
+torch.autocast("cpu", torch.bfloat16, enabled=bool(s.get("bf16"))).__enter__()  # to the end
 no_dropout = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 lm = lambda: transformers.GPT2LMHeadModel.from_pretrained(os.path.join(work, "gpt2"), **no_dropout)
 scores = lambda: transformers.GPT2ForSequenceClassification.from_pretrained(
@@ -56,7 +57,7 @@ def logprobs(model, x):
     """log p of the A last tokens of x (S, P+A) at the one temperature, and the entropy before each:
     (S, A)."""
     logp = (
-        model(x[:, :-1], logits_to_keep=A, use_cache=False).logits / s["temperature"]
+        model(x[:, :-1], logits_to_keep=A, use_cache=False).logits.float() / s["temperature"]
     ).log_softmax(-1)
     with torch.no_grad():
         entropy = -(logp.exp() * logp).sum(-1)
@@ -67,7 +68,7 @@ def values(x):
     """V where each of the A last tokens is about to be drawn: (S, A)."""
     return critic.score(
         critic.transformer(x[:, :-1], use_cache=False).last_hidden_state[:, P - 1 :]
-    )[..., 0]
+    )[..., 0].float()
 
 
 def whiten(x):
@@ -92,7 +93,7 @@ def rollout(query):
     )
     drawn = out.sequences[:, P:]
     logp = [
-        (l / s["temperature"]).log_softmax(-1).gather(-1, drawn[:, t, None])
+        (l.float() / s["temperature"]).log_softmax(-1).gather(-1, drawn[:, t, None])
         for t, l in enumerate(out.logits)
     ]
     return out.sequences, torch.cat(logp, 1)
@@ -102,7 +103,11 @@ def rollout(query):
 def score(x, logp):
     """Everything of each token that the updates need: (E, A) each; and the answers' scores (E)."""
     parts = [
-        (reward_model(b, use_cache=False).logits[:, 0], logprobs(reference, b)[0], values(b))
+        (
+            reward_model(b, use_cache=False).logits[:, 0].float(),
+            logprobs(reference, b)[0],
+            values(b),
+        )
         for b in x.split(B)
     ]
     judged, ref_logp, V = (torch.cat(p) for p in zip(*parts))
@@ -169,7 +174,7 @@ def update(x, old):
 
 if len(sys.argv) > 4:
     with open(sys.argv[4]) as f:
-        lines = [json.loads(line) for line in f]
+        lines = [json.loads(line) for line in f if '"episode"' in line]
     x = torch.tensor([line["tokens"] for line in lines])
     with torch.no_grad():
         logp = torch.cat([logprobs(policy, b)[0] for b in x.split(B)])

@@ -112,7 +112,7 @@ def train(program, data, settings, padding):
         settings,
         output_dir=os.path.join(work, "unused"),
         use_cpu=True,
-        bf16=False,
+        bf16=settings.get("bf16", False),
         report_to="none",
         save_strategy="no",
         logging_strategy="no",

@@ -9,6 +9,12 @@ At GPT-2 124M's size, on the CPU, in float32.
         seconds and peak memory in turns, on padded data and on ours
     make && python test/bench/peers.py ppo
         one iteration of PPO by ./ppo and by peer_ppo.py, in turns
+    make && python test/bench/peers.py bf16 [sft full_ft lora reward]
+        200 steps in float32 and in bf16 (theirs: autocast): the losses
+    make && make .build/cc/bench && python test/bench/peers.py steps [--realtime]
+        a step on 4 x 256 tokens by bench and by peer_step.py, in turns
+    make && python test/bench/peers.py ppo --bf16
+        the same with --bf16 and with autocast
     make && python test/bench/peers.py measure
         speed and ppo, for a quiet machine
 
@@ -155,9 +161,9 @@ def in_our_order(n, total, seed):
 
 
 def run(command, threads, log):
-    """Runs a program that prints "step I ..." as it goes; log gets all that it prints. Returns the
-    seconds at which each such line came, all lines of
-    stdout, and its peak memory, bytes."""
+    """Runs a program that prints "step I ..." or, in a table, "I/N ..." as it goes; log gets all
+    that it prints. Returns the seconds at which each such line came, all lines of stdout, and its
+    peak memory, bytes."""
     environment = dict(
         os.environ,
         OMP_NUM_THREADS=str(threads),
@@ -171,7 +177,7 @@ def run(command, threads, log):
         )
         at, lines = [], []
         for line in child.stdout:
-            if line.startswith("step "):
+            if re.match(r"step \d| *\d+/\d+ ", line):
                 at.append(time.monotonic())
             lines.append(line)
             print(line, end="", file=errors, flush=True)
@@ -232,6 +238,24 @@ def ours(program, data, settings, output):
 # ---- A: the losses -------------------------------------------------------------------------------
 
 
+def steps_of(program, data, settings, who, threads):
+    """The loss and the learning rate of each step of a run."""
+    if who == "ours":
+        output = os.path.join(WORK, "out")
+        run(ours(program, data, settings, output), threads, os.path.join(WORK, "ours.log"))
+        with open(os.path.join(output, "log.jsonl")) as f:
+            lines = [json.loads(line) for line in f if '"loss"' in line]
+        shutil.rmtree(output)
+        return [(line["loss"], line["learning_rate"]) for line in lines]
+    command = theirs("train", program, data, json.dumps(settings), "longest")
+    _, lines, _ = run(command, threads, os.path.join(WORK, "theirs.log"))
+    return [
+        tuple(float(x) for x in re.findall(r"(?:loss|rate) (\S+)", line))
+        for line in lines
+        if line.startswith("step ")
+    ]
+
+
 def curves(programs, threads):
     """50 steps of 2 x 2 records, two epochs, so that accumulation, warm-up, decay and the end of an
     epoch are all in it."""
@@ -256,37 +280,24 @@ def curves(programs, threads):
         }
         n = steps * batch * accumulation // 2
         data, _ = prepare(program, n, 80, False)
-        output = os.path.join(WORK, "out")
-        run(ours(program, data, settings, output), threads, os.path.join(WORK, "ours.log"))
-        with open(os.path.join(output, "log.jsonl")) as f:
-            a = [json.loads(line) for line in f if '"loss"' in line]
-        shutil.rmtree(output)
         with open(os.path.join(WORK, "order.json"), "w") as f:
             json.dump(in_our_order(n, 2 * n, seed), f)
-        _, lines, _ = run(
-            theirs("train", program, data, json.dumps(settings), "longest"),
-            threads,
-            os.path.join(WORK, "theirs.log"),
-        )
-        b = [
-            [float(x) for x in re.findall(r"(?:loss|rate) (\S+)", line)]
-            for line in lines
-            if line.startswith("step ")
-        ]
+        a = steps_of(program, data, settings, "ours", threads)
+        b = steps_of(program, data, settings, "theirs", threads)
         assert len(a) == len(b) == steps
-        difference = [abs(x["loss"] - y[0]) for x, y in zip(a, b)]
+        difference = [abs(x[0] - y[0]) for x, y in zip(a, b)]
         assert all(
-            abs(x["learning_rate"] - y[1]) <= 1e-6 * settings["learning_rate"] for x, y in zip(a, b)
+            abs(x[1] - y[1]) <= 1e-6 * settings["learning_rate"] for x, y in zip(a, b)
         ), "another learning rate"
         with open(os.path.join(WORK, f"{program}-losses.txt"), "w") as f:
             f.writelines(
-                f"{i + 1} {x['loss']:.7f} {y[0]:.7f} {d:.1e}\n"
+                f"{i + 1} {x[0]:.7f} {y[0]:.7f} {d:.1e}\n"
                 for i, (x, y, d) in enumerate(zip(a, b, difference))
             )
         most = max(difference)
         worst = max(worst, most)
         print(
-            f"| {program} | {PEER[program]} | {n} | {a[0]['loss']:.5f}, {a[-1]['loss']:.5f} | "
+            f"| {program} | {PEER[program]} | {n} | {a[0][0]:.5f}, {a[-1][0]:.5f} | "
             f"{b[0][0]:.5f}, {b[-1][0]:.5f} | {most:.1e} | "
             f"{difference.index(most) + 1} |",
             flush=True,
@@ -296,6 +307,50 @@ def curves(programs, threads):
         f"(each step's losses: {WORK}/*-losses.txt)"
     )
     return worst <= 1e-3
+
+
+def curves_bf16(programs, threads):
+    """200 steps of the same records in the same order, in float32 and in bf16, by our program and
+    by the library's (autocast)."""
+    steps, batch, seed, part = 200, 2, 42, 20
+    for program in programs:
+        settings = {
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": 1,
+            "max_steps": steps,
+            "seed": seed,
+            "learning_rate": 1e-3 if program == "lora" else 2e-5 if program == "reward" else 1e-4,
+            "warmup_steps": 20,
+            "lr_scheduler_type": "linear",
+            "weight_decay": 0.01,
+            "max_grad_norm": 1,
+            "gradient_checkpointing": False,
+        }
+        n = steps * batch // 4  # four epochs
+        data, _ = prepare(program, n, 80, False)
+        with open(os.path.join(WORK, "order.json"), "w") as f:
+            json.dump(in_our_order(n, 4 * n, seed), f)
+        curve = {}
+        for who in ("ours", "theirs"):
+            for bf16 in (False, True):
+                run_settings = dict(settings, bf16=bf16)
+                curve[who, bf16] = [
+                    loss for loss, _ in steps_of(program, data, run_settings, who, threads)
+                ]
+                assert len(curve[who, bf16]) == steps
+        names = [("ours", False), ("ours", True), ("theirs", False), ("theirs", True)]
+        with open(os.path.join(WORK, f"{program}-bf16.txt"), "w") as f:
+            for i in range(steps):
+                f.write(f"{i + 1} " + " ".join(f"{curve[k][i]:.6f}" for k in names) + "\n")
+        print(f"| {program}, mean of the steps | ours, float32 | ours, bf16 | {PEER[program]}, "
+              "float32 | the same, autocast |\n|---|---|---|---|---|")
+        for at in range(0, steps, part):
+            cells = " | ".join(f"{statistics.mean(curve[k][at : at + part]):.4f}" for k in names)
+            print(f"| {at + 1} to {at + part} | {cells} |")
+        for a, b in ((names[0], names[1]), (names[2], names[3]), (names[0], names[2])):
+            apart = [abs(x - y) for x, y in zip(curve[a], curve[b])]
+            print(f"\n{a} and {b}: a step's losses differ by {statistics.mean(apart):.1e} in the "
+                  f"mean, at most by {max(apart):.1e}", flush=True)
 
 
 # ---- B: speed and memory -------------------------------------------------------------------------
@@ -428,7 +483,7 @@ def ppo_commands(settings, *more):
         "1",
         "--no_exact_kl",
         *more,
-    ] + [f"--{name}={value}" for name, value in settings.items()]
+    ] + [f"--{name}={str(value).lower()}" for name, value in settings.items()]
     return mine, [
         sys.executable,
         os.path.join(HERE, "peer_ppo.py"),
@@ -495,10 +550,8 @@ def ppo(rounds, threads, settings):
             _, lines, memory = run(command, threads, os.path.join(WORK, "ppo.log"))
             text = "".join(lines)
             seconds = [float(re.search(part + r" ([\d.]+) s", text).group(1)) for part in parts]
-            if (
-                float(re.search(r"lengths/mean (\S+)", text).group(1))
-                != settings["response_length"]
-            ):
+            length = re.search(r"lengths/mean (\S+)|^ *1/1 +\S+ +\S+ +(\S+)", text, re.M)
+            if float(length.group(1) or length.group(2)) != settings["response_length"]:
                 sys.exit(
                     "an answer ended early: the two did not do the same work; use another seed"
                 )
@@ -521,15 +574,110 @@ def ppo(rounds, threads, settings):
         )
 
 
+# ---- D: steps ------------------------------------------------------------------------------------
+
+FORMS = [
+    # ours, theirs, MKL's AVX-512 kernels, compiled or not
+    ("", "float32", True, "eager"),
+    ("--bf16", "autocast", False, "eager"),
+    ("--bf16", "autocast", False, "compiled"),
+    ("", "float32", True, "compiled"),
+    ("--bf16", "bfloat16", False, "compiled"),
+    ("", "float32", False, "eager"),
+]
+
+
+def intel_cpu():
+    """A library that makes MKL use its AVX-512 kernels on CPUs of other makers."""
+    path = os.path.join(WORK, "intel_cpu.so")
+    source = "int mkl_serv_intel_cpu_true(void) { return 1; }"
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", path], input=source, text=True, check=True
+    )
+    return path
+
+
+def ahead(pid):
+    """Moves a process before all others of this machine."""
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        os.sched_setscheduler(int(thread), os.SCHED_FIFO, os.sched_param(10))
+
+
+def behind(pid):
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        os.sched_setscheduler(int(thread), os.SCHED_OTHER, os.sched_param(0))
+
+
+def our_step(flag, shape, threads, realtime):
+    """The better of two steps, in seconds."""
+    number = ["4x256", "4x256 checkpointing", "2x512", "4x64", "1x1024"].index(shape)
+    command = [] if not realtime else ["chrt", "-f", "10"]
+    command += [os.path.join(ROOT, ".build", os.environ.get("FLAVOUR", "cc"), "bench"), "--quick"]
+    command += ["--threads", str(threads), "--step", str(number)] + flag.split()
+    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True).stdout
+    row = [line.split("\t") for line in out.splitlines() if line.startswith(f"step\t{shape}\t")]
+    return float(row[0][2]) / 1000
+
+
+def steps_in_turns(rounds, threads, realtime, shape):
+    """A step of ours and of each form of PyTorch, in turns. Each of theirs is one process, which
+    waits while others run."""
+    S, T = shape.split("x")
+    environment = dict(os.environ, OMP_NUM_THREADS=str(threads), HF_HUB_OFFLINE="1")
+    print(
+        "| | theirs, seconds a step (range) | ours (range) | ours is faster by |\n|---|---|---|---|"
+    )
+    for flag, precision, avx512, form in FORMS:
+        child = subprocess.Popen(
+            [sys.executable, os.path.join(HERE, "peer_step.py"), precision, form, S, T],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=dict(environment, LD_PRELOAD=intel_cpu()) if avx512 else environment,
+        )
+        name = f"{precision}{', AVX-512 of MKL' if avx512 else ''}, {form}"
+        if child.stdout.readline() != "ready\n":
+            sys.exit(f"{name} failed")
+        a, b = [], []
+        for k in range(rounds):
+            best = None
+            if realtime:
+                ahead(child.pid)
+            for _ in range(2):
+                child.stdin.write("\n")
+                child.stdin.flush()
+                t = float(child.stdout.readline())
+                best = t if best is None else min(best, t)
+            if realtime:
+                behind(child.pid)
+            b.append(best)
+            a.append(our_step(flag, shape, threads, realtime))
+            say(f"round {k + 1} {name}: {b[-1]:.3f} s, ours {a[-1]:.3f} s")
+        child.stdin.close()
+        child.wait()
+        show = lambda x: f"{middle(x):.2f} ({min(x):.2f} to {max(x):.2f})"
+        print(
+            f"| {name} | {show(b)} | {show(a)} | {middle([y / x for x, y in zip(a, b)]):.2f} |",
+            flush=True,
+        )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["curves", "tokens", "speed", "ppo", "measure"])
+    parser.add_argument(
+        "what", choices=["curves", "tokens", "speed", "ppo", "measure", "steps", "bf16"]
+    )
     parser.add_argument("programs", nargs="*", help="of " + ", ".join(PROGRAMS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bf16", action="store_true", help="of ppo: --bf16, and autocast")
+    parser.add_argument(
+        "--realtime", action="store_true", help="of steps: ahead of all other processes"
+    )
+    parser.add_argument("--shape", default="4x256", help="of steps")
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -550,6 +698,10 @@ if __name__ == "__main__":
         if args.what == "curves"
         else tokens(args.threads) if args.what == "tokens" else True
     )
+    if args.what == "bf16":
+        curves_bf16(programs, args.threads)
+    if args.what == "steps":
+        steps_in_turns(rounds, args.threads, args.realtime, args.shape)
     if args.what in ("speed", "measure"):
         speed(programs, rounds, steps, args.threads)
         print()
@@ -557,10 +709,14 @@ if __name__ == "__main__":
         ppo(
             rounds,
             args.threads,
-            (
-                dict(SETTINGS, batch_size=8, per_device_train_batch_size=4, num_ppo_epochs=1)
-                if args.quick
-                else SETTINGS
+            dict(
+                SETTINGS,
+                bf16=args.bf16,
+                **(
+                    {"batch_size": 8, "per_device_train_batch_size": 4, "num_ppo_epochs": 1}
+                    if args.quick
+                    else {}
+                ),
             ),
         )
     sys.exit(0 if good else 1)

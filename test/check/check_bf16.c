@@ -105,6 +105,50 @@ START_TEST(a_frozen_model_takes_half_the_memory) {
 }
 END_TEST
 
+/* A model whose matrices are frozen computes fc again. Its gradients have the bits of a model that
+   stores all, and of one that computes each layer again. */
+START_TEST(a_lean_model_has_the_same_gradients) {
+    enum { ALL, LEAN, CHECKPOINTING, MODELS };
+    float logp[N], dlogp[N], *gradient[MODELS] = {NULL};
+    size_t activations[MODELS];
+    int compared = 0;
+    GPT2 *m[MODELS];
+    for (int i = 0; i < N; i++) dlogp[i] = -1.0f / N;
+    for (int i = 0; i < MODELS; i++) {
+        Error e;
+        if (!(m[i] = hf_load(CHAT, false, &e))) die("%s", e.text);
+        GPT2Limits limits = {.tokens = N,
+                             .sequences = S,
+                             .scored = N,
+                             .train = true,
+                             .trains = i == ALL ? TRAIN_ALL : TRAIN_NORMS,
+                             .gradient_checkpointing = i == CHECKPOINTING};
+        gpt2_use_bf16(&limits, true, false);
+        gpt2_reserve(m[i], &limits);
+        activations[i] = gpt2_memory(gpt2_config(m[i]), &limits).activations;
+        score(m[i], logp);
+        gpt2_backward(m[i], dlogp, NULL, NULL);
+    }
+    ck_assert_uint_lt(activations[LEAN], activations[ALL]);
+    ck_assert_uint_lt(activations[CHECKPOINTING], activations[LEAN]);
+    for (int t = 0; t < gpt2_tensors(m[ALL]); t++) {
+        const size_t n = gpt2_tensor(m[ALL], t)->n;
+        if (!strstr(gpt2_tensor(m[ALL], t)->name, "ln_")) continue;
+        for (int i = 0; i < MODELS; i++) {
+            gradient[i] = xrealloc(gradient[i], n, sizeof(float));
+            gpt2_read(m[i], t, GPT2_GRADIENT, 0, n, gradient[i]);
+            ck_assert(!memcmp(gradient[i], gradient[ALL], n * sizeof(float)));
+        }
+        for (size_t k = 0; k < n; k++) compared += gradient[ALL][k] != 0;
+    }
+    ck_assert_int_gt(compared, 100);
+    for (int i = 0; i < MODELS; i++) {
+        free(gradient[i]);
+        gpt2_free(m[i]);
+    }
+}
+END_TEST
+
 START_TEST(a_weight_reads_back_rounded) {
     GPT2 *m = model(true, true, false), *full = model(false, true, false);
     float a[64], b[64];
@@ -183,7 +227,9 @@ END_TEST
 int main(void) {
     const TTest *const tests[] = {a_frozen_model_has_the_bits_of_one_that_trains,
                                   decoding_has_the_bits_of_the_forward_pass,
-                                  a_frozen_model_takes_half_the_memory, a_weight_reads_back_rounded,
+                                  a_frozen_model_takes_half_the_memory,
+                                  a_lean_model_has_the_same_gradients,
+                                  a_weight_reads_back_rounded,
                                   a_file_in_bf16_is_mapped};
     return run_tests("bf16", setup, tests, LENGTH(tests)) != 0;
 }

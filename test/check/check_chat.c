@@ -5,6 +5,8 @@
  */
 #include "run/chat.c"  // for a look inside
 
+#include "terminal.h"
+
 #include "program.h"
 
 #include <fcntl.h>
@@ -175,9 +177,14 @@ static const char *in_work(const char *name) {
     return path[next];
 }
 
+static void put(const char *name, const char *text) {
+    FILE *f = fopen(in_work(name), "w");
+    ck_assert(f && fputs(text, f) >= 0 && !fclose(f));
+}
+
 static void is_template(const char *given, const char *adapter, const char *dir,
                         const char *wanted) {
-    char *t = chat_template(given, adapter, dir);
+    char *t = chat_template(given, adapter, dir, NULL);
     if (wanted)
         ck_assert_str_eq(t ? t : "(none)", wanted);
     else
@@ -205,9 +212,9 @@ START_TEST(the_template_is_the_first_that_is_named) {
               work),
         0);
     is_template(NULL, NULL, in_work("own"), NULL);
-    ck_assert_int_eq(hf_save_template(in_work("own"), "Q: {instruction}\\nA:", &e), 0);
-    ck_assert_int_eq(hf_save_template(in_work("tuned"), "T: {instruction}", &e), 0);
-    ck_assert_int_eq(hf_save_template(in_work("adapter"), "[{instruction}]", &e), 0);
+    put("own/template.txt", "Q: {instruction}\\nA:\n");
+    put("tuned/template.txt", "T: {instruction}\n");
+    put("adapter/template.txt", "[{instruction}]\n");
     is_template(NULL, NULL, in_work("none"), NULL);
     is_template(NULL, NULL, in_work("own"), "Q: {instruction}\\nA:");
     is_template(NULL, in_work("adapter"), in_work("own"), "[{instruction}]");
@@ -217,8 +224,9 @@ START_TEST(the_template_is_the_first_that_is_named) {
     is_template(NULL, NULL, in_work("tuned"),
                 "T: {instruction}");  // what it was tuned to afterwards
     char *unread;
+    const char *from;
     ck_assert_int_eq(shell("printf 'a\\0b {instruction}' >%s/none/template.txt", work), 0);
-    ck_assert_int_eq(hf_template(in_work("none"), &unread, &e), -1);
+    ck_assert_int_eq(usage_template(in_work("none"), END_OF_TEXT, &unread, &from, NULL, &e), -1);
     ck_assert(strstr(e.text, "none/template.txt") && !unread);
 }
 END_TEST
@@ -263,8 +271,31 @@ START_TEST(whole_turns_go_from_the_front) {
             ck_assert_int_eq(t.turns.v[k], 10 * k);
             ck_assert_int_eq(t.said.v[10 * k], 100 * (k + cut));
         }
-        ck_assert_int_eq(shell("grep -q 'first %d turns are forgotten' %s", cut, in_work("notes")),
-                         cut ? 0 : 1);
+        ck_assert_int_eq(
+            shell("grep -q 'first %d turns\\? [ia][sr]e\\? forgotten' %s", cut, in_work("notes")),
+            cut ? 0 : 1);
+        free(t.said.v);
+        free(t.turns.v);
+        free(t.next.v);
+    }
+}
+END_TEST
+
+/* What the template has before the first turn stays, unless the next turn needs its room. */
+START_TEST(the_head_of_a_conversation_stays) {
+    static const struct {
+        int asked, turns, said;
+    } cases[] = {{5, 3, 30}, {6, 2, 24}, {12, 1, 14}, {26, 0, 4}, {32, 0, 0}};
+    const int lengths[] = {10, 10, 10};
+    for (int i = 0; i < COUNT(cases); i++) {
+        Chat t = conversation(40, 6, cases[i].asked, 3, lengths);
+        t.head = 4;
+        forget(&t);
+        ck_assert_uint_eq(t.turns.n, (size_t)cases[i].turns);
+        ck_assert_uint_eq(t.said.n, (size_t)cases[i].said);
+        for (int k = 0; k < 4 && t.said.n; k++) ck_assert_int_eq(t.said.v[k], k);
+        for (int k = 3 - cases[i].turns; k < 3 && cases[i].turns < 3; k++)
+            ck_assert_int_eq(t.said.v[t.turns.v[k - 3 + cases[i].turns]], 100 * k);
         free(t.said.v);
         free(t.turns.v);
         free(t.next.v);
@@ -283,9 +314,7 @@ __attribute__((format(printf, 4, 5))) static int talk(const char *name, const ch
     va_start(list, format);
     vsnprintf(flags, sizeof flags, format, list);
     va_end(list);
-    FILE *f = fopen(in_work("input"), "w");
-    fputs(input, f);
-    fclose(f);
+    put("input", input);
     return shell("%s/%s %s <%s/input >%s/%s.out 2>%s/%s.err", build(), stage, flags, work, work,
                  name, work, name);
 }
@@ -452,8 +481,10 @@ START_TEST(a_run_writes_the_template_with_its_model) {
                   work, build(), i < 2 ? said[i][0] : in_work(said[i][0]), work, said[i][1]),
             0);
         char *template;
+        const char *from;
         Error e;
-        ck_assert_int_eq(hf_template(in_work("made"), &template, &e), 0);
+        ck_assert_int_eq(usage_template(in_work("made"), END_OF_TEXT, &template, &from, NULL, &e),
+                         0);
         ck_assert_str_eq(template, said[i][2]);
         free(template);
         ck_assert_int_eq(
@@ -550,7 +581,8 @@ START_TEST(a_full_context_forgets_its_first_turns) {
     ck_assert(notes("chat", "no longer fits the model.s 256 positions"));
     int cut = 1;  // by the last note
     while (cut < COUNT(asked) &&
-           shell("tail -1 %s/chat.err | grep -q 'first %d turns are forgotten'", work, cut))
+           shell("tail -1 %s/chat.err | grep -q 'first %d turns\\? [ia][sr]e\\? forgotten'", work,
+                 cut))
         cut++;
     ck_assert_int_lt(cut, COUNT(asked));
     Str form = {0};  // the last question after the turns that are left
@@ -808,6 +840,143 @@ START_TEST(an_answer_comes_token_by_token_and_ctrl_c_ends_it) {
 }
 END_TEST
 
+/* ---- what is typed --------------------------------------------------------------------------- */
+
+START_TEST(escape_sequences_are_removed) {
+    static const char *const rows[][2] = {
+        {"plain text", "plain text"},
+        {"a\033[Ab\033[1;5Cc", "abc"},               // arrows, one with Ctrl
+        {"\033OP\033OQx\033", "x"},                  // function keys; an ESC at the end
+        {"\033[31mred\033[0m", "red"},               // colours
+        {"\033]0;a title\ax\033]2;t\033\\y", "xy"},  // titles
+        {"\033[200~pasted\033[201~", "pasted"},      // bracketed paste
+        {"\033bword", "word"},                       // Alt and a letter
+        {"\033(Bx\xC2\x9B"
+         "2Ky",
+         "xy"},  // a character set; U+009B is ESC [
+        {"안\033[D녕", "안녕"},
+        {"\033[", ""},
+        {"", ""},
+    };
+    for (int i = 0; i < COUNT(rows); i++) {
+        Str text = {0};
+        str_add(&text, rows[i][0], strlen(rows[i][0]));
+        line_clean(&text);
+        ck_assert_str_eq(text.s, rows[i][1]);
+        ck_assert_uint_eq(text.n, strlen(rows[i][1]));
+        free(text.s);
+    }
+}
+END_TEST
+
+START_TEST(commands_of_a_conversation) {
+    const char *flags = "--model test/tiny/chat --chat --temperature 0 --max_new_tokens 24";
+    ck_assert_int_eq(talk("once", "sft", "What pet does Anna have?\n", "%s", flags), 0);
+    // keys that are no text change nothing, and a line of nothing else is none
+    ck_assert_int_eq(
+        talk("keys", "sft", "\033[A\n\033[B\033[CWhat \033[31mpet does Anna have?\033[D\n", "%s",
+             flags),
+        0);
+    ck_assert(same("once", "keys"));
+    // however many of these lines there are
+    ck_assert_int_eq(shell("(yes \"$(printf '\\033[A')\" | head -1000000; echo 'What pet does Anna "
+                           "have?') | %s/sft %s >%s/keys.out 2>%s/keys.err",
+                           build(), flags, work, work),
+                     0);
+    ck_assert(same("once", "keys"));
+    ck_assert_int_eq(shell("head -c 1048577 /dev/zero | %s/sft %s >%s/keys.out 2>%s/keys.err",
+                           build(), flags, work, work),
+                     2);
+    ck_assert(notes("keys", "a line has more than 1048576 bytes"));
+    ck_assert_int_eq(shell("%s/sft %s </ >%s/keys.out 2>%s/keys.err", build(), flags, work, work),
+                     2);
+    ck_assert(notes("keys", "cannot read a turn from stdin: Is a directory"));
+    ck_assert_int_eq(
+        talk("twice", "sft", "What pet does Anna have?\n/help\n/reset\nWhat pet does Anna have?\n",
+             "%s", flags),
+        0);
+    ck_assert(notes("twice", "/reset  ") && notes("twice", "/exit  ") &&
+              notes("twice", "begins anew"));
+    // blanks around a command and its case do not count; no other word with a slash is a turn
+    ck_assert_int_eq(
+        talk("many", "sft",
+             "/Help\n/stop\n /RESET \t\n/reset now\nWhat pet does Anna have?\n/Quit \nmore\n", "%s",
+             flags),
+        0);
+    ck_assert(same("once", "many"));
+    ck_assert(notes("many", "/reset  ") && notes("many", "begins anew") &&
+              notes("many", "no command /stop; /help lists") &&
+              notes("many", "no command /reset now; /help lists"));
+    ck_assert_int_eq(talk("blank", "sft", "What pet does Anna have?\n \t \nmore\n", "%s", flags),
+                     0);
+    ck_assert(same("once", "blank"));
+    ck_assert_int_eq(talk("exit", "sft", "What pet does Anna have?\n /exit\nmore\n", "%s", flags),
+                     0);
+    ck_assert(same("once", "exit"));
+    // what only begins with a slash is a turn
+    ck_assert_int_eq(talk("path", "sft", "/usr/bin\n", "%s", flags), 0);
+    ck_assert(!notes("path", "no command"));
+    ck_assert(notes("twice", line_edits() ? "arrow keys" : "rlwrap ./sft --chat"));
+    ck_assert_int_eq(shell("cat %s/once.out %s/once.out | cmp -s - %s/twice.out", work, work, work),
+                     0);
+}
+END_TEST
+
+/* How often this occurs. */
+static int times(const char *text, const char *what) {
+    int n = 0;
+    for (const char *p = text; (p = strstr(p, what)); p++) n++;
+    return n;
+}
+
+/* On a terminal the up arrow brings the last line back, if there is a line editor; without one it
+   is nothing. */
+START_TEST(a_person_types) {
+    char command[256];
+    Str screen = {0};
+    int status;
+    snprintf(command, sizeof command,
+             "TERM=dumb INPUTRC=/dev/null %s/sft --model test/tiny/chat --chat --temperature 0 "
+             "--max_new_tokens 24",
+             build());
+    ck_assert_int_eq(talk("once", "sft", "What pet does Anna have?\n",
+                          "--model test/tiny/chat "
+                          "--chat --temperature 0 --max_new_tokens 24"),
+                     0);
+    char *answer = output("once");
+    answer[strcspn(answer, "\n")] = 0;
+    if (!on_terminal(80, command, "What pet does Anna have?\n\033[A\n/exit\n", &screen, &status))
+        return;
+    ck_assert_int_eq(status, 0);
+    ck_assert_msg(strstr(screen.s, "/help     this list") != NULL, "%s", screen.s);
+    ck_assert_msg(times(screen.s, answer) >= 1, "%s\n%s", answer, screen.s);
+    if (line_edits()) ck_assert_int_ge(times(screen.s, "What pet does Anna have?"), 2);
+    free(screen.s);
+    free(answer);
+}
+END_TEST
+
+/* Tab is a character of a turn, and what rings the bell shows nothing. */
+START_TEST(the_editor_completes_nothing_and_is_silent) {
+    char command[256];
+    Str screen = {0};
+    int status;
+    snprintf(command, sizeof command,
+             "TERM=dumb INPUTRC=/dev/null %s/sft --model test/tiny/chat --chat --temperature 0 "
+             "--max_new_tokens 2",
+             build());
+    // right at the end of a line rings; so does a completion of two files
+    if (!on_terminal(80, command, "\033[C\033[C\033[CLICEN\ttest/ti\t\t\n/stop\n/exit\n", &screen,
+                     &status))
+        return;
+    ck_assert_int_eq(status, 0);
+    ck_assert_msg(!strstr(screen.s, "LICENSE") && !strstr(screen.s, "test/tiny"), "%s", screen.s);
+    ck_assert_msg(!strstr(screen.s, "x07") && strstr(screen.s, "There is no command /stop"), "%s",
+                  screen.s);
+    free(screen.s);
+}
+END_TEST
+
 /* An adapter of each kind, that has learned a little. */
 static void train_adapters(void) {
     for (int i = 0; i < COUNT(adapters); i++)
@@ -841,6 +1010,11 @@ int main(void) {
         what_makes_no_sense_ends_with_2,
         an_answer_comes_token_by_token_and_ctrl_c_ends_it,
         whole_turns_go_from_the_front,
+        the_head_of_a_conversation_stays,
+        escape_sequences_are_removed,
+        commands_of_a_conversation,
+        a_person_types,
+        the_editor_completes_nothing_and_is_silent,
     };
     int failed = run_tests("chat", train_adapters, tests, sizeof tests / sizeof *tests);
     shell("rm -rf %s", work);

@@ -9,9 +9,12 @@
 #include "run/run.c"  // for a look inside
 
 #include "files/safetensors.h"
+#include "program.h"
 #include "toy.h"
 
+#include <sys/file.h>
 #include <sys/prctl.h>
+#include <sys/time.h>
 
 /* ---- checkpoints ----------------------------------------------------------------------------- */
 
@@ -37,7 +40,7 @@ START_TEST(test_checkpoint_holds) {
     ck_assert(!exists("deep/er/out/state.safetensors"));
     assert_same_file("deep/er/out/model.safetensors", "deep/er/out/checkpoint-7/model.safetensors");
     const char *state = "deep/er/out/checkpoint-5/state.safetensors";
-    assert_metadata(state, "format_version", "2");
+    assert_metadata(state, "format_version", "6");
     assert_metadata(state, "program", "toy");
     assert_metadata(state, "step", "5");
     assert_metadata(state, "examples", "18");
@@ -53,8 +56,8 @@ START_TEST(test_checkpoint_holds) {
     ck_assert_ptr_nonnull(st_find(st, "m.wte.weight"));
     ck_assert_ptr_nonnull(st_find(st, "v.h.0.mlp.c_fc.weight"));
     st_close(st);
-    ck_assert_int_eq(count_entries("deep/er/out", ".tmp-"), 0);
-    ck_assert_int_eq(count_entries("deep/er/out", ".old-"), 0);
+    ck_assert_int_eq(count_entries("deep/er/out", ".posttrain-"), 0);
+    ck_assert_int_eq(count_entries("deep/er/out", ".posttrain-old-"), 0);
 }
 END_TEST
 
@@ -109,10 +112,10 @@ START_TEST(test_unfinished_is_removed) {
     const long dead = dead_process(), alive = getpid();
     char name[8][64];
     ck_assert_int_eq(mkdir(at("out"), 0777), 0);
-    snprintf(name[0], 64, "out/checkpoint-5.tmp-%ld", dead);
-    snprintf(name[1], 64, "out/model.safetensors.tmp-%ld", dead);
-    snprintf(name[2], 64, "out/checkpoint-6.tmp-%ld", alive);
-    snprintf(name[3], 64, "out/log.jsonl.tmp-%ld", alive);
+    snprintf(name[0], 64, "out/checkpoint-5.posttrain-%ld", dead);
+    snprintf(name[1], 64, "out/model.safetensors.posttrain-%ld", dead);
+    snprintf(name[2], 64, "out/checkpoint-6.posttrain-%ld", alive);
+    snprintf(name[3], 64, "out/log.jsonl.posttrain-%ld", alive);
     ck_assert_int_eq(mkdir(at(name[0]), 0777), 0);
     ck_assert_int_eq(mkdir(at(name[2]), 0777), 0);
     write_text(name[1], "half");
@@ -130,7 +133,7 @@ START_TEST(test_unfinished_is_removed) {
     free(log.s);
     // killed while one checkpoint replaced another: before the new one had its name, and before the
     // old one was removed
-    snprintf(name[4], 64, "out/checkpoint-2.old-%ld", dead);
+    snprintf(name[4], 64, "out/checkpoint-2.posttrain-old-%ld", dead);
     ck_assert_int_eq(rename(at("out/checkpoint-2"), at(name[4])), 0);
     ck_toy(2, "--max_steps 1 --output %s --resume",
            at("out"));  // other steps: refused, and the checkpoint has its name again
@@ -140,8 +143,8 @@ START_TEST(test_unfinished_is_removed) {
     write_text(inside, "older");
     ck_toy(0, "--max_steps 2 --output %s --resume", at("out"));
     ck_assert(!exists(name[4]) && exists("out/checkpoint-2/model.safetensors"));
-    snprintf(name[4], 64, "other/stuff.tmp-%ld", dead);
-    snprintf(name[5], 64, "other/checkpoint-7.tmp-%ldx", dead);
+    snprintf(name[4], 64, "other/stuff.posttrain-%ld", dead);
+    snprintf(name[5], 64, "other/checkpoint-7.posttrain-%ldx", dead);
     ck_assert_int_eq(mkdir(at("other"), 0777), 0);
     ck_assert_int_eq(mkdir(at(name[4]), 0777), 0);
     ck_assert_int_eq(mkdir(at(name[5]), 0777), 0);
@@ -254,11 +257,13 @@ END_TEST
 
 /* A signal before the first step: the run promises that --resume continues, so there is a
  * checkpoint-0. */
+/* There is nothing to save yet: the signal ends the program at once. */
 START_TEST(test_signal_before_the_first_step) {
     ck_toy(0, TRAIN " --output %s", at("whole"));
-    ck_toy(130, TRAIN " --signal_at 0 --output %s", at("out"));
-    assert_said("--resume continues");
-    ck_toy(0, TRAIN " --resume --output %s", at("out"));
+    ck_toy(-SIGINT, TRAIN " --signal_at 0 --output %s", at("out"));
+    assert_not_said("will save");
+    ck_assert(!exists("out"));
+    ck_toy(0, TRAIN " --output %s", at("out"));
     assert_same_file("whole/model.safetensors", "out/model.safetensors");
     assert_same_file("whole/log.jsonl", "out/log.jsonl");
 }
@@ -267,8 +272,10 @@ END_TEST
 START_TEST(test_other_signals) {
     ck_toy(128 + SIGTERM, TRAIN " --signal_at 3 --terminate --output %s", at("out"));
     ck_assert(exists("out/checkpoint-3"));
-    ck_toy(0, TRAIN " --signal_at 23 --output %s",
-           at("last"));  // in the last step: nothing is left to stop
+    // in the last step: its evaluation is left out, and made by the resumed run
+    ck_toy(130, TRAIN " --signal_at 23 --output %s", at("last"));
+    ck_assert(exists("last/checkpoint-23") && !exists("last/model.safetensors"));
+    ck_toy(0, TRAIN " --resume --output %s", at("last"));
     ck_assert(exists("last/model.safetensors"));
     ck_toy(130, TRAIN " --late_at 8 --output %s",
            at("late"));  // too late for this step's saving, and there is no next
@@ -342,7 +349,7 @@ START_TEST(test_broken_checkpoint_is_passed_over) {
     truncate_to("out/checkpoint-15/state.safetensors", 3000);
     write_text("out/checkpoint-10/model.safetensors", "");
     char name[64];
-    snprintf(name, sizeof name, "out/checkpoint-20.tmp-%ld",
+    snprintf(name, sizeof name, "out/checkpoint-20.posttrain-%ld",
              dead_process());  // killed while it was written
     ck_assert_int_eq(mkdir(at(name), 0777), 0);
     ck_toy(2, TRAIN " --resume %s --output %s", at("out/checkpoint-15"),
@@ -372,7 +379,7 @@ START_TEST(test_hostile_state) {
          "its step is \"24\"; expected a number from 0 to 23"},
         {"\"step\":\"10\"", "\"stop\":\"10\"", "its step is \"\""},
         {"\"keep.best\"", "\"keep.bast\"", "holds no number keep.best"},
-        {"\"format_version\":\"2\"", "\"format_version\":\"9\"", "format"},
+        {"\"format_version\":\"6\"", "\"format_version\":\"5\"", "format"},
         {"m.wte.weight", "m.wta.weight", "m.wte.weight"},
         {"\"flag.seed\"", "\"flag.seek\"", "--seed is \"42\" now and missing in the checkpoint"},
         {"\"figures\":\"last loss", "\"figures\":\"lost loss", "its figures are \"lost loss"},
@@ -453,6 +460,104 @@ START_TEST(test_output_is_not_overwritten) {
 }
 END_TEST
 
+/* Are all files of older/ in out/, with their bytes? */
+static bool older_is_whole(void) {
+    return !shell(
+        "cd %s && for f in $(cd older && find . -type f); do cmp older/$f out/$f || "
+        "exit 1; done",
+        directory);
+}
+
+/* Makes out/ a copy of older/. */
+static void copy_older(void) {
+    ck_assert_int_eq(shell("cd %s && rm -rf out && cp -r older out", directory), 0);
+}
+
+#define OVER TRAIN " --seed 5 --overwrite_output_dir --output %s "
+
+/* With --overwrite_output_dir an older result stays while nothing of the new run is whole, whether
+   that is first a checkpoint, best/ or the result. Then nothing of it is left. */
+START_TEST(test_an_older_result_stays_until_the_new_is_whole) {
+    static const char *const whole[] = {
+        "--save_steps 1", "--save_steps 0 --eval_steps 1 --losses 9,5,6", "--save_strategy no"};
+    static const char *const ends[] = {"--full_at 1", "--full_at 1", "--full_at 22"};
+    ck_toy(0, TRAIN " --eval_steps 20 --losses 9,5,3 --output %s", at("older"));
+    write_text("older/transcripts.jsonl", "older\n");
+    for (int i = 0; i < 3; i++) {
+        copy_older();
+        ck_toy(1, OVER "%s %s", at("out"), whole[i], ends[i]);
+        assert_said("there is no checkpoint yet, and the older result is unchanged");
+        ck_assert(older_is_whole());
+        ck_toy(77, OVER "%s --die_at 1", at("out"), whole[i]);
+        ck_assert(older_is_whole());
+        ck_toy(0, TRAIN " --seed 5 --output %s %s", at("new"), whole[i]);
+        ck_toy(0, OVER "%s", at("out"), whole[i]);
+        ck_assert_int_eq(
+            shell("cd %s && diff -r -x run.json new out && cmp new/run.json out/run.json | grep -q "
+                  "differ && rm -rf new",
+                  directory),
+            0);
+    }
+    // a killed run has written lines of its log, and the best model of another run comes along
+    copy_older();
+    ck_toy(77, OVER "--save_steps 9 --die_at 4", at("out"));
+    ck_assert(older_is_whole());
+    ck_toy(77, TRAIN " --seed 5 --eval_steps 2 --losses 9,5,6 --die_at 7 --output %s", at("new"));
+    ck_toy(77, OVER "--eval_steps 2 --losses 9,7 --resume %s --die_at 6", at("out"),
+           at("new/checkpoint-5"));
+    ck_assert(older_is_whole());
+    ck_toy(77, OVER "--eval_steps 2 --losses 9,7 --resume %s --die_at 7", at("out"),
+           at("new/checkpoint-5"));
+    ck_assert_int_eq(shell("cd %s && diff -r new/best out/best && [ \"$(ls out | tr '\\n' ' ')\" = "
+                           "'best log.jsonl ' ]",
+                           directory),
+                     0);
+}
+END_TEST
+
+/* A run was killed when its first checkpoint took the place of an older result, before or after the
+   config of that was removed. */
+START_TEST(test_the_change_of_a_killed_run_is_completed) {
+    const long dead = dead_process();
+    ck_toy(0, TRAIN " --output %s", at("older"));
+    ck_toy(0, TRAIN " --seed 5 --output %s", at("whole"));
+    for (int i = 0; i < 2; i++) {
+        copy_older();
+        ck_toy(77, TRAIN " --seed 5 --die_at 7 --output %s", at("new"));
+        ck_assert_int_eq(
+            shell("cd %s && mv new/checkpoint-5 out/checkpoint-5.posttrain-new-%ld && mv "
+                  "new/log.jsonl out/log.jsonl.posttrain-%ld && rmdir new && rm out/%s",
+                  directory, dead, dead, i ? "config.json" : "log.jsonl"),
+            0);
+        ck_toy(0, TRAIN " --seed 5 --resume --output %s", at("out"));
+        assert_said("checkpoint-5 at step 5 of 23");
+        ck_assert_int_eq(shell("cd %s && diff -r -x run.json whole out", directory), 0);
+    }
+}
+END_TEST
+
+static int held;
+static void let_go(int number) {
+    (void)number;
+    close(held);
+}
+
+/* A process that was killed has its lock for a moment after its parent knows of it. */
+START_TEST(test_a_lock_that_goes_soon_is_waited_for) {
+    Error e;
+    const struct itimerval soon = {.it_value = {.tv_usec = 100000}};
+    ck_assert_int_eq(mkdir(at("out"), 0777), 0);
+    held = open(at("out"), O_RDONLY | O_DIRECTORY);
+    ck_assert_int_eq(flock(held, LOCK_EX), 0);
+    ck_assert_int_eq(lock_directory("output", at("out"), &e), -1);
+    ck_assert_ptr_nonnull(strstr(e.text, "belongs to a run that has not ended"));
+    signal(SIGALRM, let_go);
+    ck_assert_int_eq(setitimer(ITIMER_REAL, &soon, NULL), 0);
+    if (lock_directory("output", at("out"), &e)) ck_abort_msg("%s", e.text);
+    lock_release();
+}
+END_TEST
+
 START_TEST(test_output_cannot_be_written) {
     write_text("file", "a file");
     ck_toy(2, TRAIN " --output %s", at("file"));
@@ -473,7 +578,7 @@ START_TEST(test_output_cannot_be_written) {
         split_words(&w, "toy", words);
         exit(toy_main("toy", w.argc, w.argv));
     }
-    const int status = hear(child, from);
+    const int status = hear_child(child, from);
     ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 2, "%s", said.s);
     assert_said("cannot write");
     ck_assert_int_eq(count_entries("closed", ""), 0);
@@ -486,7 +591,7 @@ START_TEST(test_full_disk) {
     assert_said("checkpoint-10 is not written");
     assert_said("File too large");
     assert_said("--resume");
-    ck_assert_int_eq(count_entries("out", ".tmp-"), 0);
+    ck_assert_int_eq(count_entries("out", ".posttrain-"), 0);
     ck_assert(!exists("out/checkpoint-10") && exists("out/checkpoint-5/state.safetensors"));
     struct stat model;  // the model fits, and the moments, twice its size, do not
     ck_assert_int_eq(stat(at("whole/model.safetensors"), &model), 0);
@@ -513,12 +618,13 @@ START_TEST(test_checkpoint_is_replaced) {
     ck_toy(0, TRAIN " --resume %s --output %s", at("out/checkpoint-20"), at("out"));
     Str after = bytes_of("out/checkpoint-23/state.safetensors");
     ck_assert(before.n == after.n && !memcmp(before.s, after.s, before.n));
-    ck_assert_int_eq(count_entries("out", ".old-"), 0);
+    ck_assert_int_eq(count_entries("out", ".posttrain-old-"), 0);
     ck_toy(77, TRAIN " --die_at 6 --output %s", at("mixed"));
     ck_assert_int_eq(mkdir(at("mixed/checkpoint-10"), 0777), 0);
     write_text("mixed/checkpoint-10/pytorch_model.bin", "another program's");
     ck_toy(0, TRAIN " --resume --output %s", at("mixed"));
-    ck_assert_int_eq(count_entries("mixed", "checkpoint-10.old-"), 1);  // set aside, not lost
+    ck_assert_int_eq(count_entries("mixed", "checkpoint-10.posttrain-old-"),
+                     1);  // set aside, not lost
     assert_said("note: the former ");
     free(before.s);
     free(after.s);
@@ -539,8 +645,13 @@ int main(void) {
                                     test_broken_checkpoint_is_passed_over,
                                     test_hostile_state,
                                     test_log_is_cut};
-    const TTest *const outputs[] = {test_output_is_not_overwritten, test_output_cannot_be_written,
-                                    test_full_disk, test_checkpoint_is_replaced};
+    const TTest *const outputs[] = {test_output_is_not_overwritten,
+                                    test_an_older_result_stays_until_the_new_is_whole,
+                                    test_the_change_of_a_killed_run_is_completed,
+                                    test_a_lock_that_goes_soon_is_waited_for,
+                                    test_output_cannot_be_written,
+                                    test_full_disk,
+                                    test_checkpoint_is_replaced};
     add_tests(suite, "written", make_toy, written, COUNT(written));
     add_tests(suite, "resumed", make_toy, resumed, COUNT(resumed));
     add_tests(suite, "outputs", make_toy, outputs, COUNT(outputs));

@@ -143,7 +143,7 @@ START_TEST(choices_by_hand) {
 END_TEST
 
 START_TEST(a_model_speaks_the_same_alone_and_in_company) {
-    Speaker s = {model, tokenizer, 60, 20, 5};
+    Speaker s = {model, tokenizer, 60, 20, 5, NULL};
     Voice v = speaker_voice(&s);
     char *const prompts[] = {(char *)"Anna lives", (char *)"안나는", (char *)"The coat of Bruno is",
                              (char *)"A", (char *)"Lena said:"};

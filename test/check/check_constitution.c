@@ -186,6 +186,29 @@ START_TEST(constitutions_of_every_form) {
               !strcmp(c.v[1].comparison, "X") && !strcmp(c.v[1].name, "N") && !c.v[1].text);
     ck_assert_str_eq(c.v[2].text, "친절");
     constitution_free(&c);
+    // as published for comparisons: the heading of the two answers is not part of the principle
+    ck_assert_int_eq(read_text("[\"\\nPlease choose the kind one.\\nOptions:\", \"Be kind. "
+                               "Options: few.\"]",
+                               &c, &e),
+                     0);
+    ck_assert_str_eq(c.v[0].text, "Please choose the kind one.");
+    ck_assert_str_eq(c.v[1].text, "Be kind. Options: few.");
+    constitution_free(&c);
+    ck_assert_msg(read_text("[{\"principle\": \"Be kind.\"}, {\"id\": 2, \"name\": \"N\", "
+                            "\"principle\": \"Be brief.\"}]",
+                            &c, &e) == 0,
+                  "%s", e.text);
+    ck_assert_int_eq(c.n, 2);
+    ck_assert(!strcmp(c.v[0].text, "Be kind.") && !strcmp(c.v[0].name, "principle 1"));
+    ck_assert(!strcmp(c.v[1].text, "Be brief.") && !strcmp(c.v[1].name, "N"));
+    constitution_free(&c);
+    ck_assert_msg(read_text("{\"constitutions\": [{\"critic\": \"C\", \"revision\": \"R\"}], "
+                            "\"system_chat\": []}",
+                            &c, &e) == 0,
+                  "%s", e.text);
+    ck_assert_int_eq(c.n, 1);
+    ck_assert(!strcmp(c.v[0].critique_request, "C") && !strcmp(c.v[0].revision_request, "R"));
+    constitution_free(&c);
     // as published: a prompt that is a list of two texts gives two principles
     ck_assert_msg(
         read_text("{\"harmful0\": {\"prompt\": [\"\\n\\nCritiqueRequest: A\\n\\nCritique:\"], "
@@ -236,8 +259,15 @@ START_TEST(bad_constitutions_are_refused_with_a_reason) {
         {"{}", "no principle"},
         {"3", "a number, expected an array or an object"},
         {"[\"\"]", "principle 1 is empty"},
+        {"[\"a\", \" \\n\"]", "principle 2 is empty"},
         {"[\"a\", 3]", "principle 2 is a number"},
+        {"[\"\\n\\nHuman: Hi.\\n\\nAssistant: Get lost.\\n\\nCritiqueRequest: x\"]",
+         "principle 1 is a conversation; few-shot conversations belong in"},
         {"[\"a\", null]", "principle 2 is null"},
+        {"[{\"principle\": \"\"}]", "principle 1 is empty"},
+        {"[{\"critic\": \"a\"}]", "needs both \"critique_request\" and \"revision_request\""},
+        {"[{\"principle\": 7}]", "\"principle\" of principle 1 is a number"},
+        {"[{\"principle\": \"a\", \"weight\": 2}]", "unknown field \"weight\""},
         {"[{\"critique_request\": \"C\"}]", "needs both"},
         {"[{\"critique_request\": \"C\", \"revision_request\": \"\"}]",
          "\"revision_request\" of principle 1 is empty"},
@@ -267,7 +297,7 @@ START_TEST(bad_constitutions_are_refused_with_a_reason) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         Constitution c;
-        Error e = {""};
+        Error e = {0};
         ck_assert_msg(read_text(cases[i][0], &c, &e) == -1, "%s was read", cases[i][0]);
         ck_assert_msg(strstr(e.text, "/file: ") && strcasestr(e.text, cases[i][1]),
                       "%s: \"%s\" does not say \"%s\"", cases[i][0], e.text, cases[i][1]);
@@ -381,7 +411,7 @@ START_TEST(a_line_of_a_transcript_is_what_others_read) {
         "\"C\", \"revision_prompt\": \"RR\", \"revision_response\": \"R\"}, "
         "{\"principle\": \"N\", \"critic_prompt\": \"CR\", \"critic_response\": \"C\", "
         "\"revision_prompt\": \"RR\"}], "
-        "\"ended\": \"nothing left to criticise\", "
+        "\"ended\": \"no fault found\", "
         "\"messages\": [{\"role\": \"user\", \"content\": \"Why?\"}, {\"role\": \"assistant\", "
         "\"content\": \"R\"}], "
         "\"prompt\": \"### Instruction:\\nWhy?\\n\\n### Response:\\n\", \"chosen\": \"R\", "

@@ -507,6 +507,42 @@ START_TEST(principles_are_drawn_or_taken_in_turn) {
 }
 END_TEST
 
+/* A principle that is a pair of requests is compared by the request's text, and each by its own. */
+START_TEST(requests_are_compared_by_their_text) {
+    static const struct {
+        const char *file, *text;
+    } cases[] = {
+        {"{\"h\": {\"prompt\": [\"\\n\\nCritiqueRequest: Find harm.\\n\\nCritique:\"], "
+         "\"edit_request\": \"\\n\\nRevisionRequest: Mend.\\n\\nRevision:\"}}",
+         "Find harm."},
+        {"[{\"critique_request\": \"\\n\\n### Critique request:\\nFind harm.\\n\\n### "
+         "Critique:\\n\", \"revision_request\": \"R\"}]",
+         "Find harm."},
+        {"[{\"critique_request\": \"Find harm: any.\", \"revision_request\": \"R\"}]",
+         "Find harm: any."},
+        {"[{\"critique_request\": \"Say what is wrong with it\", \"revision_request\": \"R\"}]",
+         "Say what is wrong with it"},
+        {"[{\"critique_request\": \"C\", \"revision_request\": \"R\", \"comparison\": \"By "
+         "this.\"}]",
+         "By this."},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        with_constitution(cases[i].file);
+        char *text = principle_text(&constitution.v[0]), expected[256];
+        ck_assert_str_eq(text, cases[i].text);
+        char *s = comparison("Q", &constitution.v[0], "a", "b");
+        snprintf(
+            expected, sizeof expected,
+            "Q\n\n### Response (A):\na\n\n### Response (B):\nb\n\n### Question:\n%s Which of the "
+            "two is better?\n\n### Answer:\n",
+            cases[i].text);
+        ck_assert_str_eq(s, expected);
+        free(s);
+        free(text);
+    }
+}
+END_TEST
+
 START_TEST(the_published_form_is_laid_out_as_published) {
     with_constitution(
         "{\"harmful0\": {\"prompt\": [\"\\n\\nCritiqueRequest: Look.\\n\\nCritique:\"], "
@@ -668,7 +704,7 @@ START_TEST(a_flag_without_effect_is_refused) {
         int argc = 1;
         for (; cases[i].flags[argc - 1]; argc++) argv[argc] = (char *)cases[i].flags[argc - 1];
         Run run = {0};
-        Error e = {""};
+        Error e = {0};
         const int status = run_parse(&run, &constitutional, argc, argv, &e);
         ck_assert_msg((status == 0) == cases[i].taken, "case %zu: %s", i, e.text);
         run_free(&run);
@@ -757,10 +793,13 @@ START_TEST(end_to_end_labels_agree_with_the_truth) {
         0);
     ck_assert_double_ge(printed("labels", "agreement with --breaches on "), 40);
     ck_assert_double_ge(printed("labels", "pairs  debiased "), 65);
-    // prompt, chosen, rejected and p_chosen from a half to one, one pair a line, and no margin
+    // prompt, chosen, rejected, p_chosen from a half to one and in both orders, one pair a line,
+    // and no margin
     ck_assert_int_eq(
         shell("! grep -v '^{\"prompt\": \"### Instruction:.*Response:.n\", \"chosen\": \".*\", "
-              "\"rejected\": \".*\", \"p_chosen\": [01][.0-9e-]*}$' %s/labels.jsonl",
+              "\"rejected\": \".*\", \"p_chosen\": [01][.0-9e-]*, "
+              "\"p_chosen_first\": [01][.0-9e-]*, \"p_chosen_second\": [01][.0-9e-]*}$' "
+              "%s/labels.jsonl",
               work),
         0);
     ck_assert_int_eq(
@@ -772,8 +811,9 @@ END_TEST
 
 START_TEST(a_resumed_run_has_the_bits_of_an_uninterrupted_one) {
     const char *more =
-        "--regenerate --num_train_epochs 3 --save_steps 2 --save_total_limit 0";  // 3 epochs of 2
-                                                                                  // steps
+        "--regenerate --num_train_epochs 3 --save_steps 2 --save_total_limit 0 "
+        "--keep_moments";  // 3 epochs of 2
+                           // steps
     ck_assert_int_eq(trained("whole", more), 0);
     const struct {
         const char *name, *after;  // what is left of it: up to this checkpoint, and this many lines
@@ -806,7 +846,9 @@ START_TEST(a_resumed_run_has_the_bits_of_an_uninterrupted_one) {
         }
     }
     // without the dialogues that the model of this checkpoint no longer holds, it says so
-    ck_assert_int_eq(trained("odd", "--num_train_epochs 3 --save_steps 1 --save_total_limit 0"), 0);
+    ck_assert_int_eq(
+        trained("odd", "--num_train_epochs 3 --save_steps 1 --save_total_limit 0 --keep_moments"),
+        0);
     ck_assert_int_eq(shell("cd %s/odd && rm -r checkpoint-[3-6] model.safetensors && head -n 3 "
                            "transcripts.jsonl >t && mv t transcripts.jsonl && "
                            "printf '{\"epoch\": 0, \"id\"' >>transcripts.jsonl && "
@@ -815,7 +857,7 @@ START_TEST(a_resumed_run_has_the_bits_of_an_uninterrupted_one) {
                      0);
     ck_assert_int_eq(
         trained("odd", "--num_train_epochs 3 --save_steps 1 --save_total_limit 0 --resume"), 2);
-    ck_assert_int_eq(shell("grep -q 'not in transcripts.jsonl' %s/odd.txt", work), 0);
+    ck_assert_int_eq(shell("grep -q 'not in .*transcripts.jsonl' %s/odd.txt", work), 0);
     ck_assert(same("odd/transcripts.jsonl", "odd-transcripts.jsonl"));  // and changes nothing
     ck_assert_int_eq(trained("odd",
                              "--num_train_epochs 3 --save_steps 1 --save_total_limit 0 --resume "
@@ -961,6 +1003,33 @@ START_TEST(a_dry_run_writes_nothing_and_shows_the_layout) {
 }
 END_TEST
 
+START_TEST(a_dry_run_of_feedback_shows_the_comparison) {
+    char more[512];
+    ck_assert_int_eq(
+        shell("echo '[{\"critique_request\": \"CritiqueRequest: Find harm.\", "
+              "\"revision_request\": \"R\"}]' >%s/requests.json && echo '{\"prompt\": \"Why?\", "
+              "\"chosen\": \"So.\", \"rejected\": \"No.\"}' >%s/pairs.jsonl",
+              work, work),
+        0);
+    snprintf(more, sizeof more,
+             "--pairs %s/pairs.jsonl --constitution %s/requests.json --feedback %s/none --dry_run",
+             work, work, work);
+    ck_assert_int_eq(program("compare", more), 0);
+    ck_assert_int_eq(
+        shell("tr '\\n' '|' <%s/compare.txt | grep -q 'Why?||### Response (A):|So.||### Response "
+              "(B):|No.||### Question:|Find harm. Which of the two is better?||### "
+              "Answer:|«(A) or (B)»' && test ! -e %s/none",
+              work, work),
+        0);
+    snprintf(more, sizeof more, "--pairs %s/pairs.jsonl --feedback %s/none --learning_rate 1e-4",
+             work, work);
+    ck_assert_int_eq(program("compare", more), 2);
+    ck_assert_int_eq(
+        shell("grep -q -e '--learning_rate has no effect with --feedback' %s/compare.txt", work),
+        0);
+}
+END_TEST
+
 START_TEST(a_skipped_line_is_reported_with_its_reason) {
     ck_assert_int_eq(shell("(head -n 1 test/tiny/prompts.jsonl; echo '{\"prompt\": 1}') "
                            ">%s/skipped.jsonl",
@@ -969,11 +1038,12 @@ START_TEST(a_skipped_line_is_reported_with_its_reason) {
     char more[256];
     snprintf(more, sizeof more, "--prompts %s/skipped.jsonl --dry_run", work);
     ck_assert_int_eq(program("skipped", more), 0);
-    ck_assert_int_eq(shell("grep -q 'skipped.jsonl: 1 prompt$' %s/skipped.txt && "
-                           "grep -q 'skipped 1 line that is no prompt' %s/skipped.txt && "
-                           "grep -q 'skipped.jsonl:2:' %s/skipped.txt",
-                           work, work, work),
-                     0);
+    ck_assert_int_eq(
+        shell("grep -q 'skipped.jsonl: 1 prompt$' %s/skipped.txt && "
+              "grep -q 'skipped 1 of 2 lines, because it is no prompt' %s/skipped.txt && "
+              "grep -q 'skipped.jsonl:2:' %s/skipped.txt",
+              work, work, work),
+        0);
 }
 END_TEST
 
@@ -994,7 +1064,9 @@ int main(void) {
     (void)limits_of;
     (void)hold_dialogues;
     (void)add_gradients;
-    (void)watch_conduct;
+    (void)keep_before;
+    (void)measure_before;
+    (void)measure_after;
     (void)feedback;
     (void)free_files;
     if (!mkdtemp(work) || shell("head -n 12 test/tiny/prompts.jsonl >%s/prompts.jsonl", work))
@@ -1016,6 +1088,7 @@ int main(void) {
     tcase_add_test(c, the_built_in_world_gets_the_texts_its_model_was_trained_on);
     tcase_add_test(c, plain_principles_in_both_languages_get_our_layout);
     tcase_add_test(c, principles_are_drawn_or_taken_in_turn);
+    tcase_add_test(c, requests_are_compared_by_their_text);
     tcase_add_test(c, the_published_form_is_laid_out_as_published);
     tcase_add_test(c, the_loss_is_the_mean_over_all_scored_tokens);
     tcase_add_test(c, a_constant_liking_for_the_first_cancels);
@@ -1035,6 +1108,7 @@ int main(void) {
     tcase_add_test(c, labels_from_elsewhere_arrive_as_soft_labels);
     tcase_add_test(c, bad_input_ends_with_2_and_leaves_no_output);
     tcase_add_test(c, a_dry_run_writes_nothing_and_shows_the_layout);
+    tcase_add_test(c, a_dry_run_of_feedback_shows_the_comparison);
     tcase_add_test(c, a_skipped_line_is_reported_with_its_reason);
     tcase_add_test(c, evaluation_alone_needs_no_prompts);
     suite_add_tcase(s, c);

@@ -96,7 +96,7 @@ START_TEST(conversations_are_cut) {
         {5, "_X$", 1, 1},  // the question cd lost its answer, so it is cut too
     };
     for (int i = 0; i < COUNT(fits); i++) {
-        Error e = {""};
+        Error e = {0};
         Records r;
         Dataset d;
         ck_assert_int_eq(read_bytes(file, sizeof file - 1, "{instruction};", true, &r, &e), 0);
@@ -178,7 +178,7 @@ START_TEST(real_records) {
                 {"e2e-nlg/valid.jsonl", "prompt/completion", 4672}};
     Tokenizer *t = real_tokenizer();
     for (int k = 0; t && k < COUNT(real); k++) {
-        Error e = {""};
+        Error e = {0};
         Records r;
         Dataset d;
         ck_assert_msg(records_read(shared(real[k].file), NULL, true, &r, &e) == 0, "%s", e.text);
@@ -216,7 +216,7 @@ static void check_parts(const char *file, int max_length, const char *expected, 
                         long empty, long equal, long too_long) {
     Tokenizer *t = byte_tokenizer();
     Records r;
-    Error e = {""};
+    Error e = {0};
     Pairs p;
     ck_assert_msg(read_pairs(file, NULL, true, &r, &e) == 0, "%s", e.text);
     pairs_build(&p, &r, t, max_length);
@@ -280,9 +280,41 @@ START_TEST(pairs_as_tokens) {
 }
 END_TEST
 
+START_TEST(what_was_cut_is_said_without_zeros) {
+    static const struct {
+        long prompts, responses;
+        const char *path, *says;
+    } cases[] = {
+        {0, 0, "a.jsonl", ""},
+        {40, 0, "a.jsonl",
+         "a.jsonl: cut the beginning of 40 prompts, longer than --max_length 8\n"},
+        {0, 1, "a.jsonl", "a.jsonl: cut the end of 1 response, longer than --max_length 8\n"},
+        {1, 2, NULL,
+         "cut the beginning of 1 prompt and the end of 2 responses, longer than --max_length 8\n"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const Dataset d = {.prompts_cut = cases[i].prompts, .responses_cut = cases[i].responses};
+        char *text = NULL;
+        size_t n;
+        FILE *before = stdout;
+        stdout = open_memstream(&text, &n);
+        say_cut(&d, cases[i].path, 8);
+        fclose(stdout);
+        stdout = before;
+        ck_assert_str_eq(text, cases[i].says);
+        free(text);
+    }
+}
+END_TEST
+
 int main(void) {
-    const TTest *const datasets[] = {what_is_scored,       too_long,       conversations_are_cut,
-                                     boundary_is_of_bytes, ragged_batches, real_records};
+    const TTest *const datasets[] = {what_was_cut_is_said_without_zeros,
+                                     what_is_scored,
+                                     too_long,
+                                     conversations_are_cut,
+                                     boundary_is_of_bytes,
+                                     ragged_batches,
+                                     real_records};
     const TTest *const pairs[] = {pairs_as_tokens};
     Suite *s = suite_create("dataset");
     add_case(s, "datasets", datasets, COUNT(datasets));

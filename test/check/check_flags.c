@@ -29,7 +29,7 @@ static const Flag own_flags[] = {
     {"any", NUMBER(own_any, "0", 0, 0), "Any number."},
     {"count", NUMBER(own_count, "0", 0, 0), "Any whole number."},
     {"question", TEXT(own_question, NULL), "A text that excludes some other flags.",
-     .conflicts = "data dry_run train_on_prompt model_x"},
+     .conflicts = "data dry_run train_on_prompt model_x", .may_be_empty = true},
     {"odds", NUMBER(own_odds, "0.5", 0, 1), "A number that some other flags use.",
      .only_with = "question train_on_prompt count"},
     {"share", NUMBER(own_share, "0.5", 0, 1), "A number that one kind uses.",
@@ -83,9 +83,9 @@ START_TEST(test_accepts) {
     ck_assert_int_eq(own_length, 1024);
     accept("--seed 1 --seed 2 --seed=3");  // the last counts
     ck_assert(parsed.seed == 3);
-    accept("--model a-b --output _");
+    accept("--model a-b --question _");
     ck_assert_str_eq(parsed.model, "a-b");
-    ck_assert_str_eq(parsed.output, "");
+    ck_assert_str_eq(own_question, "");
     accept("--count -2147483648");
     ck_assert_int_eq(own_count, INT_MIN);
     accept("--text=--odd=text");
@@ -163,6 +163,11 @@ START_TEST(test_refuses) {
         const char *words, *says[3];
     } row[] = {
         {"--learning_rate 5e-5x", {"--learning_rate", "5e-5x", "from 0 to 10"}},
+        {"--output _", {"--output is empty", "a variable of the shell is not set"}},
+        {"--data=", {"--data is empty"}},
+        {"--no_train_on_prompt=true",
+         {"--no_train_on_prompt takes no value", "--train_on_prompt true"}},
+        {"--lr 1", {"did you mean --learning_rate?"}},
         {"--learning_rate _", {"--learning_rate \"\"", "a number from 0 to 10"}},
         {"--learning_rate nan", {"--learning_rate", "nan", "not understood"}},
         {"--learning_rate inf", {"--learning_rate", "inf", "not understood"}},
@@ -198,9 +203,8 @@ START_TEST(test_refuses) {
         {"--no_seed", {"there is no flag --no_seed"}},
         {"--learnin_rate 1", {"no flag --learnin_rate", "did you mean --learning_rate?"}},
         {"--warmup-step 1", {"no flag --warmup-step", "did you mean --warmup_steps?"}},
-        {"--output_dir x", {"did you mean --output?"}},
-        {"--model_name_or_path x", {"did you mean --model?"}},
-        {"--resume_from_checkpoint x", {"did you mean --resume?"}},
+        {"--output_path x", {"did you mean --output?"}},
+        {"--lr 1e-4", {"there is no flag --lr; did you mean --learning_rate?"}},
         {"--batch_size 8", {"did you mean --per_device_train_batch_size?"}},
         {"--max_len 8", {"did you mean --max_length?"}},
         {"--eval_steps 5", {"no flag --eval_steps"}},  // the table is without it
@@ -223,7 +227,7 @@ START_TEST(test_refuses) {
         {"--text \xea\xb0", {"--text", "UTF-8"}},          // cut short
     };
     for (int i = 0; i < COUNT(row); i++) {
-        Error e = {""};
+        Error e = {0};
         ck_assert_msg(parse_words(row[i].words, &e) == -1, "accepted: %s", row[i].words);
         for (int j = 0; j < 3 && row[i].says[j]; j++)
             ck_assert_msg(strstr(e.text, row[i].says[j]) != NULL, "%s: expected \"%s\" in \"%s\"",
@@ -233,7 +237,8 @@ START_TEST(test_refuses) {
     accept("--model a\xff");                        // a path is bytes
     // an empty text and a switch that is off conflict with nothing; nor does --model, whose name
     // only begins like that of a flag in the list
-    accept("--question why --data _ --no_train_on_prompt --dry_run=false --model x");
+    accept("--question why --no_train_on_prompt --dry_run=false --model x");
+    accept("--question _ --data y");
 }
 END_TEST
 
@@ -241,11 +246,96 @@ START_TEST(test_no_bad_advice) {
     Error e;
     ck_assert_int_eq(parse_words("--zzzzqqqq 1", &e), -1);
     ck_assert_ptr_null(strstr(e.text, "did you mean"));  // nothing is near
+    ck_assert_int_eq(parse_words("--no_", &e), -1);
+    ck_assert_ptr_null(strstr(e.text, "did you mean"));
     ck_assert_int_eq(parse_words("--=3", &e), -1);
     ck_assert_ptr_null(strstr(e.text, "did you mean"));
     char longest[1000] = "--";
     memset(longest + 2, 'a', 900);
     ck_assert_int_eq(parse_words(longest, &e), -1);
+}
+END_TEST
+
+START_TEST(test_names_of_other_libraries) {
+    accept(
+        "--output_dir here --model-name-or-path there --train_file=a.jsonl --validation_file "
+        "b.jsonl --resume_from_checkpoint");
+    ck_assert_str_eq(parsed.output, "here");
+    ck_assert_str_eq(parsed.model, "there");
+    ck_assert_str_eq(parsed.data, "a.jsonl");
+    ck_assert_str_eq(parsed.eval, "b.jsonl");
+    ck_assert_str_eq(parsed.resume, "latest");
+    // what happens anyway
+    accept(
+        "--report_to none --evaluation_strategy no --eval-strategy=steps --bias none --task_type "
+        "CAUSAL_LM --bnb_4bit_quant_type nf4 --fp16 False --optim adamw_torch --do_train "
+        "--no_push_to_hub --no_cuda --packing False --num_beams 1 --seed 7");
+    ck_assert(parsed.seed == 7 && !parsed.fp16);
+    static const struct {
+        const char *words, *says[2];
+    } refused[] = {
+        {"--report_to wandb", {"--report_to wandb has no counterpart here", "log.jsonl"}},
+        {"--optim adafactor", {"adafactor", "the optimiser is AdamW"}},
+        {"--device_map cuda:0", {"--device_map cuda:0", "the one GPU"}},
+        {"--torch_dtype float16", {"float16 has no counterpart", "--bf16"}},
+        {"--packing", {"--packing true", "nothing is padded"}},
+        {"--num_beams=4", {"--num_beams 4", "sampled"}},
+        {"--logging_dir x", {"--logging_dir has no counterpart here", "make plots"}},
+        {"--hub_model_id x", {"--hub_model_id has no counterpart here"}},
+        {"--data_seed 3", {"--seed is the seed of everything"}},
+        {"--dataloader_num_workers 4", {"stay in memory"}},
+        {"--lora_r 8", {"there is no flag --lora_r"}},  // of lora.c alone
+    };
+    for (int i = 0; i < COUNT(refused); i++) {
+        Error e = {0};
+        ck_assert_msg(parse_words(refused[i].words, &e) == -1, "%s", refused[i].words);
+        for (int j = 0; j < 2 && refused[i].says[j]; j++)
+            ck_assert_msg(strstr(e.text, refused[i].says[j]) != NULL, "%s: %s", refused[i].words,
+                          e.text);
+        ck_assert_msg(!strstr(e.text, "did you mean"), "%s", e.text);
+    }
+}
+END_TEST
+
+/* A flag that asks for something else than training excludes the flags of training. Numbers that
+   ask for nothing are never refused. */
+START_TEST(test_flags_without_effect) {
+    static const char *const refused[][2] = {
+        {"--num_train_epochs 2 --max_steps 5", "--max_steps and --num_train_epochs are both given"},
+        {"--warmup_steps 5 --lr_scheduler_type constant", "--warmup_steps has no effect without"},
+        {"--save_steps 5", "--save_steps has no effect without --output"},
+        {"--save_total_limit 5", "--save_total_limit has no effect without --output"},
+        {"--overwrite_output_dir", "--overwrite_output_dir has no effect without --output"},
+    };
+    for (int i = 0; i < COUNT(refused); i++) {
+        Error e = {0};
+        ck_assert_msg(parse_words(refused[i][0], &e) == -1, "%s", refused[i][0]);
+        ck_assert_msg(strstr(e.text, refused[i][1]) != NULL, "%s: %s", refused[i][0], e.text);
+    }
+    accept("--num_train_epochs 2 --max_steps -1");
+    accept("--num_train_epochs 3 --max_steps 5");  // 3 is the default
+    accept("--warmup_steps 0 --lr_scheduler_type constant");
+    accept("--save_steps 0 --save_total_limit 0");
+    const Flag rows[] = {{"ask", TEXT(own_text, NULL), "A question.", .uses = "model seed"}, {0}};
+    const Program asks = {.name = "prog", .flags = rows};
+    Error e;
+    Words w;
+    split_words(&w, "prog", "--ask why --model m --seed 3 --eval_steps 0");
+    ck_assert_int_eq(run_parse(&parsed, &asks, w.argc, w.argv, &e), 0);
+    split_words(&w, "prog", "--ask why --learning_rate 1e-4");
+    ck_assert_int_eq(run_parse(&parsed, &asks, w.argc, w.argv, &e), -1);
+    ck_assert_str_eq(e.text, "--learning_rate has no effect with --ask");
+}
+END_TEST
+
+START_TEST(test_several_files) {
+    accept("--data a.jsonl b.jsonl c.jsonl --seed 5");
+    ck_assert_str_eq(parsed.data, "a.jsonl,b.jsonl,c.jsonl");
+    accept("--data=a.jsonl,b.jsonl");
+    ck_assert_str_eq(parsed.data, "a.jsonl,b.jsonl");
+    Error e;
+    ck_assert_int_eq(parse_words("--model a b", &e), -1);
+    ck_assert_ptr_nonnull(strstr(e.text, "unexpected argument \"b\""));
 }
 END_TEST
 
@@ -311,7 +401,8 @@ END_TEST
 
 static int layer[5];
 static const char *layer_data, *layer_file, *layer_other;
-static bool layer_ask;
+static bool layer_ask, layer_shared;
+static int layer_extra;
 
 static const Flag layer_flags[] = {
     {"row", NUMBER(layer[0], "1", 0, 9), "One."},
@@ -319,23 +410,27 @@ static const Flag layer_flags[] = {
     {"by_preset", NUMBER(layer[2], "1", 0, 9), "Three."},
     {"example", NUMBER(layer[3], "1", 0, 9), "Four."},
     {"command", NUMBER(layer[4], "1", 0, 9), "Five."},
-    {"data", TEXT(layer_data, NULL), "A file."},
+    {"data", TEXT(layer_data, NULL), "A file.", .may_be_empty = true},
     {"file", TEXT(layer_file, NULL), "Another file.", .may_change_on_resume = true},
-    {"other", TEXT(layer_other, NULL), "A way to do without it.", .conflicts = "file"},
+    {"other", TEXT(layer_other, NULL), "A way to do without it.", .conflicts = "file",
+     .may_be_empty = true},
     {"ask", SWITCH(layer_ask, "false"), "Something else than the example."},
+    {"shared", SWITCH(layer_shared, "false"), "A switch of a preset.", .conflicts = "extra"},
+    {"extra", NUMBER(layer_extra, "1", 0, 9), "A number of the example."},
     {0},
 };
 
 static const Preset layer_presets[] = {
     {"paper", "Anybody 2020", COMMAND_LINE("--by_preset=3", "--example=3", "--command=3")},
-    {"second", "Somebody 2021", COMMAND_LINE("--by-preset", "5")},
+    {"second", "Somebody 2021", COMMAND_LINE("--by-preset", "5", "--shared")},
     {0},
 };
 
 static const FlagLines layer_lines = {
     .program = COMMAND_LINE("--program=2", "--by_preset=2", "--example=2", "--command=2"),
     .presets = layer_presets,
-    .example = COMMAND_LINE("--example=4", "--command=4", "--file=test/tiny/sft.jsonl"),
+    .example =
+        COMMAND_LINE("--example=4", "--command=4", "--file=test/tiny/sft.jsonl", "--extra=6"),
     .example_unless = "data ask",
 };
 
@@ -406,6 +501,13 @@ START_TEST(test_example_gives_way) {
     flags_free(t);
     ck_assert_ptr_null(layers("--other=x --file=y", &e));
     ck_assert_str_eq(e.text, "--other and --file are both given; give one of them");
+    // a preset's switch, unless the command line turns it off
+    t = layers("--preset=second", &e);
+    ck_assert_int_eq(layer_extra, 1);
+    flags_free(t);
+    t = layers("--preset=second --no_shared", &e);
+    ck_assert_int_eq(layer_extra, 6);
+    flags_free(t);
     t = layers("--other= --file=y", &e);
     ck_assert_str_eq(layer_file, "y");
     flags_free(t);
@@ -419,7 +521,7 @@ START_TEST(test_a_table_is_read_again) {
     flags_add(t, layer_flags, "row");
     ck_assert_ptr_null(flags_find(t, "row"));
     ck_assert_str_eq(flags_at(t, 0)->name, "program");
-    ck_assert_ptr_null(flags_at(t, 8));
+    ck_assert_ptr_null(flags_at(t, 10));
     ck_assert_ptr_null(flags_at(t, -1));
     split_words(&w, "prog", "--command=8 --file=x --preset=paper");
     ck_assert_int_eq(flags_parse(t, &layer_lines, w.argc, w.argv, &e), 0);
@@ -450,9 +552,10 @@ static int help_main(const char *name, int argc, char **argv) {
 
 START_TEST(test_help) {
     Error e;
-    ck_assert_int_eq(parse_words("--seed 1 --help", &e), 1);
+    ck_assert_int_eq(parse_words("--seed 1 --help", &e), FLAGS_HELP);
     ck_assert(parsed.seed == 42);  // the defaults are shown, not the command line's values
-    ck_assert_int_eq(parse_words("-h", &e), 1);
+    ck_assert_int_eq(parse_words("-h", &e), FLAGS_SHORT_HELP);
+    ck_assert_int_eq(parse_words("--version", &e), FLAGS_VERSION);
     ck_assert_int_eq(run_process(help_main, "toy", "--seed 1 --help"), 0);
     assert_said("usage: toy");
     assert_said("A toy.");
@@ -512,7 +615,7 @@ START_TEST(test_help_shows_presets_and_example) {
     Error e;
     FlagTable *t = layers("", &e);
     begin_capture("help.txt");
-    flags_print_help(t, &layer_lines, "prog", "About it.");
+    flags_print_help(t, &layer_lines, "prog", "About it.", 100);
     end_capture();
     Str help = bytes_of("help.txt");
     assert_help(help.s, "usage: prog [--name value ...]\n\nAbout it.\n");
@@ -521,9 +624,9 @@ START_TEST(test_help_shows_presets_and_example) {
     assert_help(help.s, "\nThe presets are these command lines:\n");
     assert_help(help.s,
                 "\n  --preset paper: Anybody 2020\n    --by_preset=3 --example=3 --command=3\n");
-    assert_help(help.s, "\n  --preset second: Somebody 2021\n    --by-preset 5\n");
+    assert_help(help.s, "\n  --preset second: Somebody 2021\n    --by-preset 5 --shared\n");
     assert_help(help.s, "\nWithout arguments, prog runs its built-in example:\n");
-    assert_help(help.s, "\n    --example=4 --command=4 --file=test/tiny/sft.jsonl\n");
+    assert_help(help.s, "\n    --example=4 --command=4 --file=test/tiny/sft.jsonl --extra=6\n");
     free(help.s);
     flags_free(t);
 }
@@ -532,8 +635,7 @@ END_TEST
 /* Reads the echo of the last parse by a shell, and parses its words. Returns how many there are. */
 static int parse_echo(void) {
     begin_capture("echo.sh");
-    printf("printf '%%s\\n' \\\n");
-    flags_echo(parsed.state->flags);
+    flags_echo(parsed.state->flags, "printf '%s\\n' \\", 80);
     end_capture();
     static char command[256], lines[64][256], *again[64] = {(char *)"prog"};
     int n = 1;
@@ -545,16 +647,21 @@ static int parse_echo(void) {
         n++;
     }
     ck_assert_int_eq(pclose(f), 0);
-    Error e = {""};
+    Error e = {0};
     ck_assert_msg(run_parse(&parsed, &program, n, again, &e) == 0, "%s", e.text);
     return n;
 }
 
 /* A shell reads what the echo prints as flags that give the same values. */
 START_TEST(test_echo_repeats_the_run) {
+    // longer than a line
+    const char *long_text =
+        "it's {a}\\n $HOME \"b\" `c` 한국어 문장도 길 수 있어요, and a sentence that goes over the "
+        "end "
+        "of a line of eighty columns, and over that of the next one as well";
     char *argv[] = {(char *)"prog",
                     (char *)"--text",
-                    (char *)"it's {a}\\n $HOME \"b\" `c`",
+                    (char *)long_text,
                     (char *)"--learning_rate=0.1",
                     (char *)"--num_train_epochs",
                     (char *)"0.3333333",
@@ -566,8 +673,8 @@ START_TEST(test_echo_repeats_the_run) {
                     NULL};
     Error e;
     ck_assert_int_eq(run_parse(&parsed, &program, 11, argv, &e), 0);
-    ck_assert_int_gt(parse_echo(), 20);
-    ck_assert_str_eq(own_text, "it's {a}\\n $HOME \"b\" `c`");
+    ck_assert_int_eq(parse_echo(), 1 + 7);  // no flag that has its default
+    ck_assert_str_eq(own_text, long_text);
     ck_assert_float_eq(parsed.learning_rate, 0.1f);
     ck_assert_float_eq(parsed.num_train_epochs, 0.3333333f);
     ck_assert(own_switch);
@@ -583,6 +690,8 @@ END_TEST
    flag, nor --data, which is excluded by a given one. */
 START_TEST(test_echo_is_accepted) {
     accept("");
+    ck_assert_int_eq(parse_echo(), 1);  // nothing differs
+    accept("--seed 7");
     parse_echo();
     ck_assert(!run_given(&parsed, "odds"));
     ck_assert(run_given(&parsed, "seed"));
@@ -598,6 +707,25 @@ START_TEST(test_echo_is_accepted) {
 END_TEST
 
 /* ---- parts ----------------------------------------------------------------------------------- */
+
+/* What is not printed as it is, is written by its bytes. */
+START_TEST(test_quoted) {
+    const char *const rows[][2] = {{"a/b=1", "a/b=1"},
+                                   {"한국어", "'한국어'"},
+                                   {"it's", "'it'\\''s'"},
+                                   {"", "''"},
+                                   {"a\n", "$'a\\x0a'"},
+                                   {"a\377", "$'a\\xff'"},
+                                   {"a\xC2\x9B", "$'a\\xc2\\x9b'"},
+                                   {"a\xE2\x80\xAE", "$'a\\xe2\\x80\\xae'"}};
+    for (int i = 0; i < COUNT(rows); i++) {
+        Str quoted = {0};
+        add_quoted(&quoted, rows[i][0]);
+        ck_assert_str_eq(quoted.s, rows[i][1]);
+        free(quoted.s);
+    }
+}
+END_TEST
 
 START_TEST(test_words_and_numbers) {
     ck_assert(word_in("a bc d", "a") && word_in("a bc d", "bc") && word_in("a bc d", "d"));
@@ -638,16 +766,25 @@ static void setup(void) { make_directory(); }
 
 int main(void) {
     Suite *suite = suite_create("flags");
-    const TTest *const values[] = {
-        test_accepts,           test_flags_left_out, test_switches,
-        test_choices_are_enums, test_bare_value,     test_refuses,
-        test_no_bad_advice,     test_only_with,      test_warmup_ratio_replaces_steps};
+    const TTest *const values[] = {test_accepts,
+                                   test_flags_left_out,
+                                   test_switches,
+                                   test_choices_are_enums,
+                                   test_bare_value,
+                                   test_refuses,
+                                   test_no_bad_advice,
+                                   test_only_with,
+                                   test_warmup_ratio_replaces_steps,
+                                   test_names_of_other_libraries,
+                                   test_flags_without_effect,
+                                   test_several_files};
     const TTest *const lines[] = {test_precedence, test_presets_are_checked, test_example_gives_way,
                                   test_a_table_is_read_again};
     const TTest *const texts[] = {test_help,
                                   test_help_shows_presets_and_example,
                                   test_echo_repeats_the_run,
                                   test_echo_is_accepted,
+                                  test_quoted,
                                   test_words_and_numbers,
                                   test_example_file};
     add_tests(suite, "values", setup, values, COUNT(values));

@@ -104,6 +104,112 @@ START_TEST(a_technique_is_there_in_generation) {
 }
 END_TEST
 
+/* A tap at the embedding that counts the tokens that the model reads. */
+static void count_rows(void *context, const TapCall *call) {
+    *(int *)context += call->site == TAP_WTE ? call->N : 0;
+}
+
+/* Answers to the same prompt have the bits that each has alone, and the prompt is read once. */
+START_TEST(a_prompt_with_several_answers_is_read_once) {
+    enum { GROUPS = 3, EACH = 4, ALL = GROUPS * EACH, NEW = 6 };
+    static const int lengths[GROUPS] = {9, 1, 14};
+    Text *all = text(MIDDLING->config.vocab_size, GROUPS, lengths), *t = zeros(1, sizeof *t);
+    int once = 0, N = 0;
+    for (int q = 0; q < ALL; q++) {
+        const int n = lengths[q / EACH];
+        memcpy(t->tokens + N, all->tokens + all->start[q / EACH], sizeof(int) * (size_t)n);
+        t->start[q + 1] = N += n;
+        t->id[q] = (uint32_t)(3 * q);
+        once += q % EACH ? 1 : n;  // of a prompt that was read, the last token is read again
+    }
+    t->batch = (Batch){.S = ALL, .N = N, .start = t->start, .tokens = t->tokens, .id = t->id};
+    Sampler s = plain;
+    s.max_new_tokens = NEW;
+    s.stop_token = 7;
+    GPT2 *one = writer(1, 24);
+    const Generation *want[ALL];
+    for (int q = 0; q < ALL; q++) {  // each alone, by a model that has read nothing before it
+        Batch alone = {.S = 1, .N = t->start[q + 1] - t->start[q], .id = t->id + q};
+        alone.start = (int[]){0, alone.N};
+        alone.tokens = t->tokens + t->start[q];
+        want[q] = generate(one, &alone, s);
+    }
+    static const int rooms[][2] = {{1, 24}, {2, 3}, {3, 64}, {5, 7}, {5, 64}, {12, 12}, {12, 64}};
+    for (int r = 0; r < LENGTH(rooms); r++) {
+        AT("%d slots, %d tokens", rooms[r][0], rooms[r][1]);
+        int rows = 0, drawn = 0;
+        Tap tap = {.at[TAP_WTE] = true, .forward = count_rows, .context = &rows};
+        const GPT2Limits limits = {.tokens = rooms[r][1],
+                                   .sequences = ALL,
+                                   .slots = rooms[r][0],
+                                   .positions = 24,
+                                   .tap = &tap};
+        const Generation *g = generate(model(&MIDDLING->config, limits), &t->batch, s);
+        for (int q = 0; q < ALL; q++) {
+            const int n = g->start[q + 1] - g->start[q];
+            drawn += n;
+            ck_assert_int_eq(n, want[q]->start[1]);
+            ck_assert(g->ended[q] == want[q]->ended[0] &&
+                      !memcmp(g->tokens + g->start[q], want[q]->tokens, sizeof(int) * (size_t)n));
+            ck_bits(g->logp + g->start[q], want[q]->logp, (size_t)n);
+        }
+        // every sampled token is read but the last of each answer
+        ck_assert_msg(rows == once + drawn - ALL, "%s: %d tokens were read, not %d", where, rows,
+                      once + drawn - ALL);
+    }
+}
+END_TEST
+
+/* gpt2_recall gives what gpt2_forward gives for the same tokens, to the bit, until a step. */
+START_TEST(outputs_of_sampled_tokens_are_recalled) {
+    GPT2Config c = MIDDLING->config;
+    c.head = LM_AND_VALUE_HEAD;
+    Text *t = prompts(), *whole = zeros(1, sizeof *whole);
+    GPT2Limits limits = {.tokens = 200, .sequences = PROMPTS, .scored = 100, .train = true};
+    limits.slots = 3;
+    limits.positions = 24;
+    limits.kept = PROMPTS * plain.max_new_tokens;
+    GPT2 *m = model(&c, limits);
+    Sampler s = plain;
+    s.stop_token = 7;
+    const Generation *g = generate(m, &t->batch, s);
+    int of[MAX_N], N = 0;
+    for (int q = 0; q < PROMPTS; q++) {
+        const int prompt = prompt_lengths[q], n = g->start[q + 1] - g->start[q];
+        for (int i = 0; i < prompt + n - 1; i++, N++) {
+            const int at = g->start[q] + i - prompt;  // the last token of the prompt has at + 1 = 0
+            whole->tokens[N] = i < prompt ? t->tokens[t->start[q] + i] : g->tokens[at];
+            of[N] = i + 1 < prompt ? -1 : at + 1;
+            whole->target[N] = of[N] < 0 ? -1 : g->tokens[of[N]];
+        }
+        whole->start[q + 1] = N;
+    }
+    whole->batch = (Batch){.S = PROMPTS, .N = N, .start = whole->start, .tokens = whole->tokens};
+    Scores got = {floats((size_t)N), floats((size_t)N), NULL};
+    float *value = floats((size_t)N), *full = floats((size_t)N);
+    gpt2_recall(m, &whole->batch, of);
+    gpt2_logprob(m, whole->target, 1, got.logp, got.entropy, NULL);
+    gpt2_value(m, value);
+    const Scores want = score(m, whole, NULL);
+    gpt2_value(m, full);
+    ck_bits(got.logp, want.logp, (size_t)N);
+    ck_bits(got.entropy, want.entropy, (size_t)N);
+    for (int i = 0; i < N; i++) {
+        if (of[i] < 0)
+            ck_assert(value[i] == 0);
+        else
+            ck_assert(value[i] == full[i] && got.logp[i] == g->logp[of[i]]);
+    }
+    gpt2_recall(m, &whole->batch, of);  // a forward pass does not overwrite what is kept
+    gpt2_logprob(m, whole->target, 1, got.logp, NULL, NULL);
+    ck_bits(got.logp, want.logp, (size_t)N);
+    ck_assert_int_eq(m->kept_n, g->start[PROMPTS]);
+    learn(m, t, NULL);
+    gpt2_step(m, &(AdamW)ADAMW(0.02f, 0, 1), 1);
+    ck_assert_int_eq(m->kept_n, 0);  // the policy has changed
+}
+END_TEST
+
 /* The random number is part of the contract: it is the uniform number of (seed, step, id, position
    of the sampled token). */
 START_TEST(sampled_tokens_are_those_of_the_reference) {
@@ -331,7 +437,7 @@ typedef struct {
     int count[PROMPTS], token[PROMPTS][16];
 } Heard;
 
-static void hear(void *context, int sequence, int token) {
+static void hear_token(void *context, int sequence, int token) {
     Heard *h = context;
     h->token[sequence][h->count[sequence]++] = token;
 }
@@ -342,7 +448,7 @@ START_TEST(every_token_is_told_as_it_is_drawn) {
     s.stop_token = 7;
     Heard heard = {0};
     Generation *g = &generations[generation_count++];
-    gpt2_generate(writer(2, 5), &t->batch, &s, g, hear, &heard);
+    gpt2_generate(writer(2, 5), &t->batch, &s, g, hear_token, &heard);
     for (int q = 0; q < PROMPTS; q++) {
         ck_assert_int_eq(heard.count[q], g->start[q + 1] - g->start[q]);
         ck_assert(
@@ -356,7 +462,8 @@ int main(void) {
     Suite *suite = suite_create("generate");
     ADD("generation", greedy_texts_are_those_of_full_forward_passes,
         sampled_log_probabilities_are_those_of_logprob_to_the_bit,
-        a_technique_is_there_in_generation, sampled_tokens_are_those_of_the_reference,
+        a_technique_is_there_in_generation, a_prompt_with_several_answers_is_read_once,
+        outputs_of_sampled_tokens_are_recalled, sampled_tokens_are_those_of_the_reference,
         texts_do_not_depend_on_slots_or_room,
         texts_do_not_depend_on_what_the_model_did_before_or_on_training,
         texts_follow_their_ids_not_their_order, a_text_ends_with_the_stop_token,

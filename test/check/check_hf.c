@@ -58,14 +58,18 @@ static const struct {
      {"activation_function", "\"relu\"", "\"gelu_new\""}},
     {"{" KIND "\"activation_function\": null, " CONFIG_SIZES "}",
      {"activation_function", "null", "\"gelu_new\""}},
-    {"{" KIND "\"tie_word_embeddings\": false, " CONFIG_SIZES "}",
-     {"tie_word_embeddings", "false", "true"}},
+    {"{" KIND "\"tie_word_embeddings\": \"no\", " CONFIG_SIZES "}",
+     {"tie_word_embeddings", "\"no\"", "true or false"}},
     {"{" KIND "\"scale_attn_weights\": false, " CONFIG_SIZES "}",
      {"scale_attn_weights", "false", "true"}},
     {"{" KIND "\"scale_attn_by_inverse_layer_idx\": true, " CONFIG_SIZES "}",
      {"scale_attn_by_inverse_layer_idx", "true", "false"}},
     {"{" KIND "\"add_cross_attention\": true, " CONFIG_SIZES "}",
      {"add_cross_attention", "true", "false"}},
+    {"{" KIND "\"quantization_config\": {\"load_in_4bit\": true}, " CONFIG_SIZES "}",
+     {"quantization_config", "expected nothing", "dequantize()"}},
+    {"{" KIND "\"pruned_heads\": {\"0\": [1]}, " CONFIG_SIZES "}",
+     {"pruned_heads", "expected nothing", "the base"}},
     {"{" KIND "\"add_cross_attention\": 0, " CONFIG_SIZES "}",
      {"add_cross_attention", "0", "false"}},
     {"{" KIND SIZES_BUT("\"n_ctx\": 7") "}", {"n_positions", "absent", "1 to 1000000"}},
@@ -123,20 +127,38 @@ END_TEST
 
 /* ---- Models ---------------------------------------------------------------------------------- */
 
-/* Every combination of: prefix or none, three types, masks, a stored head, alignment, trained or
+/* Every combination of: prefix or none, four types, masks, a stored head, alignment, trained or
  * frozen. */
 START_TEST(loads_every_layout) {
-    static const char *const types[] = {"F32", "F16", "BF16"};
-    for (int i = 0; i < 3 * 2 * 2 * 2 * 2 * 2; i++) {
-        build_directory(&(Style){.type = types[i % 3],
-                                 .prefix = i / 3 & 1 ? "transformer." : "",
-                                 .masks = i / 6 & 1,
-                                 .head = i / 12 & 1,
-                                 .misaligned = i / 24 & 1 ? 3 : 0});
-        GPT2 *m = ck_load(here, i / 48 & 1);
+    static const char *const types[] = {"F32", "F16", "BF16", "F64"};
+    for (int i = 0; i < 4 * 2 * 2 * 2 * 2 * 2; i++) {
+        build_directory(&(Style){.type = types[i % 4],
+                                 .prefix = i / 4 & 1 ? "transformer." : "",
+                                 .masks = i / 8 & 1,
+                                 .head = i / 16 & 1,
+                                 .misaligned = i / 32 & 1 ? 3 : 0});
+        GPT2 *m = ck_load(here, i / 64 & 1);
         ck_model(m);
         gpt2_free(m);
     }
+}
+END_TEST
+
+/* TRL saves the critic's head with a policy, and transformers a GPT2DoubleHeadsModel with a second
+   head; neither belongs to the language model. */
+START_TEST(leaves_out_the_tensors_of_other_heads) {
+    static const Style styles[] = {
+        {.scalar = 2},
+        {.scalar = 2, .head = 1, .prefix = "transformer."},
+        {.extra = "multiple_choice_head.summary.weight", .prefix = "transformer."},
+        {.extra = "module.multiple_choice_head.summary.bias", .prefix = "module.transformer."}};
+    for (int i = 0; i < 4; i++)
+        for (int frozen = 0; frozen < 2; frozen++) {
+            build_directory(&styles[i]);
+            GPT2 *m = ck_load(here, frozen);
+            ck_model(m);
+            gpt2_free(m);
+        }
 }
 END_TEST
 
@@ -214,6 +236,112 @@ START_TEST(large_tensors_cross_pieces) {
 }
 END_TEST
 
+static void ck_save(const GPT2 *m, const char *dir, const char *from) {
+    Error e;
+    ck_assert_msg(!hf_save(m, dir, from, &e), "%s", e.text);
+}
+
+/* torch.compile, DistributedDataParallel and TRL's value head put words before every name. */
+START_TEST(reads_the_names_of_wrappers) {
+    static const Style styles[] = {
+        {.prefix = "_orig_mod.transformer.", .outer = "_orig_mod.", .head = 1},
+        {.prefix = "module.transformer.", .outer = "module.", .head = 1},
+        {.prefix = "module.", .head = 1},
+        {.prefix = "_orig_mod.module.transformer.", .masks = true},
+        {.prefix = "module._orig_mod.", .without = "none"},
+        {.prefix = "pretrained_model.transformer."},
+    };
+    for (size_t i = 0; i < sizeof styles / sizeof *styles; i++) {
+        build_directory(&styles[i]);
+        // an lm_head outside the wrapper is no part of the model
+        Error e;
+        GPT2 *m = hf_load(here, false, &e);
+        if (i == 2) {
+            ck_assert_ptr_null(m);
+            ck_says(&e, "lm_head.weight does not belong", NULL);
+            continue;
+        }
+        ck_assert_msg(m != NULL, "%zu: %s", i, e.text);
+        ck_model(m);
+        gpt2_free(m);
+    }
+    // the value head is outside the model that it wraps
+    static const Style valued[] = {
+        {.prefix = "pretrained_model.transformer.", .scalar = 2},
+        {.prefix = "module.pretrained_model.transformer.", .outer = "module.", .scalar = 2},
+        {.prefix = "_orig_mod.transformer.", .outer = "_orig_mod.", .scalar = 1}};
+    for (int i = 0; i < 3; i++) {
+        bool found;
+        Error e;
+        float x;
+        build_directory(&valued[i]);
+        GPT2 *m = hf_load_head(here, SCORE_HEAD, false, &found, &e);
+        ck_assert_msg(m != NULL, "%s", e.text);
+        ck_assert(found);
+        gpt2_read(m, TENSORS, GPT2_WEIGHT, 2, 1, &x);
+        ck_assert(x == value(99, 2));
+        gpt2_free(m);
+        m = hf_load(here, false, &e);  // a value head beside a language model is not used
+        ck_assert((m != NULL) == (i < 2));
+        if (m) ck_model(m);
+        gpt2_free(m);
+    }
+    build_directory(&(Style){.prefix = "model.transformer."});
+    Error e;
+    ck_assert_ptr_null(hf_load(here, false, &e));
+    ck_says(&e, "wte.weight", "missing", "model.transformer.", NULL);
+}
+END_TEST
+
+static const char untied_config[] = "{" KIND
+                                    "\"tie_word_embeddings\": false, \"n_embd\": 6, \"n_head\": 2, "
+                                    "\"n_layer\": 2, \"n_positions\": 7, \"vocab_size\": 11}";
+
+/* safetensors' save_model keeps one name of a tied pair, and that may be the head's. */
+START_TEST(a_tied_embedding_may_be_kept_as_the_head) {
+    static const Style styles[] = {
+        {.without = "wte.weight", .head = 1},
+        {.without = "wte.weight", .head = 1, .prefix = "transformer."},
+        {.without = "wte.weight", .head = 1, .prefix = "module.transformer.", .outer = "module."}};
+    Error e;
+    for (int i = 0; i < 3; i++)
+        for (int untied = 0; untied < 2; untied++) {
+            build_directory(&styles[i]);
+            if (untied) put_text("config.json", untied_config);
+            GPT2 *m = hf_load(here, false, &e);
+            ck_assert_msg((m == NULL) == (untied == 1), "%s", e.text);
+            if (m)
+                ck_model(m);
+            else
+                ck_says(&e, "wte.weight", "missing", "tie_word_embeddings false", NULL);
+            gpt2_free(m);
+        }
+}
+END_TEST
+
+/* tie_word_embeddings false: the file must have a head, and it must be the embedding. */
+START_TEST(an_untied_head_that_is_equal_is_read) {
+    Error e;
+    for (int head = 0; head < 3; head++) {
+        build_directory(&(Style){.head = head});
+        put_text("config.json", untied_config);
+        GPT2 *m = hf_load(here, false, &e);
+        ck_assert_msg((m != NULL) == (head == 1), "%s", e.text);
+        if (head == 0) ck_says(&e, "lm_head.weight is missing", "tie_word_embeddings false", NULL);
+        if (head == 2) ck_says(&e, "untied head", "element 40", NULL);
+        if (!m) continue;
+        ck_model(m);
+        ck_save(m, in("out"), here);
+        Str config = get("out/config.json");
+        ck_assert_ptr_nonnull(strstr(config.s, "\"tie_word_embeddings\": true"));
+        free(config.s);
+        gpt2_free(m);
+        m = ck_load(in("out"), true);
+        gpt2_free(m);
+    }
+}
+END_TEST
+
 START_TEST(refuses_models) {
     static const struct {
         Style style;
@@ -248,7 +376,7 @@ START_TEST(refuses_models) {
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         for (int frozen = 0; frozen < 2; frozen++) {
             build_directory(&bad[i].style);
-            Error e = {""};
+            Error e = {0};
             ck_assert_msg(!hf_load(here, frozen, &e), "case %zu accepted", i);
             ck_says(&e, "model.safetensors", NULL);
             for (int k = 0; k < 4 && bad[i].says[k]; k++) ck_says(&e, bad[i].says[k], NULL);
@@ -414,11 +542,6 @@ static void ck_saved(const char *name) {
     free(file.s);
 }
 
-static void ck_save(const GPT2 *m, const char *dir, const char *from) {
-    Error e;
-    ck_assert_msg(!hf_save(m, dir, from, &e), "%s", e.text);
-}
-
 START_TEST(saves_what_it_loaded) {
     static const char *const copied[] = {"vocab.json",
                                          "merges.txt",
@@ -432,7 +555,11 @@ START_TEST(saves_what_it_loaded) {
     build_directory(&(Style){.type = "BF16", .masks = true, .head = 1});
     for (size_t i = 0; i < sizeof copied / sizeof *copied; i++) {
         char content[100];
-        int n = snprintf(content, sizeof content, "what %s says,\r\n%c and not more", copied[i], 0);
+        const bool json = strstr(copied[i], ".json");
+        int n =
+            snprintf(content, sizeof content,
+                     json ? "{\r\n\"what\":  \"%s says\"}\t" : "what %s says,\r\n%c and not more",
+                     copied[i], 0);
         put(copied[i], content, (size_t)n);
     }
     put_text("pytorch_model.bin", "weights of another time");
@@ -626,11 +753,9 @@ START_TEST(a_language_model_has_no_scalar_head_and_a_reward_model_is_no_language
         ck_tensor(m, TENSORS, "score.weight", none, C);
         gpt2_free(m);
     }
-    for (int form = 1; form <= 2; form++) {
-        build_directory(&(Style){.scalar = form});
-        ck_assert_ptr_null(hf_load(here, false, &e));
-        ck_says(&e, "reward or value model", NULL);
-    }
+    build_directory(&(Style){.scalar = 1});
+    ck_assert_ptr_null(hf_load(here, false, &e));
+    ck_says(&e, "reward or value model", NULL);
     put_text("config.json", "{" KIND CONFIG_SIZES CLASSIFIER);
     ck_assert_ptr_null(hf_load(here, false, &e));
     ck_says(&e, "GPT2ForSequenceClassification", "expected a language model", NULL);
@@ -667,7 +792,7 @@ START_TEST(a_failed_save_costs_nothing) {
     ck_says(&e, "vocab.json/x", "Not a directory", NULL);
     ck_assert_int_eq(hf_save(m, "", here, &e), -1);
     ck_assert_int_eq(hf_save(m, in("out"), in("nowhere"), &e), -1);
-    ck_says(&e, "nowhere/config.json", NULL);
+    ck_says(&e, "nowhere", NULL);
     ck_saved("out");
     gpt2_free(m);
 }
@@ -800,8 +925,12 @@ int main(void) {
     tcase_add_test(tc, reads_configs);
     tcase_add_test(tc, refuses_configs);
     tcase_add_test(tc, loads_every_layout);
+    tcase_add_test(tc, leaves_out_the_tensors_of_other_heads);
     tcase_add_test(tc, maps_a_frozen_model);
     tcase_add_test(tc, large_tensors_cross_pieces);
+    tcase_add_test(tc, reads_the_names_of_wrappers);
+    tcase_add_test(tc, a_tied_embedding_may_be_kept_as_the_head);
+    tcase_add_test(tc, an_untied_head_that_is_equal_is_read);
     tcase_add_test(tc, refuses_models);
     tcase_add_test(tc, refuses_a_config_that_promises_too_much);
     tcase_add_test(tc, refuses_directories_without_a_model);

@@ -127,6 +127,7 @@ static void release(void) {
 
 /* Before each test. A failed test may have left its arrays. */
 static void begin(void) {
+    device_init();
     forget();
     draw_count = 0;
     AT("(no shape)");
@@ -315,6 +316,22 @@ START_TEST(device_memory_is_zeroed_aligned_and_copied) {
     ck_assert_ptr_nonnull(p = device_alloc(4096));
     device_free(p, 4096);
     ck_assert_uint_eq(device_memory_peak(), peak);  // what was given back is not counted again
+
+    // many writes, of all sizes, before anything is read
+    const size_t floats = 3 << 20;
+    float *big = device_alloc(floats * sizeof *big), *sent = xmalloc(floats * sizeof *sent),
+          *received = xmalloc(floats * sizeof *sent);
+    for (size_t from = 0, m = 1; from < floats; from += m, m = m * 3 % 16500 + 1) {
+        float piece[16500];  // is overwritten at once
+        m = m < floats - from ? m : floats - from;
+        for (size_t i = 0; i < m; i++) sent[from + i] = piece[i] = (float)(from + i);
+        device_write(big + from, piece, m * sizeof *piece);
+    }
+    device_read(received, big, floats * sizeof *big);
+    ck_bits(received, sent, floats);
+    device_free(big, floats * sizeof *big);
+    free(sent);
+    free(received);
 
     ck_assert_ptr_null(device_alloc(SIZE_MAX / 4));
     ck_assert_uint_gt(device_memory_free(), 0);
@@ -1845,6 +1862,7 @@ START_TEST(attention_values) {
     check_attention((const int[]){1}, 1, 3, 20, 1, 0);
     check_attention((const int[]){5, 33}, 2, 12, 64, 1, 0);
     check_attention((const int[]){520}, 1, 1, 16, 1, 0);
+    check_attention((const int[]){70}, 1, 2, 128, 1, 0);
 }
 END_TEST
 
@@ -3017,7 +3035,7 @@ END_TEST
 static void add(Suite *suite, const char *name, const char *tag, const TTest *const *tests, int n) {
     TCase *tcase = tcase_create(name);
     tcase_set_tags(tcase, tag);
-    tcase_set_timeout(tcase, 600);
+    tcase_set_timeout(tcase, 3600);  // with sanitizers on an emulated GPU
     tcase_add_checked_fixture(tcase, begin, forget);
     for (int i = 0; i < n; i++) tcase_add_test(tcase, tests[i]);
     suite_add_tcase(suite, tcase);
@@ -3078,9 +3096,10 @@ static int run_all(const char *name) {
 int main(void) {
     static const char *const ways[] = {"avx2", "avx512", "avx512bf16"};
     mallopt(M_MMAP_THRESHOLD, 1 << 25);
-    mallopt(M_TRIM_THRESHOLD, 1 << 30);  // the arrays of one shape serve the next
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);          // the arrays of one shape serve the next
+    if (DEVICE) return run_all("kernels") != 0;  // in other processes (program.h)
     device_init();
-    if (DEVICE || getenv("POSTTRAIN_CPU")) return run_all("kernels") != 0;
+    if (getenv("POSTTRAIN_CPU")) return run_all("kernels") != 0;
     int failed = 0;
     for (int i = 0; i < LENGTH(ways); i++) {
         Error e;

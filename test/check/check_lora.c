@@ -250,7 +250,7 @@ static double loss_of(GPT2 *m, const GPT2Noise *noise) {
     return loss;
 }
 
-static float *part_of(GPT2 *m, int i, GPT2Part part) {
+static float *tensor_part(GPT2 *m, int i, GPT2Part part) {
     const size_t n = gpt2_tensor(m, i)->n;
     float *x = (float *)xmalloc(sizeof *x * n);
     gpt2_read(m, i, part, 0, n, x);
@@ -280,7 +280,7 @@ START_TEST(it_starts_from_the_model_itself) {
     }
     gpt2_backward(m, dlogp, NULL, NULL);
     for (int i = gpt2_own_tensors(m); i < gpt2_tensors(m); i++) {
-        float *d = part_of(m, i, GPT2_GRADIENT);
+        float *d = tensor_part(m, i, GPT2_GRADIENT);
         int nonzero = 0;
         for (size_t k = 0; k < gpt2_tensor(m, i)->n; k++) nonzero += d[k] != 0;
         if (i % 2 == gpt2_own_tensors(m) % 2)
@@ -303,7 +303,7 @@ START_TEST(a_is_uniform_and_b_is_zero) {
          *again = with_lora("c_attn,mlp.c_proj", 0, small_limits(true));
     for (int i = gpt2_own_tensors(m); i < gpt2_tensors(m); i += 2) {
         const GPT2Tensor *t = gpt2_tensor(m, i);
-        float *a = part_of(m, i, GPT2_WEIGHT), *b = part_of(again, i, GPT2_WEIGHT);
+        float *a = tensor_part(m, i, GPT2_WEIGHT), *b = tensor_part(again, i, GPT2_WEIGHT);
         double bound = 1 / sqrt(t->shape[1]), most = 0;
         for (size_t k = 0; k < t->n; k++) most = fmax(most, fabs((double)a[k]));
         ck_assert_msg(most <= bound * 1.000001 && most > 0.8 * bound, "%s reaches %g of %g",
@@ -341,10 +341,11 @@ START_TEST(gradients_follow_from_those_of_the_merged_model) {
                      added.tensor[k].name + strlen("base_model.model.transformer."));
             strcpy(strstr(name, "lora_A"), "weight");
             while (strcmp(gpt2_tensor(whole, i)->name, name)) i++;
-            float *A = part_of(m, own + k, GPT2_WEIGHT), *B = part_of(m, own + k + 1, GPT2_WEIGHT),
-                  *dW = part_of(whole, i, GPT2_GRADIENT);
-            float *dA = part_of(m, own + k, GPT2_GRADIENT),
-                  *dB = part_of(m, own + k + 1, GPT2_GRADIENT);
+            float *A = tensor_part(m, own + k, GPT2_WEIGHT),
+                  *B = tensor_part(m, own + k + 1, GPT2_WEIGHT),
+                  *dW = tensor_part(whole, i, GPT2_GRADIENT);
+            float *dA = tensor_part(m, own + k, GPT2_GRADIENT),
+                  *dB = tensor_part(m, own + k + 1, GPT2_GRADIENT);
             double squares[2] = {0}, errors[2] = {0};
             for (int j = 0; j < R; j++) {
                 for (int x = 0; x < in; x++) {
@@ -390,7 +391,7 @@ START_TEST(gradients_are_slopes_with_dropout) {
     gpt2_backward(m, dlogp, NULL, NULL);
     for (int i = gpt2_own_tensors(m); i < gpt2_tensors(m); i++) {
         const size_t n = gpt2_tensor(m, i)->n;
-        float *w = part_of(m, i, GPT2_WEIGHT), *g = part_of(m, i, GPT2_GRADIENT),
+        float *w = tensor_part(m, i, GPT2_WEIGHT), *g = tensor_part(m, i, GPT2_GRADIENT),
               *moved = (float *)xmalloc(sizeof *moved * n);
         double along = 0, norm = 0, loss[2];
         for (size_t k = 0; k < n; k++) norm += (double)g[k] * (double)g[k];
@@ -422,7 +423,7 @@ END_TEST
 
 static void ck_same_gradients(GPT2 *a, GPT2 *b, const char *what) {
     for (int i = gpt2_own_tensors(a); i < gpt2_tensors(a); i++) {
-        float *x = part_of(a, i, GPT2_GRADIENT), *y = part_of(b, i, GPT2_GRADIENT);
+        float *x = tensor_part(a, i, GPT2_GRADIENT), *y = tensor_part(b, i, GPT2_GRADIENT);
         ck_assert_msg(!memcmp(x, y, sizeof(float) * gpt2_tensor(a, i)->n), "%s: %s differs", what,
                       gpt2_tensor(a, i)->name);
         free(x);
@@ -459,14 +460,14 @@ START_TEST(the_base_never_changes) {
                .beta2 = 0.99f,
                .epsilon = 1e-8f,
                .weight_decay = 0.1f};
-    for (int i = 0; i < gpt2_tensors(m); i++) before[i] = part_of(m, i, GPT2_WEIGHT);
+    for (int i = 0; i < gpt2_tensors(m); i++) before[i] = tensor_part(m, i, GPT2_WEIGHT);
     for (int t = 1; t <= 3; t++) {
         loss_of(m, &some_noise);
         gpt2_backward(m, dlogp, NULL, NULL);
         ck_assert(isfinite(gpt2_step(m, &o, t)));
     }
     for (int i = 0; i < gpt2_tensors(m); i++) {
-        after = part_of(m, i, GPT2_WEIGHT);
+        after = tensor_part(m, i, GPT2_WEIGHT);
         bool same = !memcmp(before[i], after, sizeof(float) * gpt2_tensor(m, i)->n);
         ck_assert_msg(same == (i < gpt2_own_tensors(m)), "%s", gpt2_tensor(m, i)->name);
         free(before[i]);
@@ -522,7 +523,7 @@ START_TEST(four_bits_are_the_dequantised_model) {
              *copy = gpt2_create(&small, false);
         int changed = 0;
         for (int i = 0; i < gpt2_own_tensors(m); i++) {
-            float *q = part_of(m, i, GPT2_WEIGHT), *w = part_of(plain, i, GPT2_WEIGHT);
+            float *q = tensor_part(m, i, GPT2_WEIGHT), *w = tensor_part(plain, i, GPT2_WEIGHT);
             const GPT2Tensor *t = gpt2_tensor(m, i);
             const bool matrix = t->ndim == 2 && !strncmp(t->name, "h.", 2),
                        same = !memcmp(q, w, sizeof(float) * t->n);
@@ -538,7 +539,7 @@ START_TEST(four_bits_are_the_dequantised_model) {
         technique_limits(&technique, &limits);
         gpt2_reserve(copy, &limits);
         for (int i = gpt2_own_tensors(m); i < gpt2_tensors(m); i++) {
-            float *w = part_of(m, i, GPT2_WEIGHT);
+            float *w = tensor_part(m, i, GPT2_WEIGHT);
             gpt2_write(copy, i, GPT2_WEIGHT, 0, gpt2_tensor(m, i)->n, w);
             free(w);
         }
@@ -571,7 +572,7 @@ START_TEST(copied_weights_are_quantised_like_mapped_ones) {
     GPT2Limits limits = small_limits(false);
     limits.format = FORMAT_NF4_DOUBLE;
     for (int i = 0; i < gpt2_tensors(mapped); i++) {
-        float *w = part_of(mapped, i, GPT2_WEIGHT);
+        float *w = tensor_part(mapped, i, GPT2_WEIGHT);
         ck_assert(!gpt2_map(copied, i, NULL));
         gpt2_write(copied, i, GPT2_WEIGHT, 0, gpt2_tensor(mapped, i)->n, w);
         free(w);
@@ -662,8 +663,7 @@ static int train(const char *name, const char *more) {
 
 START_TEST(it_trains_and_leaves_the_base_alone) {
     ck_assert_int_eq(train("first", "--max_steps 12 --save_steps 0"), 0);
-    ck_assert(
-        says("first", "trainable params: 98,304 || all params: 759,040 || trainable%: 12.9511"));
+    ck_assert(says("first", "parameters: 98,304 of 759,040 are trained, 12.9511 %"));
     ck_assert_int_eq(shell("cmp -s test/tiny/model.safetensors %s/tiny/model.safetensors", work),
                      0);
     ck_assert_int_ne(shell("test -e %s/first/model.safetensors", work), 0);
@@ -699,10 +699,11 @@ END_TEST
 START_TEST(a_resumed_run_has_the_bits_of_an_uninterrupted_one) {
     for (int four = 0; four < 2; four++) {
         char flags[512];
-        snprintf(flags, sizeof flags,
-                 "--max_steps 6 --dropout 0.1 --save_steps 3 --save_total_limit 0 --r 4 "
-                 "--target_modules c_proj,c_attn %s",
-                 four ? "--load_in_4bit" : "");
+        snprintf(
+            flags, sizeof flags,
+            "--max_steps 6 --dropout 0.1 --save_steps 3 --save_total_limit 0 --r 4 --keep_moments "
+            "--target_modules c_proj,c_attn %s",
+            four ? "--load_in_4bit" : "");
         ck_assert_int_eq(shell("rm -rf %s/whole %s/cut", work, work), 0);
         ck_assert_int_eq(train("whole", flags), 0);
         ck_assert_int_eq(shell("cp -r %s/whole %s/cut && rm -r %s/cut/checkpoint-6 "
@@ -815,7 +816,7 @@ START_TEST(a_wrong_adapter_is_refused) {
         {"truncate -s -9 bad/adapter_model.safetensors",
          {"cut short", "adapter_model.safetensors"}},
         {"rm bad/adapter_model.safetensors", {"cannot open", "adapter_model.safetensors"}},
-        {"rm bad/adapter_config.json", {"cannot open", "adapter_config.json"}},
+        {"rm bad/adapter_config.json", {"does not exist", "adapter_config.json"}},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         ck_assert_int_eq(shell("cd %s && rm -rf bad && cp -r first bad && %s", work, bad[i].spoil),

@@ -487,7 +487,7 @@ int main(int argc, char **argv) {
         a_mapped_model_gives_the_same_bits, unaligned_weights_are_copied,
         initial_weights_have_the_documented_distribution, memory_is_what_gpt2_memory_gives);
     TCase *children = tcase_create("children");
-    tcase_set_timeout(children, 600);
+    tcase_set_timeout(children, 3600);
     tcase_add_checked_fixture(children, begin, forget);
     tcase_add_loop_test(children, refusals_say_why_and_end_the_program, 0, LENGTH(refusals));
     tcase_add_test(children, memory_used_is_what_gpt2_memory_gives);

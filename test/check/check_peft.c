@@ -2,10 +2,12 @@
  * check_peft.c - adapter directories of PEFT and of AdapterHub.
  */
 #include "../../common/files/peft.c"  // for read_adapter_config
+#include "../golden/golden_torch.h"
 #include "hf_files.h"
 #include "program.h"
 
 #include <check.h>
+#include <sys/stat.h>
 
 /* ---- adapters -------------------------------------------------------------------------------- */
 
@@ -52,8 +54,9 @@ START_TEST(saves_and_loads_what_a_technique_added) {
     Error e;
     GPT2 *m = with_added(), *other = with_added();
     fill_added(m);
-    ck_assert_msg(!hf_save_added(m, in("a/b"), "w.safetensors", "{\"peft_type\": \"LORA\"}", &e),
-                  "%s", e.text);
+    ck_assert_msg(
+        !hf_save_added(m, in("a/b"), "w.safetensors", "{\"peft_type\": \"LORA\"}", NULL, &e), "%s",
+        e.text);
     ck_assert_int_eq(files_in("a/b"), 2);
     ck_same(get("a/b/adapter_config.json"), text("{\"peft_type\": \"LORA\"}\n"));
     SafeTensors *st = st_open(in("a/b/w.safetensors"), &e);
@@ -70,8 +73,8 @@ START_TEST(saves_and_loads_what_a_technique_added) {
     ck_assert_msg(!hf_load_added(other, in("a/b"), "w.safetensors", &e), "%s", e.text);
     ck_added(other, true);
     // cannot be written
-    ck_assert_int_eq(hf_save_added(m, in("a/b/w.safetensors"), "w", "{}", &e), -1);
-    ck_assert_int_eq(hf_save_added(m, in("a/b"), "none/w", "{}", &e), -1);
+    ck_assert_int_eq(hf_save_added(m, in("a/b/w.safetensors"), "w", "{}", NULL, &e), -1);
+    ck_assert_int_eq(hf_save_added(m, in("a/b"), "none/w", "{}", NULL, &e), -1);
     ck_same(get("a/b/adapter_config.json"), text("{\"peft_type\": \"LORA\"}\n"));
     gpt2_free(m);
     gpt2_free(other);
@@ -129,7 +132,7 @@ START_TEST(loads_an_adapter_strictly) {
          NULL,
          {"c_attn.lora_B.weight is missing", "[18,2]", "w.safetensors"}},
         {{RIGHT, TURNED, RIGHT}, NULL, {"c_attn.lora_B.weight", "[2,18]", "[18,2]"}},
-        {{RIGHT, RIGHT, INTEGER}, NULL, {"adapter_up.bias", "I32", "F32, F16 or BF16"}},
+        {{RIGHT, RIGHT, INTEGER}, NULL, {"adapter_up.bias", "I32", "F32, F16, BF16 or F64"}},
         {{RIGHT, RIGHT, RIGHT},
          "base_model.model.lm_head.lora_A.weight",
          {"lm_head.lora_A.weight is not one of the 3", "c_attn.lora_A", ""}},
@@ -145,8 +148,8 @@ START_TEST(loads_an_adapter_strictly) {
     }
     ck_assert_int_eq(hf_load_added(m, here, "none.safetensors", &e), -1);
     put_text("adapter_model.bin", "x");
-    ck_assert_int_eq(hf_load_added(m, here, "none.safetensors", &e), -1);
-    ck_says(&e, "none.safetensors", ".bin", "save the adapter again", NULL);
+    ck_assert_int_eq(hf_load_added(m, here, "adapter_model.safetensors", &e), -1);
+    ck_says(&e, "adapter_model.bin has 1 bytes", "neither container of torch.save", NULL);
     static const int good[][ADDED] = {
         {RIGHT, RIGHT, RIGHT}, {BARE, BARE, BARE}, {HALF, RIGHT, HALF}};
     for (int i = 0; i < 3; i++) {
@@ -157,6 +160,104 @@ START_TEST(loads_an_adapter_strictly) {
         gpt2_free(fresh);
     }
     gpt2_free(m);
+}
+END_TEST
+
+/* The pickles of older versions: what torch.save wrote for {"w": [[0.5, -2]], "h": [0.25]}. */
+START_TEST(loads_the_pickles_of_older_versions) {
+    static const GPT2Tensor two[] = {{"w", 2, {1, 2}, 2, false}, {"h", 1, {1, 1}, 1, false}};
+    static const char *const names[][2] = {{"adapter_model.safetensors", "adapter_model.bin"},
+                                           {"adapter.safetensors", "pytorch_adapter.bin"}};
+    Error e;
+    for (int i = 0; i < 4; i++) {
+        build_directory(&(Style){0});
+        GPT2 *m = ck_load(here, true);
+        gpt2_reserve(m, &(GPT2Limits){.tokens = 1, .sequences = 1, .more = two, .more_n = 2});
+        put(names[i % 2][1], golden_files[2 + i / 2].bytes, golden_files[2 + i / 2].n);
+        ck_assert_msg(!hf_load_added(m, here, names[i % 2][0], &e), "%s", e.text);
+        float x[3];
+        gpt2_read(m, TENSORS, GPT2_WEIGHT, 0, 2, x);
+        gpt2_read(m, TENSORS + 1, GPT2_WEIGHT, 0, 1, x + 2);
+        ck_assert(x[0] == 0.5f && x[1] == -2 && x[2] == 0.25f);
+        gpt2_free(m);
+        ck_assert_int_eq(unlink(in(names[i % 2][1])), 0);
+    }
+}
+END_TEST
+
+/* An adapter may bring its base's embedding or head, and AdapterHub writes a head into a file of
+   its own. Equal ones change nothing; others would, so they are refused by name. */
+START_TEST(embeddings_and_heads_of_an_adapter) {
+    static const struct {
+        const char *file, *name, *shape;
+        bool differs;
+        const char *says[2];
+    } row[] = {
+        {"model_head.safetensors", "lm_head.weight", "[11,6]", false, {NULL}},
+        {"model_head.safetensors",
+         "lm_head.weight",
+         "[11,6]",
+         true,
+         {"model_head.safetensors: tensor lm_head.weight is another", "trained"}},
+        {"model_head.safetensors",
+         "heads.default.3.weight",
+         "[11,6]",
+         false,
+         {"trained head (tensor heads.default.3.weight)", "with_head=False"}},
+        {"w.safetensors", "base_model.model.lm_head.weight", "[11,6]", false, {NULL}},
+        {"w.safetensors",
+         "base_model.model.transformer.wte.weight",
+         "[11,6]",
+         true,
+         {"wte.weight is another", "w.safetensors"}},
+        {"w.safetensors",
+         "base_model.model.lm_head.weight",
+         "[13,6]",
+         false,
+         {"embeddings of 13 tokens", "resize_token_embeddings(13)"}},
+    };
+    Error e;
+    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
+        Build b = {0};
+        float x[13 * C];
+        const int rows = row[i].shape[2] == '3' ? 13 : V;
+        build_directory(&(Style){0});
+        GPT2 *m = ck_load(here, true);
+        static const GPT2Tensor one[] = {{"h", 1, {1, 1}, 1, false}};
+        gpt2_reserve(m, &(GPT2Limits){.tokens = 1, .sequences = 1, .more = one, .more_n = 1});
+        for (int k = 0; k < rows * C; k++) x[k] = value(0, k);
+        if (row[i].differs) x[C] += 0.5f;
+        const bool apart = strcmp(row[i].file, "w.safetensors") != 0;
+        build_add(&b, row[i].name, "F32", row[i].shape, x, 4 * (size_t)(rows * C));
+        if (!apart) build_add(&b, "h", "F32", "[1]", x, 4);
+        build_end(&b, row[i].file, 0);
+        if (apart) {
+            Build own = {0};
+            build_add(&own, "h", "F32", "[1]", x, 4);
+            build_end(&own, "w.safetensors", 0);
+        }
+        const int status = hf_load_added(m, here, "w.safetensors", &e);
+        ck_assert_msg((status == 0) == (row[i].says[0] == NULL), "%zu: %s", i, e.text);
+        if (status) ck_says(&e, row[i].says[0], row[i].says[1], NULL);
+        gpt2_free(m);
+        unlink(in("model_head.safetensors"));
+    }
+}
+END_TEST
+
+START_TEST(an_adapter_with_a_name_is_below) {
+    LoraConfig lora;
+    Error e;
+    ck_assert_int_eq(mkdir(in("named"), 0777) | mkdir(in("named/mine"), 0777), 0);
+    ck_assert_int_eq(hf_lora_config(in("named"), &lora, &e), -1);
+    ck_says(&e, "cannot open", "named/adapter_config.json", NULL);
+    put_text("named/mine/adapter_config.json", "{}");
+    ck_assert_int_eq(hf_lora_config(in("named"), &lora, &e), -1);
+    ck_says(&e, "give ", "named/mine", NULL);
+    put_text("named/mine/config.json", "{}");
+    ck_assert_int_eq(unlink(in("named/mine/adapter_config.json")), 0);
+    ck_assert_int_eq(hf_lora_config(in("named/mine"), &lora, &e), -1);
+    ck_says(&e, "holds a model, not an adapter", NULL);
 }
 END_TEST
 
@@ -347,6 +448,9 @@ int main(void) {
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, saves_and_loads_what_a_technique_added);
     tcase_add_test(tc, loads_an_adapter_strictly);
+    tcase_add_test(tc, loads_the_pickles_of_older_versions);
+    tcase_add_test(tc, embeddings_and_heads_of_an_adapter);
+    tcase_add_test(tc, an_adapter_with_a_name_is_below);
     tcase_add_test(tc, tells_whose_adapter_it_is);
     tcase_add_test(tc, reads_and_writes_the_config_of_a_lora);
     tcase_add_test(tc, refuses_what_is_more_than_a_lora);

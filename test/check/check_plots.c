@@ -62,7 +62,8 @@ START_TEST(a_log_becomes_a_table) {
                      "a\tLoss, nats per scored token\teval_loss\t10\t0.25\n"
                      "a\tTokens predicted right, %\tmean_token_accuracy\t10\t25\n"
                      "a\tTokens predicted right, %\tmean_token_accuracy\t30\t100\n"
-                     "a\tTokens predicted right, %\teval_mean_token_accuracy\t10\t75\n");
+                     "a\tTokens predicted right, %\teval_mean_token_accuracy\t10\t75\n"
+                     "a\tNorm of the gradient, before clipping, norm\tgrad_norm\t10\t1e-05\n");
     // without held-out figures, and together with another run whose name is unusual
     write_log("b's 한국", "{\"step\": 1, \"loss\": 3}\n");
     ck_assert_int_eq(plots("", "--table a \"b's 한국\""), 0);
@@ -80,7 +81,8 @@ START_TEST(the_keys_say_what_kind_of_run_it_was) {
               says("\tmargin\t1\t0.1\n") && says("rewards/rejected\t1\t1.9\n"));
     write_log("ppo",
               "{\"step\": 1, \"objective/scores\": 4, \"objective/kl_exact\": 0.5, "
-              "\"objective/raw_scores\": 5, \"objective/kl_k1\": 0.4, "
+              "\"objective/raw_scores\": 5, \"objective/kl_k1\": 0.4, \"lengths/mean\": 7, "
+              "\"loss/value_avg\": 0.3, \"val/explained_variance\": 0.25, \"lr\": 0.1, "
               "\"policy/entropy_avg\": null, \"policy/clipfrac_avg\": 0.02}\n{\"step\": 1, "
               "\"eval/reward\": 1, \"eval/kl\": 2, \"eval/kl_exact\": 3}\n");
     ck_assert_int_eq(plots("", "--table ppo"), 0);
@@ -88,6 +90,8 @@ START_TEST(the_keys_say_what_kind_of_run_it_was) {
               says("KL from the reference, exact, nats per answer\tobjective/kl_exact\t1\t0.5\n"));
     ck_assert(says("eval/kl_exact\t1\t3\n") && says("policy/clipfrac_avg\t1\t2\n") &&
               says("eval/reward\t1\t1\n") && !says("entropy_avg"));
+    ck_assert(says("lengths/mean\t1\t7\n") && says("loss/value_avg\t1\t0.3\n") &&
+              says("val/explained_variance\t1\t25\n") && says("\tlr\t1\t0.1\n"));
     // without the exact KL of --exact_kl, the sampled one, and it says so
     write_log("ppo",
               "{\"step\": 1, \"objective/kl_exact\": null, \"objective/raw_scores\": 5, "
@@ -182,16 +186,16 @@ START_TEST(with_gnuplot_it_draws) {
     }
     write_log("a", supervised);
     ck_assert_msg(plots("", "a") == 0, "%s", text());
-    ck_assert(says("a/plot.png and a/plot.svg: 2 panels of 1 run"));
+    ck_assert(says("a/plot.png and a/plot.svg: 3 panels of 1 run"));
     ck_assert_int_eq(
         shell("head -c 8 %s/a/plot.png | od -An -tx1 | grep -q '89 50 4e 47 0d 0a 1a 0a'", work),
         0);
     ck_assert_int_eq(count("a/plot.svg", "</svg>"), 1);
     ck_assert_int_eq(count("a/plot.svg", ">nats per scored token<"), 1);
-    ck_assert_int_eq(count("a/plot.svg", ">optimiser step<"), 2);
+    ck_assert_int_eq(count("a/plot.svg", ">optimiser step<"), 3);
     ck_assert_int_eq(count("a/plot.svg", "<text>held-out</text>"), 2);
     ck_assert_int_eq(count("a/plot.svg", "<use xlink:href='#gpPt6'"),
-                     6);  // (2 points + 1 in the legend) of the two panels' training
+                     8);  // the points of three panels' training, 2, 2 and 1, and their legends
     ck_assert_int_eq(shell("ls -A %s/a | grep -q tmp", work), 1);
     // several in one picture, in the directory of the first; the names as they are
     write_log("b's 한국 _x^2", "{\"step\": 1, \"loss\": 3}\n{\"step\": 2, \"loss\": 2}\n");
@@ -203,7 +207,49 @@ START_TEST(with_gnuplot_it_draws) {
     ck_assert_msg(plots("", "flat") == 0, "%s", text());
     write_log("flat", "{\"step\": 1, \"loss\": 0}\n{\"step\": 2, \"loss\": 0}\n");
     ck_assert_msg(plots("", "flat") == 0, "%s", text());
-    ck_assert(says("1 panels of 1 run"));
+    ck_assert(says("1 panel of 1 run"));
+}
+END_TEST
+
+/* The title says which run it is, the legends what differs between several. */
+START_TEST(a_picture_says_what_it_shows) {
+    if (shell("command -v gnuplot >/dev/null 2>&1")) return;
+    static const char log[] =
+        "{\"step\": 0, \"eval_loss\": 4}\n{\"step\": 1, \"loss\": 3}\n{\"step\": 2, \"loss\": 2}\n";
+    ck_assert_int_eq(shell("mkdir -p %s/runs/low/sft %s/runs/high/sft", work, work), 0);
+    write_log("runs/low/sft", log);
+    write_log("runs/high/sft", log);
+    ck_assert_msg(plots("", "runs/low/sft") == 0, "%s", text());
+    ck_assert_int_eq(count("runs/low/sft/plot.svg", ">supervised, run runs/low/sft<"), 1);
+    ck_assert_int_eq(
+        shell("echo '{\"program\": \"lora\", \"model\": \"m/x\"}' >%s/runs/low/sft/run.json", work),
+        0);
+    ck_assert_msg(plots("", "runs/low/sft") == 0, "%s", text());
+    ck_assert_int_eq(count("runs/low/sft/plot.svg", ">lora, model m/x, run runs/low/sft<"), 1);
+    ck_assert_msg(plots("", "runs/low/sft runs/high/sft") == 0, "%s", text());
+    ck_assert_int_eq(count("runs/low/sft/plots.svg", ">lora: low, high<"), 1);
+    ck_assert_int_eq(count("runs/low/sft/plots.svg", "<text>low, training</text>"), 1);
+    ck_assert_int_eq(count("runs/low/sft/plots.svg", "<text>high, held-out</text>"), 1);
+    // runs that differ in a flag are called by it
+    static const char *const rates[][2] = {{"low", "1e-05"}, {"high", "0.001"}};
+    for (int i = 0; i < 2; i++)
+        ck_assert_int_eq(
+            shell("printf '{\\n  \"program\": \"sft\",\\n  \"flags\": {\\n    \"model\": "
+                  "\"m/x\",\\n    \"learning_rate\": %s,\\n    \"output\": \"%s\"\\n  }\\n}\\n' "
+                  ">%s/runs/%s/sft/run.json",
+                  rates[i][1], rates[i][0], work, rates[i][0]),
+            0);
+    ck_assert_msg(plots("", "runs/low/sft runs/high/sft") == 0, "%s", text());
+    ck_assert_int_eq(count("runs/low/sft/plots.svg", "<text>learning_rate 0.001, training</text>"),
+                     1);
+    ck_assert_int_eq(count("runs/low/sft/plots.svg", "<text>learning_rate 1e-05, held-out</text>"),
+                     1);
+    // two directories with one name are told apart by those above them; one is named by its path
+    ck_assert_msg(plots("", "runs/low/sft runs/low/sft") == 0, "%s", text());
+    ck_assert_int_eq(count("runs/low/sft/plots.svg", "<text>runs/low/sft, training</text>"), 2);
+    // the value of step 0, before training, is drawn
+    ck_assert_int_eq(plots("", "--table runs/low/sft"), 0);
+    ck_assert(says("\teval_loss\t0\t4\n"));
 }
 END_TEST
 
@@ -213,7 +259,7 @@ START_TEST(the_programs_own_logs_are_understood) {
     } run[] = {
         {"sft",
          "--max_steps 2 --logging_steps 1 --eval_steps 1 --eval_samples 1 --max_new_tokens 2",
-         {"\tloss\t2\t", "\teval_loss\t1\t", "\teval_mean_token_accuracy\t2\t",
+         {"\tloss\t2\t", "\teval_loss\t0\t", "\teval_mean_token_accuracy\t2\t",
           "\tmean_token_accuracy\t1\t"}},
         {"reward",
          "--max_steps 2 --logging_steps 1 --eval_steps 1 --per_device_train_batch_size 4 --eval "
@@ -228,7 +274,7 @@ START_TEST(the_programs_own_logs_are_understood) {
         {"constitutional",
          "--model test/tiny/chat --prompts $W/prompts.jsonl --eval $W/prompts.jsonl --max_steps 1 "
          "--eval_steps 1 --max_new_tokens 64 --logging_steps 1 "
-         "--max_iterations 1 --constitution test/tiny/constitution.json",
+         "--max_iterations 1 --constitution test/tiny/constitution.json --breaches silly",
          {"\teval_breaches\t1\t", "\teval_criticised\t1\t", "\tloss\t1\t", "Held-out"}}};
     ck_assert_int_eq(shell("head -n 6 test/tiny/preferences-eval.jsonl >%s/pairs.jsonl && head -n "
                            "3 test/tiny/prompts.jsonl >%s/prompts.jsonl",
@@ -257,6 +303,7 @@ int main(void) {
         half_a_last_line_is_left_out,
         without_gnuplot_it_says_what_to_install,
         with_gnuplot_it_draws,
+        a_picture_says_what_it_shows,
         the_programs_own_logs_are_understood,
     };
     int failed = run_tests("plots", NULL, tests, sizeof tests / sizeof *tests);

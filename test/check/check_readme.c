@@ -188,7 +188,8 @@ START_TEST(the_messages_they_quote_are_printed) {
                            work, root),
                      0);
     write_file("fields.jsonl", "{\"질문\": \"안녕\", \"답변\": \"안녕하세요\"}\n");
-    write_file("array.json", "[{\"instruction\": \"a\",\n  \"output\": \"b\"}]\n");
+    write_file("korean.jsonl", "{\"instruction\": \"\xB4\xE4\", \"output\": \"b\"}\n");
+    write_file("table.csv", "instruction,output\na,b\n");
     ck_assert_int_eq(shell("cd %s && $BUILD/sft --model test/tiny --data my.jsonl --max_steps 1 "
                            "--eval_samples 0 --output tuned >/dev/null",
                            work),
@@ -313,7 +314,7 @@ START_TEST(the_files_they_show_are_there_and_small) {
             struct stat s;
             ck_assert_msg(!stat(path, &s), "%s links to %s", pages[k].path, path);
             if (n < 4 || strncmp(p + n - 4, ".svg", 4)) continue;
-            ck_assert_msg(s.st_size > 1000 && s.st_size < 40000, "%s", path);
+            ck_assert_msg(s.st_size > 1000 && s.st_size < 65536, "%s", path);
             pictures++;
         }
     ck_assert_int_ge(pictures, 4);

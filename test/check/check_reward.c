@@ -334,7 +334,7 @@ START_TEST(a_pair_without_a_prompt_is_two_sequences) {
     c = pair_batch_new(1, 16);
     batch_fill(&c, &q, &first, 1, true);
     ck_assert_int_eq(c.batch.S, 2);
-    ck_assert(c.last[0] == 3 && c.last[1] == 5);
+    ck_assert(c.last[0][0] == 3 && c.last[0][1] == 5);
     batch_rewards(&c, m, NULL);
     ck_assert(isfinite(c.chosen[0]) && c.chosen[0] != c.rejected[0]);
     records_free(&records);
@@ -450,8 +450,9 @@ START_TEST(it_learns_to_tell_them_apart) {
     ck_assert_int_ge(n, 10);
     ck_assert_msg(loss[n - 1] < 0.5 * loss[0], "loss %g at first, %g at last", loss[0],
                   loss[n - 1]);
-    ck_assert_int_eq(numbers("learn/log.jsonl", "eval_accuracy", right, 4), 1);
-    ck_assert_msg(right[0] > 0.85, "held-out accuracy %g", right[0]);
+    ck_assert_int_eq(numbers("learn/log.jsonl", "eval_accuracy", right, 4), 2);
+    ck_assert_msg(right[0] < 0.85 && right[1] > 0.85, "held-out accuracy %g, then %g", right[0],
+                  right[1]);
     ck_assert(printed("learn", "held-out accuracy by margin"));
     static const char *const names[] = {"accuracy",         "margin",     "rewards/chosen",
                                         "rewards/rejected", "min_reward", "mean_reward",
@@ -483,7 +484,7 @@ END_TEST
 START_TEST(a_resumed_run_has_the_bits_of_an_uninterrupted_one) {
     const char *more =
         "--max_steps 10 --per_device_train_batch_size 3 --gradient_accumulation_steps 2 --dropout "
-        "0.1 --save_steps 5 --save_total_limit 0 --normalize";
+        "0.1 --save_steps 5 --save_total_limit 0 --keep_moments --normalize";
     ck_assert_int_eq(train("whole", more), 0);
     // everything after step 5 is lost, as after a crash
     ck_assert_int_eq(
@@ -546,7 +547,7 @@ START_TEST(scores_are_those_of_the_library) {
                           golden_text[i], score[i], golden_score[i]);
     }
     ck_assert_int_eq(
-        shell("cp %s/scores.jsonl %s/printed && %s/reward --model test/tiny/reward --score "
+        shell("mv %s/scores.jsonl %s/printed && %s/reward --model test/tiny/reward --score "
               "%s/golden.jsonl --score_output %s/scores.jsonl >%s/nothing.txt && "
               "cmp -s %s/scores.jsonl %s/printed && test ! -s %s/nothing.txt",
               work, work, build(), work, work, work, work, work, work),
@@ -664,19 +665,22 @@ START_TEST(bad_pairs_are_counted_or_end_with_2) {
         "\"chosen\": \"\", \"rejected\": \"R\"}\n"
         "{\"prompt\": \"P\", \"chosen\": \"<|endoftext|>\", \"rejected\": \"R\"}\n{\"prompt\": "
         "\"P\", \"chosen\": \"C\", \"rejected\": \"C\"}\n"
-        "{\"chosen\": \"\\n\\nAssistant: a\", \"rejected\": \"no\\n\\nAssistant: b\"}\nnot JSON\n");
+        "{\"chosen\": \"\\n\\nAssistant: a\", \"rejected\": \"no\\n\\nAssistant: b\"}\nnot JSON\n"
+        "{\"prompt\": \"P\", \"chosen\": \"D\", \"rejected\": \"R\"}\n{\"prompt\": \"P\", "
+        "\"chosen\": "
+        "\"E\", \"rejected\": \"R\"}\n");
     char more[2][512];
     for (int strict = 0; strict < 2; strict++)
         snprintf(more[strict], 512, "--data %s/mixed.jsonl --dry_run --max_steps 1 %s", work,
                  strict ? "--strict" : "");
     ck_assert_int_eq(train("mixed", more[0]), 0);
-    ck_assert(printed("mixed", "skipped 2 lines that are no record; the first:") &&
+    ck_assert(printed("mixed", "skipped 2 of 8 lines, because they are no pair; the first:") &&
               printed("mixed", "mixed.jsonl:2:17: the answer in \"chosen\" is empty"));
     ck_assert(
-        printed("mixed", "left out 1 pairs whose chosen and rejected answer different prompts"));
-    ck_assert(printed("mixed", "left out 1 pairs with an answer that has no token") &&
-              printed("mixed", "left out 1 pairs whose answers are the same"));
-    ck_assert(printed("mixed", "1 pairs to train on"));
+        printed("mixed", "left out 1 pair whose chosen and rejected answer different prompts"));
+    ck_assert(printed("mixed", "left out 1 pair with an answer that has no token") &&
+              printed("mixed", "left out 1 pair whose answers are the same"));
+    ck_assert(printed("mixed", "3 pairs to train on"));
     ck_assert_int_eq(train("mixed", more[1]), 2);
     write_lines("mixed.jsonl", "{\"prompt\": \"P\", \"chosen\": \"C\", \"rejected\": \"C\"}\n");
     ck_assert_int_eq(train("none", more[0]), 2);
@@ -694,8 +698,8 @@ START_TEST(bad_pairs_are_counted_or_end_with_2) {
     snprintf(more[0], 512, "--data %s/mixed.jsonl --max_steps 1", work);
     ck_assert_int_eq(train("long", more[0]), 0);
     ck_assert(
-        printed("long", "1 prompts lost their beginning") &&
-        printed("long", "left out 1 pairs with an answer that is longer than --max_length 256"));
+        printed("long", "cut the beginning of 1 prompt,") &&
+        printed("long", "left out 1 pair with an answer that is longer than --max_length 256"));
 }
 END_TEST
 
@@ -746,20 +750,24 @@ START_TEST(a_reward_that_is_not_finite_ends_with_1) {
     char dir[128], more[256];
     GPT2 *m = hf_load_head("test/tiny/chat", SCORE_HEAD, false, NULL, &e);
     ck_assert_msg(m != NULL, "%s", e.text);
-    gpt2_write(m, gpt2_own_tensors(m) - 1, GPT2_WEIGHT, 5, 1, &(float){NAN});
+    // the weights are finite, and what is computed with them is not
+    const int C = gpt2_config(m)->n_embd;
+    float *w = (float *)xmalloc(sizeof *w * (size_t)C);
+    for (int c = 0; c < C; c++) w[c] = 3e38f;
+    gpt2_write(m, gpt2_own_tensors(m) - 1, GPT2_WEIGHT, 0, (size_t)C, w);
+    free(w);
     snprintf(dir, sizeof dir, "%s/poisoned", work);
     ck_assert_msg(hf_save(m, dir, "test/tiny/chat", &e) == 0, "%s", e.text);
     gpt2_free(m);
     snprintf(more, sizeof more, "--max_steps 2 --model %s", dir);
     ck_assert_int_eq(train("nan", more), 1);
-    ck_assert(printed("nan", "step 1: the loss is ") && printed("nan", "lower --learning_rate"));
+    ck_assert(printed("nan", "the loss of the held-out pairs is "));
     ck_assert_int_ne(shell("test -e %s/nan/model.safetensors", work), 0);
-    // a score that is not finite is written as null
     write_lines("one.jsonl", "{\"text\": \"So what?\"}\n");
-    ck_assert_int_eq(
-        shell("%s/reward --model %s --score %s/one.jsonl >%s/nan.txt", build(), dir, work, work),
-        0);
-    ck_assert(printed("nan", "{\"line\": 1, \"score\": null}"));
+    ck_assert_int_eq(shell("%s/reward --model %s --score %s/one.jsonl >%s/nan.txt 2>&1", build(),
+                           dir, work, work),
+                     1);
+    ck_assert(printed("nan", "the score of the text on line 1 is "));
 }
 END_TEST
 

@@ -11,6 +11,8 @@
 
 #include "toy.h"
 
+#include <sys/ioctl.h>
+
 static const Flag no_flags[] = {{0}};
 static const Program bare = {.name = "prog", .about = "A toy.", .flags = no_flags};
 
@@ -347,7 +349,7 @@ START_TEST(test_nothing_to_train_on) {
     assert_said("no example to train on");
     ck_toy(0, "--examples 0 --max_steps 0");
     ck_toy(2, "--examples 1 --dataloader_drop_last");
-    assert_said("1 examples do not fill a batch of 2");
+    assert_said("the data has 1 example, which is less than a batch of 2");
     ck_toy(2, "--examples 1000000 --num_train_epochs 1e6");
     assert_said("more steps than can be counted");
 }
@@ -393,8 +395,8 @@ END_TEST
 START_TEST(test_no_output_writes_nothing) {
     const int before = count_entries("", "");
     ck_toy(0, "--max_steps 6");
-    assert_said("step 6/6  loss ");
-    assert_said(" tokens/s  ");
+    assert_said("\n     6/6  ");
+    assert_said("  tokens      time\n    step      loss  accuracy");
     ck_toy(130, "--max_steps 6 --signal_at 2");
     assert_said("stopped at step 2 of 6; nothing is saved");
     ck_assert_int_eq(count_entries("", ""), before);
@@ -449,22 +451,66 @@ START_TEST(test_texts) {
     run_print_parameters(1024, 4096);
     end_capture();
     Str line = bytes_of("line.txt");
-    ck_assert_str_eq(line.s,
-                     "trainable params: 1,024 || all params: 4,096 || trainable%: 25.0000\n");
+    ck_assert_str_eq(line.s, "parameters: 1,024 of 4,096 are trained, 25.0000 %\n");
     free(line.s);
+}
+END_TEST
+
+/* A pseudo terminal, whose other side is *slave; or -1, which it says. */
+static int open_terminal(int *slave) {
+    const int master = posix_openpt(O_RDWR | O_NOCTTY);
+    if (master < 0 || grantpt(master) || unlockpt(master)) {
+        fprintf(stderr, "check_run: no pseudo terminal here, the progress line is not tested\n");
+        return -1;
+    }
+    *slave = open(ptsname(master), O_RDWR | O_NOCTTY);
+    ck_assert_int_ge(*slave, 0);
+    return master;
+}
+
+/* What the child has written to the terminal when it has ended, as it must, with 0. Closes both
+   sides. */
+static void read_terminal(pid_t child, int master, int slave, char *text, size_t size) {
+    int status;
+    size_t n = 0;
+    ck_assert_int_eq(waitpid(child, &status, 0), child);
+    ck_assert_int_eq(status, 0);
+    close(slave);
+    for (ssize_t got; n < size - 1 && (got = read(master, text + n, size - 1 - n)) > 0;)
+        n += (size_t)got;
+    text[n] = 0;
+    close(master);
+}
+
+/* It is cut and erased by its columns: a character of Korean has two, and three bytes. */
+START_TEST(test_progress_is_as_wide_as_the_terminal) {
+    int slave, master = open_terminal(&slave);
+    if (master < 0) return;
+    const struct winsize size = {.ws_row = 24, .ws_col = 40};
+    ck_assert_int_eq(ioctl(master, TIOCSWINSZ, &size), 0);
+    fflush(stdout);
+    pid_t child = fork();
+    if (!child) {
+        dup2(slave, STDOUT_FILENO);
+        streams_begin();
+        streams_progress("가나다라마바사아자차카타파하가나다라마바사아자차카타파하");
+        streams_progress("가나");
+        streams_progress("");
+        exit(0);
+    }
+    char text[1024], expected[256];
+    read_terminal(child, master, slave, text, sizeof text);
+    snprintf(expected, sizeof expected, "가나다라마바사아자차카타파하가나다라마\r%38s\r가나\r%4s\r",
+             "", "");
+    ck_assert_str_eq(text, expected);
 }
 END_TEST
 
 /* On a terminal the line of progress is rewritten, and erased before a line of the log. The
  * terminal here is a pseudo one. */
 START_TEST(test_progress_on_a_terminal) {
-    int master = posix_openpt(O_RDWR | O_NOCTTY);
-    if (master < 0 || grantpt(master) || unlockpt(master)) {
-        fprintf(stderr, "check_run: no pseudo terminal here, the progress line is not tested\n");
-        return;
-    }
-    int slave = open(ptsname(master), O_RDWR | O_NOCTTY);
-    ck_assert_int_ge(slave, 0);
+    int slave, master = open_terminal(&slave);
+    if (master < 0) return;
     fflush(stdout);
     pid_t child = fork();
     if (!child) {
@@ -481,17 +527,8 @@ START_TEST(test_progress_on_a_terminal) {
         run_next(&run);
         exit(0);
     }
-    int status;
-    ck_assert_int_eq(waitpid(child, &status, 0), child);
-    ck_assert_int_eq(status, 0);
-    close(slave);
-    char text[1024];
-    size_t n = 0;
-    for (ssize_t got;
-         n < sizeof text - 1 && (got = read(master, text + n, sizeof text - 1 - n)) > 0;)
-        n += (size_t)got;
-    text[n] = 0;
-    close(master);
+    char text[2048];
+    read_terminal(child, master, slave, text, sizeof text);
     int rate, left;
     const char *line = strstr(text, "step 2/100  loss 3.5000  ");
     ck_assert_msg(line != NULL, "%s", text);
@@ -502,8 +539,40 @@ START_TEST(test_progress_on_a_terminal) {
     ck_assert_int_ge(left, 19);
     const char *cleared = strstr(line, "\r   ");
     ck_assert_ptr_nonnull(cleared);
-    // the line of the log is alone on its line
-    ck_assert_ptr_nonnull(strstr(cleared, " \rstep 2/100  loss 3.5  "));
+    // the row of the table is alone on its line, below the heading
+    const char *heading = strstr(cleared, "    step      loss  accuracy");
+    ck_assert_msg(heading != NULL, "%s", cleared);
+    ck_assert_ptr_nonnull(strstr(heading, "\r\n   2/100    3.5000  "));
+    ck_assert_ptr_nonnull(strstr(text, "\rtime: about "));
+}
+END_TEST
+
+/* As --early_stopping_patience ends it: 98 steps are left out, which would take ten seconds. */
+START_TEST(test_no_time_is_left_of_a_run_that_stops) {
+    fflush(stdout);
+    const pid_t child = fork();
+    if (!child) {
+        static Run run;
+        begin_capture("row");
+        accept(&run, "--max_steps 100 --logging_steps 1");
+        plan(&run, 800);
+        for (int step = 0; step < 2; step++) {
+            run_next(&run);
+            usleep(100000);
+            watch(&run, "loss", 3.5);
+            run_progress(&run, 3.5, 40);
+        }
+        run.state->stopped_at = 2;
+        run_next(&run);
+        exit(0);
+    }
+    int status;
+    ck_assert_int_eq(waitpid(child, &status, 0), child);
+    ck_assert_int_eq(status, 0);
+    Str text = bytes_of("row");
+    const char *row = strstr(text.s, " 2/100 "), *end = row ? strchr(row, '\n') : NULL;
+    ck_assert_msg(end && !strncmp(end - 4, " 0 s", 4), "%s", text.s);
+    free(text.s);
 }
 END_TEST
 
@@ -520,8 +589,13 @@ int main(void) {
                                      test_settings_of_the_optimiser,
                                      test_dropout,
                                      test_nothing_to_train_on};
-    const TTest *const loop[] = {test_a_run_to_its_end, test_no_output_writes_nothing,
-                                 test_optimise, test_texts, test_progress_on_a_terminal};
+    const TTest *const loop[] = {test_a_run_to_its_end,
+                                 test_no_output_writes_nothing,
+                                 test_optimise,
+                                 test_texts,
+                                 test_progress_is_as_wide_as_the_terminal,
+                                 test_progress_on_a_terminal,
+                                 test_no_time_is_left_of_a_run_that_stops};
     add_tests(suite, "schedule", make_toy, schedule, COUNT(schedule));
     add_tests(suite, "loop", make_toy, loop, COUNT(loop));
     return finish_suite(suite);

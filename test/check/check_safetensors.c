@@ -185,7 +185,7 @@ START_TEST(refuses_hostile_headers) {
     for (size_t i = 0; i < sizeof hostile / sizeof *hostile; i++) {
         Str file = file_of(strlen(hostile[i].header), hostile[i].header, data, hostile[i].bytes);
         void *copy;
-        Error e = {""};
+        Error e = {0};
         SafeTensors *st = parse_copy(file.s, file.n, &copy, &e);
         ck_assert_msg(st == NULL, "accepted: %s", hostile[i].header);
         ck_says(&e, "x.safetensors", NULL);
@@ -227,7 +227,7 @@ START_TEST(refuses_every_truncation) {
     Str file = good_file();
     for (size_t n = 0; n < file.n; n++) {
         void *copy;
-        Error e = {""};
+        Error e = {0};
         ck_assert_msg(!parse_copy(file.s, n, &copy, &e), "%zu of %zu bytes accepted", n, file.n);
         ck_says(&e, "x.safetensors", NULL);
         free(copy);

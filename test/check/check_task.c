@@ -1,5 +1,6 @@
 /*
- * check_task.c - what the supervised stages share: ROUGE-L against cases worked by hand.
+ * check_task.c - what the supervised stages share: ROUGE-L against cases worked by hand, and
+ * the last sentence of a run.
  */
 #include "run/task.c"  // for a look inside
 #include "program.h"
@@ -32,11 +33,45 @@ START_TEST(words_are_runs_of_letters_and_digits) {
 }
 END_TEST
 
+/* The sentence that a run ends with, of 1000 held-out tokens. */
+static char *sentence(double loss_before, double loss_after, double right_before,
+                      double right_after) {
+    const Task t = {.before = {1000 * loss_before, right_before, 1000},
+                    .after = {1000 * loss_after, right_after, 1000}};
+    hear();
+    conclude(&t);
+    return heard();
+}
+
+START_TEST(the_last_sentence_praises_no_falling_accuracy) {
+    static const struct {
+        double loss[2], right[2];
+        const char *says, *says_not;
+    } cases[] = {
+        {{2, 1}, {756, 860}, "now predicts 86.0 % of the scored tokens, and 75.6 %", "not rise"},
+        {{2, 1}, {860, 756}, "did not rise: the model now predicts 75.6 %", "not trained on"},
+        {{2, 1}, {860, 860.2}, "the accuracy stayed at 86.0 %", "now predicts"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char *text =
+            sentence(cases[i].loss[0], cases[i].loss[1], cases[i].right[0], cases[i].right[1]);
+        ck_assert_msg(strstr(text, cases[i].says) && !strstr(text, cases[i].says_not), "%s", text);
+        ck_assert(strstr(text, "fell from 2.0000 to 1.0000") != NULL);
+        free(text);
+    }
+    // a loss that does not fall, as it is printed, is not said to fall
+    char *text = sentence(1.00001, 1, 756, 860);
+    ck_assert_str_eq(text, "");
+    free(text);
+}
+END_TEST
+
 int main(void) {
     Suite *s = suite_create("task");
     TCase *c = tcase_create("rouge");
     tcase_add_test(c, rouge_is_the_f_measure_of_the_longest_common_subsequence);
     tcase_add_test(c, words_are_runs_of_letters_and_digits);
+    tcase_add_test(c, the_last_sentence_praises_no_falling_accuracy);
     suite_add_tcase(s, c);
     int failed = run_suite(s);
     return failed != 0;

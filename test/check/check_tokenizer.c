@@ -6,6 +6,7 @@
  */
 #include "text_files.h"
 
+#include "../golden/golden_added.h"
 #include "../golden/golden_text.h"
 
 /* ---- encoding -------------------------------------------------------------------------------- */
@@ -232,7 +233,7 @@ START_TEST(added_tokens) {
     clean_directory();
     write_str("vocab.json", vocabulary(hand_merges, COUNT(hand_merges)));
     write_str("merges.txt", merges_txt(hand_merges, COUNT(hand_merges)));
-    write_file("added_tokens.json", added, sizeof added - 1);
+    write_text("added_tokens.json", added);
     Tokenizer *t = must_load();
     ck_assert_int_eq(tokenizer_size(t), 281);
     const int ids[] = {256, 277, 278, '<', '|',      'u',
@@ -244,8 +245,6 @@ START_TEST(added_tokens) {
 }
 END_TEST
 
-/* ---- loading --------------------------------------------------------------------------------- */
-
 /* s with its first `from` replaced. */
 static Str replaced(Str s, const char *from, const char *to) {
     Str out = {0};
@@ -256,8 +255,86 @@ static Str replaced(Str s, const char *from, const char *to) {
     return out;
 }
 
+/* The tokens of a setting as tokenizer.json lists them. */
+static Str listed_tokens(const GoldenSetting *g) {
+    static const char *const flag[][2] = {
+        {"l", "lstrip"}, {"r", "rstrip"}, {"w", "single_word"}, {"n", "normalized"}};
+    Str out = {0};
+    str_printf(&out, "{\"id\": 256, \"content\": \"<|endoftext|>\"}");
+    for (int i = 0; i < COUNT(g->added) && g->added[i].content; i++) {
+        str_printf(&out, ", {\"id\": %d, \"content\": \"%s\"", 257 + i, g->added[i].content);
+        for (int k = 0; k < 4; k++)
+            if (strstr(g->added[i].flags, flag[k][0]))
+                str_printf(&out, ", \"%s\": true", flag[k][1]);
+        str_printf(&out, "}");
+    }
+    return out;
+}
+
+START_TEST(added_tokens_as_in_the_library) {
+    int checked = 0;
+    for (int k = 0; k < COUNT(golden_setting); k++) {
+        clean_directory();
+        Str vocab = vocabulary(NULL, 0), added = listed_tokens(&golden_setting[k]);
+        Str json = tokenizer_json(vocab.s, NULL, 0, false, added.s, "");
+        Str config = {0};
+        str_printf(&config, "{\"add_prefix_space\": %s}", golden_setting[k].add_prefix_space);
+        if (!strcmp(golden_setting[k].add_prefix_space, "true"))
+            json = replaced(json, "\"add_prefix_space\": false", "\"add_prefix_space\": true");
+        write_str("tokenizer.json", json);
+        write_str("tokenizer_config.json", config);
+        Tokenizer *t = must_load();
+        for (int i = 0; i < COUNT(golden_added); i++) {
+            const GoldenAdded *g = &golden_added[i];
+            if (g->setting != k) continue;
+            Ints got = {0};
+            tokenizer_encode(t, g->text, strlen(g->text), true, &got);
+            bool same = (int)got.n == g->n;
+            for (int j = 0; same && j < g->n; j++) same = got.v[j] == g->ids[j];
+            ck_assert_msg(same, "setting %d: other ids of \"%s\"", k, g->text);
+            free(got.v);
+            checked++;
+        }
+        tokenizer_free(t);
+        free(vocab.s);
+        free(added.s);
+    }
+    ck_assert_int_eq(checked, COUNT(golden_added));
+}
+END_TEST
+
+/* Thousands of tokens that begin with the same byte cost no more than one: a search that compared
+   each with the text took minutes here. */
+START_TEST(many_added_tokens) {
+    enum { TOKENS = 10000, CHARACTERS = 200000 };
+    Str added = {0}, text = {0};
+    Ints ids = {0};
+    for (int i = 0; i < TOKENS; i++)
+        str_printf(&added, "%s\"\\u%04x\\uC694\": %d", i ? ", " : "{", 0xAC00 + i, 257 + i);
+    str_printf(&added, "}");
+    clean_directory();
+    write_str("vocab.json", vocabulary(NULL, 0));
+    write_str("merges.txt", merges_txt(NULL, 0));
+    write_str("added_tokens.json", added);
+    Tokenizer *t = must_load();
+    // U+B098 is followed by U+C694 once in four times
+    for (int i = 0; i < CHARACTERS; i += 4)
+        str_printf(&text, "\xEB\x82\x98\xEB\x82\x98\xEB\x82\x98\xEC\x9A\x94");
+    const double before = now_seconds();
+    tokenizer_encode(t, text.s, text.n, true, &ids);
+    ck_assert_double_lt(now_seconds() - before, 5);
+    ck_assert_uint_eq(ids.n, CHARACTERS / 4 * 7);
+    ck_assert_int_eq(ids.v[6], 257 + 0xB098 - 0xAC00);
+    free(text.s);
+    free(ids.v);
+    tokenizer_free(t);
+}
+END_TEST
+
+/* ---- loading --------------------------------------------------------------------------------- */
+
 static void must_not_load(const char *word) {
-    Error e = {""};
+    Error e = {0};
     Tokenizer *t = tokenizer_load(directory, &e);
     ck_assert_msg(t == NULL, "loaded what lacks: %s", word);
     ck_assert_msg(strstr(e.text, word) != NULL, "\"%s\" does not say \"%s\"", e.text, word);
@@ -291,13 +368,75 @@ START_TEST(tokenizer_json_is_the_same) {
 }
 END_TEST
 
+#define GPT2_PATTERN                                                                               \
+    "'s|'t|'re|'ve|'m|'ll|'d| ?\\\\p{L}+| ?\\\\p{N}+| ?[^\\\\s\\\\p{L}\\\\p{N}]+|\\\\s+(?!\\\\S)|" \
+    "\\\\s+"
+#define LEVEL "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"use_regex\": false}"
+#define SPLIT(pattern, behavior, invert)                                                           \
+    "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", \"pattern\": {"            \
+    "\"Regex\": \"" pattern "\"}, \"behavior\": \"" behavior "\", \"invert\": " invert "}, " LEVEL \
+    "]}"
+
+/* Spellings of GPT-2's tokenizer that the tokenizers library (0.22.1) reads as the same one. */
+START_TEST(other_spellings_of_the_same_tokenizer) {
+    static const char plain[] = "{\"type\": \"ByteLevel\", \"add_prefix_space\": false}";
+    static const char *const spelling[][2] = {
+        {plain, SPLIT(GPT2_PATTERN, "Isolated", "false")},
+        {plain, SPLIT(GPT2_PATTERN, "Removed", "true")},
+        {plain,
+         "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Sequence\", "
+         "\"pretokenizers\": [{\"type\": \"ByteLevel\", \"add_prefix_space\": false}]}]}"},
+        {"{\"added_tokens\"",
+         "{\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": []}, \"added_tokens\""},
+        {"{\"added_tokens\"",
+         "{\"post_processor\": {\"type\": \"Sequence\", \"processors\": [{\"type\": "
+         "\"ByteLevel\", \"trim_offsets\": false}, {\"type\": \"TemplateProcessing\", \"single\": "
+         "[{\"Sequence\": {\"id\": \"A\"}}]}]}, \"added_tokens\""},
+    };
+    static const char text[] = "hello world it's  \xED\x95\x9C\n\n";
+    const int ids[] = {259, 264, ' ', 'i', 't', 271, ' ', ' ', 274, 270};
+    for (int i = 0; i < COUNT(spelling); i++) {
+        clean_directory();
+        Str vocab = vocabulary(hand_merges, COUNT(hand_merges));
+        Str json = tokenizer_json(vocab.s, hand_merges, COUNT(hand_merges), false, "", "");
+        write_str("tokenizer.json", replaced(json, spelling[i][0], spelling[i][1]));
+        free(vocab.s);
+        Tokenizer *t = must_load();
+        check_ids(t, text, sizeof text - 1, true, ids, COUNT(ids));
+        tokenizer_free(t);
+    }
+}
+END_TEST
+
 START_TEST(wrong_tokenizer_json) {
     static const struct {
         const char *added, *more, *from, *to, *word;
     } wrong[] = {
         {"", "\"normalizer\": {\"type\": \"NFC\"},", "", "", "normalizer"},
         {"", "", "ByteLevel", "Whitespace", "pre_tokenizer"},
-        {"", "", "\"add_prefix_space\": false", "\"add_prefix_space\": true", "pre_tokenizer"},
+        {"", "", "{\"type\": \"ByteLevel\", \"add_prefix_space\": false}",
+         SPLIT("\\\\w+", "Isolated", "false"), "found Split with another pattern"},
+        {"", "", "{\"type\": \"ByteLevel\", \"add_prefix_space\": false}",
+         SPLIT(GPT2_PATTERN, "Removed", "false"), "found Split with another pattern"},
+        {"", "", "{\"type\": \"ByteLevel\", \"add_prefix_space\": false}", LEVEL,
+         "found ByteLevel with another pattern"},
+        {"", "\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFC\"}]},",
+         "", "", "normalizer"},
+        {"",
+         "\"post_processor\": {\"type\": \"Sequence\", \"processors\": [{\"type\": "
+         "\"ByteLevel\"}, {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": "
+         "{\"id\": \"x\"}}, {\"Sequence\": {\"id\": \"A\"}}]}]},",
+         "", "", "write it there in --template"},
+        {"", "", "\"add_prefix_space\": false", "\"add_prefix_space\": true",
+         "add_prefix_space of tokenizer_config.json is false"},
+        {"", "", "ByteLevel", "Metaspace", "as in KoGPT2"},
+        {"", "\"post_processor\": {\"type\": \"RobertaProcessing\"},", "", "", "adds tokens"},
+        {"",
+         "\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": "
+         "{\"id\": \"<|endoftext|>\"}}, {\"Sequence\": {\"id\": \"A\"}}]},",
+         "", "", "TemplateProcessing adds tokens"},
+        {"", "", "\"type\": \"BPE\"", "\"type\": \"BPE\", \"dropout\": 0.1", "dropout"},
+        {"", "", "\"added_tokens\": []", "\"added_tokens\": {}", "added_tokens is an object"},
         {"", "", "\"BPE\"", "\"Unigram\"", "model.type"},
         {"", "", "\"model\"", "\"mode\"", "\"model\" is missing"},
         {"", "", "\"vocab\"", "\"voca\"", "model.vocab"},
@@ -308,7 +447,6 @@ START_TEST(wrong_tokenizer_json) {
         {"", "", "\"type\": \"BPE\"", "\"ignore_merges\": true", "ignore_merges"},
         {"", "", "\"type\": \"BPE\"", "\"end_of_word_suffix\": \"</w>\"", "end_of_word_suffix"},
         {"{\"id\": 7}", "", "", "", "added_tokens[0]"},
-        {"{\"id\": 277, \"content\": \"<mask>\", \"lstrip\": true}", "", "", "", "lstrip"},
         {"{\"id\": 277, \"content\": \"x1\"}, {\"id\": 278, \"content\": \"x1\"}", "", "", "",
          "twice"},
         {"{\"id\": 277, \"content\": \"hello\"}", "", "", "", "259 in the vocabulary"},
@@ -380,7 +518,7 @@ START_TEST(wrong_merges) {
     clean_directory();
     write_str("vocab.json", vocabulary(hand_merges, COUNT(hand_merges)));
     for (int i = 0; i < COUNT(wrong); i++) {
-        write_file("merges.txt", wrong[i].text, strlen(wrong[i].text));
+        write_text("merges.txt", wrong[i].text);
         must_not_load(wrong[i].word);
     }
     write_file("merges.txt", "h e\0", 4);
@@ -388,6 +526,150 @@ START_TEST(wrong_merges) {
     write_file("merges.txt", "h e\r\nl l", 8);  // CRLF and a missing last newline are accepted
     Tokenizer *t = must_load();
     IDS("hell", 256, 257);
+    tokenizer_free(t);
+}
+END_TEST
+
+/* Writes both kinds of files, and the JSON of tokenizer_config.json. */
+static void write_both(const char *config) {
+    clean_directory();
+    Str vocab = vocabulary(hand_merges, COUNT(hand_merges));
+    write_str("tokenizer.json", tokenizer_json(vocab.s, hand_merges, COUNT(hand_merges), false,
+                                               "{\"id\": 277, \"content\": \"<sep>\"}", ""));
+    write_str("vocab.json", vocab);
+    write_str("merges.txt", merges_txt(hand_merges, COUNT(hand_merges)));
+    write_text("tokenizer_config.json", config);
+}
+
+/* What the files say about a token: its id, and the uses of tokens. */
+START_TEST(the_other_files_count) {
+    write_both("{}");
+    Tokenizer *t = must_load();  // <sep> is in tokenizer.json alone
+    const int sep[] = {'a', 277, 'b'};
+    check_ids(t, "a<sep>b", 7, true, sep, 3);
+    ck_assert_int_eq(tokenizer_eos(t), HAND_EOS);
+    ck_assert_int_eq(tokenizer_pad(t), -1);
+    ck_assert_str_eq(tokenizer_added_in(t, 277), "tokenizer.json");
+    ck_assert_ptr_null(tokenizer_added_in(t, 'a'));
+    tokenizer_free(t);
+    write_both(
+        "{\"eos_token\": \"<sep>\", \"pad_token\": {\"content\": \"[PAD]\"}, "
+        "\"model_max_length\": 1000000000000000019884624838656}");
+    t = must_load();
+    ck_assert_int_eq(tokenizer_eos(t), 277);
+    ck_assert_int_eq(tokenizer_pad(t), 278);  // no vocabulary has it, so it gets the next id
+    ck_assert_int_eq(tokenizer_size(t), 279);
+    ck_assert_str_eq(tokenizer_added_in(t, 278), "tokenizer_config.json");
+    tokenizer_free(t);
+    // an older directory: special_tokens_map.json counts where added_tokens_decoder is absent
+    static const char map[] = "{\"eos_token\": \"<sep>\"}";
+    write_both("{\"eos_token\": \"<|endoftext|>\"}");
+    write_text("special_tokens_map.json", map);
+    t = must_load();
+    ck_assert_int_eq(tokenizer_eos(t), 277);
+    tokenizer_free(t);
+    write_both(
+        "{\"eos_token\": \"<|endoftext|>\", \"added_tokens_decoder\": {\"277\": "
+        "{\"content\": \"<sep>\"}}}");
+    write_text("special_tokens_map.json", map);
+    t = must_load();
+    ck_assert_int_eq(tokenizer_eos(t), HAND_EOS);
+    tokenizer_free(t);
+}
+END_TEST
+
+/* A vocabulary without <|endoftext|>: the end is the one that a file names. */
+START_TEST(another_end) {
+    static const char added[] = "{\"</s>\": 277}", config[] = "{\"eos_token_id\": 277}";
+    tokenizer_free(load_merges(hand_merges, COUNT(hand_merges)));
+    write_str("vocab.json",
+              replaced(vocabulary(hand_merges, COUNT(hand_merges)), END_OF_TEXT, "<|fim|>"));
+    write_text("added_tokens.json", added);
+    must_not_load("name the model's own end as \"eos_token\" in tokenizer_config.json");
+    write_text("config.json", config);
+    Tokenizer *t = must_load();
+    ck_assert_int_eq(tokenizer_eos(t), 277);
+    tokenizer_free(t);
+}
+END_TEST
+
+START_TEST(files_that_contradict_each_other) {
+    static const struct {
+        const char *file, *from, *to, *config, *word;
+    } wrong[] = {
+        {"vocab.json", "\"a\": 97", "\"a\": 98", "{}", "token \"a\" has id 97"},
+        {"vocab.json", "\"ab\": 266", "\"ba\": 266", "{}", "\"ab\" has id 266"},
+        {"merges.txt", "l l\n", "", "{}", "merges.txt:3: the merge \"he ll\" is not merge 2"},
+        {"merges.txt", "a \xC3\xB0\n", "", "{}", "has 19 merges and tokenizer.json 20"},
+        {NULL, "", "", "{\"added_tokens_decoder\": {\"278\": {\"content\": \"<sep>\"}}}",
+         "\"<sep>\" has id 278, but 277 in tokenizer.json"},
+        {NULL, "", "", "{\"added_tokens_decoder\": {}}",
+         "lists the added token \"<sep>\", and added_tokens_decoder"},
+        {NULL, "", "", "{\"add_prefix_space\": true}", "add_prefix_space is false, and"},
+        {NULL, "", "", "{\"add_bos_token\": true}", "add_bos_token is true"},
+        {NULL, "", "", "{\"tokenizer_class\": \"BertTokenizer\"}", "BertTokenizer"},
+        {NULL, "", "", "{\"split_special_tokens\": true}", "split_special_tokens"},
+        {NULL, "", "", "[]", "tokenizer_config.json"},
+    };
+    for (int i = 0; i < COUNT(wrong); i++) {
+        write_both(wrong[i].config);
+        Str merges = merges_txt(hand_merges, COUNT(hand_merges)),
+            vocab = vocabulary(hand_merges, COUNT(hand_merges));
+        const bool is_vocab = wrong[i].file && !strcmp(wrong[i].file, "vocab.json");
+        if (wrong[i].file)
+            write_str(wrong[i].file,
+                      replaced(is_vocab ? vocab : merges, wrong[i].from, wrong[i].to));
+        if (!is_vocab) free(vocab.s);
+        if (!wrong[i].file || is_vocab) free(merges.s);
+        must_not_load(wrong[i].word);
+    }
+    static const char added[] = "{\"<x>\": 278}";
+    write_both("{\"added_tokens_decoder\": {\"277\": {\"content\": \"<sep>\"}}}");
+    write_text("added_tokens.json", added);
+    must_not_load("lists \"<x>\", which tokenizer_config.json does not know");
+}
+END_TEST
+
+/* A byte order mark, which Windows' editors write, is named with the command that removes it. */
+START_TEST(byte_order_marks) {
+    static const char *const file[] = {"vocab.json", "merges.txt", "tokenizer.json",
+                                       "tokenizer_config.json"};
+    for (int i = 0; i < COUNT(file); i++) {
+        write_both("{}");
+        Str text = {0}, marked = {0};
+        Error e;
+        ck_assert_int_eq(read_file(in_directory(file[i]), 1 << 20, &text, &e), 0);
+        str_printf(&marked, "\xEF\xBB\xBF%s", text.s);
+        write_str(file[i], marked);
+        must_not_load("begins with a byte order mark");
+        must_not_load("sed -i '1s/^\\xEF\\xBB\\xBF//' /");
+        must_not_load(file[i]);
+        free(text.s);
+    }
+}
+END_TEST
+
+/* Another token may end a text, and added tokens are found in one. */
+START_TEST(the_end_may_be_set) {
+    write_both("{}");
+    Tokenizer *t = must_load();
+    ck_assert_int_eq(tokenizer_first_added(t, "ab<sep>\n<|endoftext|>"), 277);
+    ck_assert_int_eq(tokenizer_first_added(t, "ab<se"), -1);
+    tokenizer_set_eos(t, 277);
+    ck_assert_int_eq(tokenizer_eos(t), 277);
+    tokenizer_free(t);
+}
+END_TEST
+
+START_TEST(notes) {
+    static const char short_list[] = "h e\nl l\n";
+    Tokenizer *t = hand_tokenizer();
+    ck_assert_str_eq(tokenizer_notes(t), "");
+    ck_assert(tokenizer_keeps_text(t));
+    tokenizer_free(t);
+    write_text("merges.txt", short_list);
+    t = must_load();
+    ck_assert(strstr(tokenizer_notes(t), "no merge makes 18 of the 277 tokens"));
     tokenizer_free(t);
 }
 END_TEST
@@ -436,10 +718,22 @@ int main(void) {
                                       merging_as_defined,
                                       long_pieces,
                                       added_tokens,
+                                      added_tokens_as_in_the_library,
+                                      many_added_tokens,
                                       same_ids_as_the_library};
-    const TTest *const loading[] = {bytes_alone,          tokenizer_json_is_the_same,
-                                    wrong_tokenizer_json, wrong_vocabulary,
-                                    wrong_merges,         files_cut_short};
+    const TTest *const loading[] = {the_other_files_count,
+                                    another_end,
+                                    files_that_contradict_each_other,
+                                    notes,
+                                    bytes_alone,
+                                    tokenizer_json_is_the_same,
+                                    other_spellings_of_the_same_tokenizer,
+                                    wrong_tokenizer_json,
+                                    byte_order_marks,
+                                    the_end_may_be_set,
+                                    wrong_vocabulary,
+                                    wrong_merges,
+                                    files_cut_short};
     Suite *s = suite_create("tokenizer");
     add_case(s, "tokenizer", tokenizer, COUNT(tokenizer));
     add_case(s, "loading", loading, COUNT(loading));

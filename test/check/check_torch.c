@@ -923,7 +923,7 @@ static void teardown(void) {
 
 /* Loads the directory and compares its predictions with those of transformers. */
 static GPT2 *ck_predicts(bool frozen) {
-    Error e = {""};
+    Error e = {0};
     GPT2 *m = hf_load(here, frozen, &e);
     ck_assert_msg(m != NULL, "%s", e.text);
     const int n = sizeof golden_ids / sizeof *golden_ids, start[2] = {0, n};

@@ -3,15 +3,16 @@
  * nothing may be lost by it.
  *
  * SIGKILL at random moments and at every operation on files, a disk that fills up, a directory that
- * cannot be written, an allocation that fails at every place that allocates, valgrind. The programs
- * under test are those of $BUILD, on the built-in models, one thread each; runs take less than a
- * second and write a checkpoint after every step.
+ * cannot be written, an allocation that fails at every place that allocates, valgrind; signals,
+ * closed descriptors, limits on the size of files, and two runs in one output. The programs under
+ * test are those of $BUILD, on the built-in models, one thread each; runs take less than a second
+ * and write a checkpoint after every step.
  *
  * `make test` runs a short form. `make torture` says "whole": TORTURE_KILLS=100 random moments per
  * program, every operation, every place, valgrind. TORTURE_SEED draws other moments. What the
  * machine does not allow is left out, and says so.
  *
- *     check_torture [whole [kill|operations|disk|older|read-only|memory|valgrind]]
+ *     check_torture [whole [PART]]      PART: kill, operations, ... as in the table of main()
  */
 #define _GNU_SOURCE  // defines: unshare, nftw
 
@@ -28,14 +29,6 @@
 
 #undef fail
 #include <check.h>
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#    define SANITIZED true  // the sanitizers bring their own malloc, and valgrind does not run them
-#elif defined(__has_feature)
-#    define SANITIZED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
-#else
-#    define SANITIZED false
-#endif
 
 /* ---- the runs -------------------------------------------------------------------------------- */
 
@@ -210,7 +203,9 @@ static void prepare(const Job *j, const char *output) {
         int training = 0;
         while (strcmp(jobs[training].program, j->program)) training++;
         begin_anew(first);
-        ck_assert_int_eq(run(&jobs[training], first, "", "--max_steps 2 --save_total_limit 0"), 0);
+        ck_assert_int_eq(
+            run(&jobs[training], first, "", "--max_steps 2 --save_total_limit 0 --keep_moments"),
+            0);
         gather(first);
         ck_assert_int_eq(
             shell("rm -rf %s/checkpoint-2 %s/model.safetensors %s/critic", first, first, first), 0);
@@ -230,11 +225,15 @@ static double reference(const Job *j, const char *name, const char *more) {
     return now_seconds() - began;
 }
 
-/* Every file of the output, and no other, has the bytes of the reference. */
+/* Every file of the output, and no other, has the bytes of the reference. Only run.json, which
+   names the command line, is another. */
 static void assert_same_output(const Job *j, const char *name, const char *output,
                                const char *after) {
     gather(output);
-    const int differ = shell("diff -r %s %s >%s/differences 2>&1", in_work(name), output, work);
+    const int differ = shell(
+        "diff -r -x run.json %s %s >%s/differences 2>&1 && "
+        "test $(ls %s | grep -c run.json) = $(ls %s | grep -c run.json)",
+        in_work(name), output, work, in_work(name), output);
     if (differ) shell("cut -c1-200 %s/differences | head -20", work);
     ck_assert_msg(!differ, "%s after %s: %s differs from %s", j->name, after, output, name);
 }
@@ -261,7 +260,7 @@ typedef struct {
 
 /* What a process was doing when it was killed, by what it has left. */
 static void note_moment(Moments *m, const char *output, pid_t pid) {
-    snprintf(unfinished, sizeof unfinished, ".tmp-%ld", (long)pid);
+    snprintf(unfinished, sizeof unfinished, ".posttrain-%ld", (long)pid);
     found_unfinished = NOTHING;
     nftw(output, look, 16, FTW_PHYS);
     if (found_unfinished == CHECKPOINT)
@@ -358,6 +357,176 @@ START_TEST(killed_at_every_operation_on_files_and_resumed) {
 }
 END_TEST
 
+/* Are all files of W/older in output, with their bytes? */
+static bool older_is_whole(const char *output) {
+    return !shell(
+        "cd %s/older && find . -type f | while read f; do cmp -s $f %s/$f || exit 1; done", work,
+        output);
+}
+
+/* Does output hold a checkpoint of W/all or W/whole, or the result of W/whole? */
+static bool newer_is_whole(const char *output) {
+    return !shell(
+        "cd %s && for c in $(ls | grep '^checkpoint-[0-9]*$\\|-new-[0-9]*$'); do for d in all "
+        "whole; "
+        "do diff -r $c %s/$d/${c%%%%.*} >/dev/null 2>&1 && exit; done; done; for f in "
+        "*.safetensors; do cmp -s $f %s/whole/$f && exit; done; exit 1",
+        output, work, work);
+}
+
+/* Where there is a config, are all weights beside it those of one of the two? */
+static bool is_no_mixture(const char *output) {
+    return !shell(
+        "cd %s && if test -e config.json -o -e adapter_config.json; then for d in %s/older "
+        "%s/whole; do ok=1; for f in *.safetensors; do cmp -s $f $d/$f || ok=0; done; test $ok = 1 "
+        "&& exit 0; done; exit 1; fi",
+        output, work, work);
+}
+
+/* --overwrite_output_dir, killed at each operation: at every moment the older result is whole, or a
+   checkpoint or the result of the new run is, and the repetition has the bytes of a run alone. */
+START_TEST(killed_over_an_older_result_and_repeated) {
+    const Job *j = &jobs[_i];
+    if (SANITIZED) {
+        printf("  %s, killed over an older result: left out, this build has a sanitizer\n",
+               j->name);
+        return;
+    }
+    const char *flags = "--max_steps 2 --save_total_limit 1", *output = in_work("killed");
+    reference(j, "older", "--max_steps 3 --seed 8");
+    ck_assert_int_eq(shell("rm -rf %s/older/rollouts %s/older/merged", work, work), 0);
+    reference(j, "all", "--max_steps 2 --save_total_limit 0 --keep_moments");
+    reference(j, "whole", flags);
+    char before[512], more[128];
+    int kept = 0, replaced = 0;
+    for (int n = whole ? 1 : 29;; n += whole ? 1 : 61) {
+        begin_anew(output);
+        ck_assert_int_eq(shell("cp -r %s/older/. %s", work, output), 0);
+        snprintf(before, sizeof before, "FAULT='kill %d' LD_PRELOAD=%s/faults.so", n, build());
+        snprintf(more, sizeof more, "%s --overwrite_output_dir", flags);
+        const int status = run(j, output, before, more);
+        if (!status) break;
+        ck_assert_msg(status == 128 + SIGKILL, "%s, operation %d: status %d", j->name, n, status);
+        const bool older = older_is_whole(output), newer = newer_is_whole(output);
+        ck_assert_msg(older || newer, "%s, operation %d: nothing is whole", j->name, n);
+        ck_assert_msg(is_no_mixture(output), "%s, operation %d: a mixture", j->name, n);
+        kept += older;
+        replaced += !older;
+        snprintf(more, sizeof more, "%s %s", flags, older ? "--overwrite_output_dir" : "--resume");
+        const int then = run(j, output, "", more);
+        ck_assert_msg(then == 0, "%s, killed at operation %d on files, ends with %d: %s", j->name,
+                      n, then, errors());
+        snprintf(more, sizeof more, "a kill at operation %d over an older result", n);
+        assert_same_output(j, "whole", output, more);
+    }
+    ck_assert_msg(kept > 0 && replaced > 0, "kept %d times, replaced %d times", kept, replaced);
+    printf("  %s over an older result: of %d kills %d left that and %d the new one\n", j->name,
+           kept + replaced, kept, replaced);
+}
+END_TEST
+
+/* ---- signals, closed descriptors, limits, two runs ------------------------------------------- */
+
+/* A program with the SIGINT or SIGTERM of a moment ends by itself, soon, and then continues to the
+   same bytes. */
+START_TEST(signalled_at_random_moments_and_resumed) {
+    const Job *j = &jobs[_i];
+    const int signals = whole ? 40 : 3;
+    const double seconds = reference(j, "whole", "--max_steps 4");
+    const char *output = in_work("signalled");
+    double longest = 0;
+    int sent = 0, finished = 0;
+    for (int status = 1; sent < signals || status; finished += !status) {
+        if (!status || !sent) begin_anew(output);
+        const pid_t pid = start(j, output, "",
+                                has_checkpoint(output) ? "--max_steps 4 --resume"
+                                                       : "--max_steps 4 --overwrite_output_dir");
+        const uint32_t draw = random4(seed, RANDOM_DATA, 2, (uint32_t)_i, (uint32_t)sent, 0).v[0];
+        status = wait_for(pid, sent < signals ? (double)random_uniform(draw) * seconds : 600);
+        const int number = sent % 2 ? SIGTERM : SIGINT;
+        if (status == -1) {
+            const double began = now_seconds();
+            kill(pid, number);
+            status = wait_for(pid, 600);
+            longest = fmax(longest, now_seconds() - began);
+            sent++;
+        }
+        const int end = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+        ck_assert_msg(status != -1 && (end == 0 || end == 128 + number),
+                      "%s after signal %d ends with %d: %s", j->name, number, end, errors());
+        status = end;
+        if (!status) assert_same_output(j, "whole", output, "signals");
+    }
+    printf("  %s: %d signals, the last to end took %.1f s; %d runs finished with the same bytes\n",
+           j->name, sent, longest, finished);
+}
+END_TEST
+
+START_TEST(closed_descriptors_change_nothing) {
+    static const char *const closed[] = {"<&-",      ">&-",      "2>&-",        "<&- >&-",
+                                         "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"};
+    const Job *j = &jobs[_i];
+    const char *output = in_work("closed");
+    char before[128];
+    reference(j, "whole", "--max_steps 2");
+    for (int i = 0; i < 7; i++) {
+        begin_anew(output);
+        snprintf(before, sizeof before, "sh -c 'exec \"$0\" \"$@\" %s'", closed[i]);
+        const int status = run(j, output, before, "--max_steps 2");
+        ck_assert_msg(status == 0, "%s %s ends with %d: %s", j->name, closed[i], status, errors());
+        assert_same_output(j, "whole", output, closed[i]);
+    }
+}
+END_TEST
+
+/* Files of at most n KiB: the run ends in words, and a repetition without the limit completes it.
+ */
+START_TEST(a_limit_on_files_ends_in_words) {
+    const Job *j = &jobs[_i];
+    const char *output = in_work("limited");
+    char before[128], more[128];
+    int ended = 0, fitted = 0;
+    reference(j, "whole", "--max_steps 2");
+    for (int n = 1; n < 1 << 15; n *= whole ? 2 : 16) {
+        begin_anew(output);
+        snprintf(before, sizeof before, "bash -c 'ulimit -f %d; exec \"$0\" \"$@\"'", n);
+        int status = run(j, output, before, "--max_steps 2");
+        // text and errors are files, too, so the words may be missing
+        ck_assert_msg(status <= 2, "%s with files of %d KiB ends with %d", j->name, n, status);
+        ended += status != 0;
+        fitted += status == 0;
+        snprintf(more, sizeof more, "--max_steps 2 %s", again(output));
+        if (status) status = run(j, output, "", more);
+        ck_assert_msg(status == 0, "%s after files of %d KiB ends with %d: %s", j->name, n, status,
+                      errors());
+        assert_same_output(j, "whole", output, "a limit on files");
+    }
+    ck_assert_int_gt(ended, 0);
+    printf("  %s: of the limits on the size of a file, %d ended the run and %d did not\n", j->name,
+           ended, fitted);
+}
+END_TEST
+
+/* Of two runs in one output one is refused, or, where the first ends within the second for which a
+   lock is waited for, they come one after the other. The output has the bytes of a run alone. */
+START_TEST(two_runs_in_one_output) {
+    const Job *j = &jobs[_i];
+    const char *output = in_work("shared");
+    reference(j, "whole", "--max_steps 3");
+    for (int i = 0; i < (whole ? 10 : 2); i++) {
+        begin_anew(output);
+        const pid_t first = start(j, output, "", "--max_steps 3");
+        usleep((useconds_t)(i * 20000));
+        const pid_t second = start(j, output, "", "--max_steps 3 --overwrite_output_dir");
+        const int a = wait_for(first, 600), b = wait_for(second, 600);
+        const int refused = a ? a : b;
+        ck_assert_msg((!a || !b) && WIFEXITED(refused) && (!refused || WEXITSTATUS(refused) == 2),
+                      "%s: status %x and %x: %s", j->name, a, b, errors());
+        assert_same_output(j, "whole", output, "two runs at once");
+    }
+}
+END_TEST
+
 /* ---- a full disk, a read-only disk ----------------------------------------------------------- */
 
 static void write_line(const char *path, const char *text) {
@@ -411,12 +580,12 @@ static size_t bytes_used(const char *path) {
     return kib << 10;
 }
 
-/* The checkpoints of output are those of W/all. */
+/* The checkpoints of output are those of W/all, or of W/ended, without moments. */
 static void assert_whole_checkpoints(const Job *j, const char *output, size_t room) {
     const int differ = shell(
         "cd %s && for c in $(ls -d checkpoint-* 2>/dev/null | grep 'checkpoint-[0-9]*$'); do "
-        "diff -r $c %s/all/$c || exit 1; done",
-        output, work);
+        "diff -r $c %s/all/$c || diff -r $c %s/ended/$c || exit 1; done",
+        output, work, work);
     ck_assert_msg(!differ, "%s with %zu bytes of room: a checkpoint is not whole", j->name, room);
 }
 
@@ -424,9 +593,10 @@ START_TEST(a_disk_that_fills_up_costs_nothing) {
     const Job *j = &jobs[_i];
     if (!small_disk(j->name)) return;
     const char *output = in_work("disk/out");
-    reference(j, "all", "--max_steps 3 --save_total_limit 0");
+    reference(j, "all", "--max_steps 3 --save_total_limit 0 --keep_moments");
+    reference(j, "ended", "--max_steps 3 --save_total_limit 0");
     reference(j, "whole", "--max_steps 3");
-    const size_t most = bytes_used(in_work("whole")) * 3 / 2;
+    const size_t most = bytes_used(in_work("all")) * 3 / 2;
     const int sizes = whole ? 40 : 4;
     int full = 0, fitted = 0, resumed = 0;
     for (int i = 0; i <= sizes; i++) {
@@ -467,15 +637,17 @@ START_TEST(a_disk_that_fills_up_costs_nothing) {
 }
 END_TEST
 
-START_TEST(a_disk_that_fills_up_leaves_an_older_model_as_it_was) {
+/* Over an older result, OUTPUT holds that, or the new one, or a checkpoint of the new run, and
+   never a part of a model. */
+START_TEST(a_disk_that_fills_up_leaves_no_part_of_a_model) {
     if (!small_disk("an older model on a full disk")) return;
     const Job *j = &jobs[0];
     const char *output = in_work("disk/out");
     reference(j, "older", "--max_steps 2 --seed 8");
     reference(j, "newer", "--max_steps 2");
-    const size_t most = bytes_used(in_work("newer/model.safetensors")) * 3 /
-                        2;  // the checkpoints of the older run make room as well
-    int kept = 0, replaced = 0;
+    ck_assert_int_eq(shell("rm -rf %s/older/checkpoint-*", work), 0);
+    const size_t most = bytes_used(in_work("newer"));
+    int failed = 0, replaced = 0;
     for (int i = 0, n = whole ? 40 : 4; i <= n; i++) {
         begin_anew(output);
         ck_assert_int_eq(shell("cp -r %s/older/. %s", work, output), 0);
@@ -484,16 +656,16 @@ START_TEST(a_disk_that_fills_up_leaves_an_older_model_as_it_was) {
         ck_assert_msg(status == 0 || gave_up_in_words(status), "status %d: %s", status, errors());
         const bool newer =
             !shell("cmp -s %s/newer/model.safetensors %s/model.safetensors", work, output);
-        const bool older =
-            !shell("cmp -s %s/older/model.safetensors %s/model.safetensors", work, output);
-        ck_assert_msg(status ? newer || older : newer,
-                      "the model in OUTPUT is neither the older nor the newer one");
-        kept += older;
+        const bool none = shell("ls %s/model.safetensors >/dev/null 2>&1", output);
+        const bool left = older_is_whole(output) || (none && has_checkpoint(output));
+        ck_assert_msg(newer || (status && left), "status %d: nothing is whole in OUTPUT", status);
+        failed += status != 0;
         replaced += newer;
         ck_assert_int_eq(shell("rm %s/disk/filler", work), 0);
     }
-    ck_assert(kept > 0 && replaced > 0);
-    printf("  sft over an older model: kept %d times, replaced %d times, broken never\n", kept,
+    ck_assert_msg(failed > 0 && replaced > 0, "failed %d times, replaced %d times", failed,
+                  replaced);
+    printf("  sft over an older model: failed %d times, replaced %d times, broken never\n", failed,
            replaced);
 }
 END_TEST
@@ -625,8 +797,13 @@ int main(int argc, char **argv) {
         int jobs;
     } tests[] = {{"kill", killed_at_random_moments_and_resumed, STAGES},
                  {"operations", killed_at_every_operation_on_files_and_resumed, STAGES},
+                 {"over", killed_over_an_older_result_and_repeated, STAGES},
+                 {"signals", signalled_at_random_moments_and_resumed, whole ? STAGES : 2},
+                 {"descriptors", closed_descriptors_change_nothing, whole ? STAGES : 1},
+                 {"limits", a_limit_on_files_ends_in_words, whole ? STAGES : 1},
+                 {"two", two_runs_in_one_output, whole ? STAGES : 1},
                  {"disk", a_disk_that_fills_up_costs_nothing, whole ? STAGES : 1},
-                 {"older", a_disk_that_fills_up_leaves_an_older_model_as_it_was, 1},
+                 {"older", a_disk_that_fills_up_leaves_no_part_of_a_model, 1},
                  {"read-only", a_directory_that_cannot_be_written_is_refused, whole ? STAGES : 1},
                  {"memory", an_allocation_that_fails_is_survived_or_said, JOBS},
                  {"valgrind", valgrind_finds_nothing, JOBS}};

@@ -260,6 +260,72 @@ START_TEST(continuations_have_the_bits_of_whole_sequences) {
 }
 END_TEST
 
+/* ---- Outputs that are not needed ------------------------------------------------------------- */
+
+/* The gradients of a text whose prompts are not scored, with and without Batch.needed: of both
+   heads and of a technique at every site. -0 becomes 0, which is no other number. */
+static float *gradients_of(const Shape *s, Text *t, bool needed, bool checkpointing, bool bf16,
+                           const GPT2Noise *noise, Scores *scores, float *value) {
+    Trick *k;
+    GPT2Config c = s->config;
+    c.head = LM_AND_VALUE_HEAD;
+    GPT2Limits limits = fit(t, true, checkpointing);
+    limits.bf16 = bf16;
+    GPT2 *m = tricked(&c, limits, TRAIN_ALL, noise ? 0 : 0x7f, 0.1f, &k);
+    float *dvalue = floats((size_t)t->batch.N);
+    for (int i = 0; i < t->batch.N; i++) dvalue[i] = t->target[i] < 0 ? 0 : (float)cos(i);
+    t->batch.needed = needed ? t->target : NULL;
+    *scores = score(m, t, noise);
+    gpt2_value(m, value);
+    for (int i = 0; i < t->batch.N; i++) value[i] = t->target[i] < 0 ? 0 : value[i];
+    ck_assert_int_eq(m->outputs < t->batch.N, needed);
+    gpt2_backward(m, t->dlogp, t->dentropy, dvalue);
+    t->batch.needed = NULL;
+    float *all = read_all(m, GPT2_GRADIENT);
+    for (size_t i = 0; i < elements(m); i++) all[i] += 0.0f;
+    all = memcpy(floats(elements(m) + 1) + 1, all, elements(m) * sizeof *all);
+    all[-1] = (float)elements(m);
+    return all;
+}
+
+START_TEST(outputs_that_are_not_needed_change_no_bit) {
+    static const GPT2Noise *const noises[] = {NULL, &all_noise};
+    FOR_SHAPES(s) for (int k = 0; k < 8; k++) {
+        const bool checkpointing = k & 1, bf16 = k & 2;
+        const GPT2Noise *noise = noises[k >> 2];
+        AT("%s%s%s%s", s->name, checkpointing ? ", checkpointing" : "", bf16 ? ", bf16" : "",
+           noise ? ", noise" : "");
+        Text *t = text_of(s);
+        for (int q = 0; q < t->batch.S; q++)  // the first two thirds of each are a prompt
+            for (int i = t->start[q], n = t->start[q + 1] - i; i < t->start[q] + 2 * n / 3; i++)
+                t->target[i] = -1;
+        derivatives(t);
+        Scores got, want;
+        float *value[2] = {floats((size_t)t->batch.N), floats((size_t)t->batch.N)};
+        const float *a = gradients_of(s, t, false, checkpointing, bf16, noise, &want, value[0]),
+                    *b = gradients_of(s, t, true, checkpointing, bf16, noise, &got, value[1]);
+        ck_same_scores(got, want, (size_t)t->batch.N);
+        ck_bits(value[1], value[0], (size_t)t->batch.N);
+        if (on_cpu())
+            ck_bits(b, a, (size_t)a[-1]);
+        else
+            ck_close(b, widen(a, (size_t)a[-1]), (size_t)a[-1], WITHIN(2e-5, 0.12));
+    }
+}
+END_TEST
+
+START_TEST(a_batch_may_need_no_output) {
+    Text *t = text_of(MIDDLING);
+    int *none = zeros((size_t)t->batch.N, sizeof *none);
+    for (int i = 0; i < t->batch.N; i++) none[i] = t->target[i] = -1;
+    t->batch.needed = none;
+    GPT2 *m = model(&MIDDLING->config, fit(t, true, false));
+    ck_zero(score(m, t, NULL).logp, (size_t)t->batch.N);
+    gpt2_backward(m, t->dlogp, NULL, NULL);
+    ck_zero(read_all(m, GPT2_GRADIENT), elements(m));
+}
+END_TEST
+
 /* ---- Divergence of two models ---------------------------------------------------------------- */
 
 START_TEST(divergence_is_that_of_the_two_distributions) {
@@ -462,7 +528,8 @@ int main(void) {
     ADD("step", a_step_is_that_of_the_reference, a_small_gradient_is_not_clipped,
         cleared_gradients_are_forgotten, a_gradient_that_is_not_finite_changes_nothing);
     ADD("scalar head", a_scalar_head_reads_the_final_norm_and_trains);
-    ADD("shared beginnings", continuations_have_the_bits_of_whole_sequences);
+    ADD("shared beginnings", outputs_that_are_not_needed_change_no_bit, a_batch_may_need_no_output,
+        continuations_have_the_bits_of_whole_sequences);
     ADD("divergence", divergence_is_that_of_the_two_distributions);
     ADD("technique", a_technique_inside_the_network_gets_its_gradient,
         a_technique_that_adds_nothing_changes_no_bit_and_has_its_own_saves,

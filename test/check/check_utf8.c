@@ -108,6 +108,40 @@ START_TEST(runs_end_where_validity_changes) {
 }
 END_TEST
 
+/* Python 3.11: [hex(c) for c in range(0x110000) if not chr(c).strip()] */
+START_TEST(white_space_is_that_of_python) {
+    static const uint32_t white[] = {0x9,    0xA,    0xB,    0xC,    0xD,    0x1C,   0x1D,   0x1E,
+                                     0x1F,   0x20,   0x85,   0xA0,   0x1680, 0x2000, 0x2001, 0x2002,
+                                     0x2003, 0x2004, 0x2005, 0x2006, 0x2007, 0x2008, 0x2009, 0x200A,
+                                     0x2028, 0x2029, 0x202F, 0x205F, 0x3000};
+    size_t next = 0;
+    for (uint32_t c = 1; c < 0x110000; c++) {
+        char text[16];
+        int n = 0;
+        if (c >= 0xD800 && c < 0xE000) continue;
+        if (c < 0x80) text[n++] = (char)c;
+        for (int shift = 18; c >= 0x80 && shift >= 0; shift -= 6) {
+            const bool first = n == 0;
+            const uint32_t lead[] = {0x80, 0xC0, 0xE0, 0xF0};
+            if (first && c < (shift == 18 ? 0x10000u : shift == 12 ? 0x800u : 0x80u)) continue;
+            text[n++] = (char)(first ? lead[shift / 6] | c >> shift : 0x80 | (c >> shift & 0x3F));
+        }
+        char all[32];
+        const int length = snprintf(all, sizeof all, "%.*sx%.*s", n, text, n, text);
+        const Slice trimmed = utf8_trimmed((Slice){all, (size_t)length});
+        const bool is = next < sizeof white / sizeof *white && white[next] == c;
+        next += is;
+        ck_assert_msg(trimmed.n == (is ? 1 : (size_t)length), "U+%04X", c);
+        ck_assert(!is || *trimmed.s == 'x');
+    }
+    ck_assert_uint_eq(next, sizeof white / sizeof *white);
+    ck_assert_uint_eq(utf8_trimmed((Slice){" \n\xE3\x80\x80", 5}).n, 0);
+    ck_assert_uint_eq(utf8_trimmed((Slice){"", 0}).n, 0);
+    const Slice left = utf8_trimmed_at((Slice){" a ", 3}, true, false);
+    ck_assert(left.n == 2 && *left.s == 'a');
+}
+END_TEST
+
 int main(void) {
     Suite *s = suite_create("utf8");
     TCase *c = tcase_create("utf8");
@@ -115,6 +149,7 @@ int main(void) {
     tcase_add_test(c, every_code_point_and_every_beginning);
     tcase_add_test(c, texts);
     tcase_add_test(c, runs_end_where_validity_changes);
+    tcase_add_test(c, white_space_is_that_of_python);
     suite_add_tcase(s, c);
     SRunner *runner = srunner_create(s);
     srunner_run_all(runner, CK_NORMAL);

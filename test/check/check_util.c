@@ -293,6 +293,99 @@ START_TEST(test_new_file_replaces_at_once) {
 }
 END_TEST
 
+/* Files of a directory that others may have made. */
+START_TEST(test_links_and_pipes_are_not_written_to) {
+    FILE *(*const open_as[2])(const char *, Error *) = {append_file, replace_file};
+    Error e;
+    for (int i = 0; i < 2; i++) {
+        put("f", "old");
+        ck_assert_int_eq(symlink("f", at("link")) || mkfifo(at("pipe"), 0666) ||
+                             mkdir(at("d"), 0777) || symlink("nothing", at("broken")),
+                         0);
+        const char *const names[] = {"link", "pipe", "d", "broken"};
+        for (int k = 0; k < 4; k++) {
+            ck_assert_ptr_null(open_as[i](at(names[k]), &e));
+            ck_assert_msg(strstr(e.text, "not a regular file; remove it"), "%s", e.text);
+        }
+        ck_assert_int_ne(access(at("nothing"), F_OK), 0);
+        ck_assert_int_eq(link(at("f"), at("second")), 0);
+        FILE *f = open_as[i](at("f"), &e);
+        ck_assert_ptr_nonnull(f);
+        fputs("er", f);
+        fclose(f);
+        assert_content("f", i ? "er" : "older");
+        assert_content("second", i ? "old" : "older");
+        ck_assert_int_eq(unlink(at("link")) || unlink(at("pipe")) || rmdir(at("d")) ||
+                             unlink(at("broken")) || unlink(at("second")),
+                         0);
+    }
+    ck_assert_ptr_null(append_file(at("no/f"), &e));
+    ck_assert(strstr(e.text, "cannot write"));
+    // newfile_open puts a file in the place of a pipe
+    NewFile n;
+    ck_assert_int_eq(mkfifo(at("pipe"), 0666), 0);
+    ck_assert_int_eq(newfile_open(&n, at("pipe"), &e), 0);
+    fputs("x", n.f);
+    ck_assert_int_eq(newfile_close(&n, true, &e), 0);
+    assert_content("pipe", "x");
+}
+END_TEST
+
+/* What a message says to do is about its own reason. */
+START_TEST(test_reasons_have_their_own_remedies) {
+    Error e;
+    NewFile n;
+    struct rlimit before;
+    ck_assert_int_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+    const struct rlimit none = {0, before.rlim_max};
+    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &none), 0);
+    const int status = newfile_open(&n, at("f"), &e);
+    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+    ck_assert_int_eq(status, -1);
+    ck_assert_msg(strstr(e.text, ": Too many open files; raise the limit on open files"), "%s",
+                  e.text);
+    ck_assert_str_eq(error_remedy(e.error), "do so");  // the text has said what
+    ck_assert_int_eq(newfile_open(&n, at("no/f"), &e), -1);
+    ck_assert_msg(strstr(e.text, ": No such file or directory; make the directory"), "%s", e.text);
+    ck_assert_int_eq(newfile_open_named(&n, "/dev/full", &e), 0);
+    fputs("x", n.f);
+    ck_assert_int_eq(newfile_close(&n, true, &e), -1);
+    ck_assert_msg(strstr(e.text, ": No space left on device; free some space"), "%s", e.text);
+    ck_assert_int_eq(mkfifo(at("pipe"), 0666), 0);
+    ck_assert_int_eq(newfile_open_named(&n, at("pipe"), &e), -1);  // does not wait
+    ck_assert_msg(strstr(e.text, "; start the reader of the pipe first"), "%s", e.text);
+    ck_assert_int_eq(fail_errno(&e, EDQUOT, "%s", strerror(EDQUOT)), -1);
+    ck_assert_str_eq(error_remedy(e.error), "free some space");
+    const int others[] = {EMFILE, ENFILE, EACCES, EROFS, ENOENT, ENOTDIR, EPIPE, EIO, ENOMEM};
+    for (int i = 0; i < 9; i++) ck_assert_str_ne(error_remedy(others[i]), error_remedy(ENOSPC));
+}
+END_TEST
+
+START_TEST(test_lines_have_a_limit) {
+    Error e;
+    Str line = {0};
+    put("f", "four\n12345\n\nend");
+    FILE *f = fopen(at("f"), "rb");
+    ck_assert_int_eq(read_line(f, 6, &line, &e), 1);
+    ck_assert_str_eq(line.s, "four\n");
+    ck_assert_int_eq(read_line(f, 6, &line, &e), 1);
+    ck_assert_str_eq(line.s, "12345\n");
+    ck_assert_int_eq(read_line(f, 6, &line, &e), 1);
+    ck_assert_str_eq(line.s, "\n");
+    ck_assert_int_eq(read_line(f, 6, &line, &e), 1);
+    ck_assert_str_eq(line.s, "end");
+    ck_assert_int_eq(read_line(f, 6, &line, &e), 0);
+    rewind(f);
+    ck_assert_int_eq(read_line(f, 4, &line, &e), -1);
+    ck_assert_str_eq(e.text, "a line has more than 4 bytes, the limit");
+    fclose(f);
+    f = fopen(directory, "rb");  // can be opened, and not read
+    ck_assert_int_eq(read_line(f, 4, &line, &e), -1);
+    fclose(f);
+    free(line.s);
+}
+END_TEST
+
 /* A limit on the size of a file simulates a full disk: in the middle of many writes, and only at
  * the last flush. */
 START_TEST(test_new_file_keeps_the_old_one) {
@@ -303,7 +396,7 @@ START_TEST(test_new_file_keeps_the_old_one) {
     ck_assert_int_eq(getrlimit(RLIMIT_FSIZE, &before), 0);
     for (int i = 0; i < 2; i++) {
         NewFile n;
-        Error e = {""};
+        Error e = {0};
         ck_assert_int_eq(newfile_open(&n, at("f"), &e), 0);
         limit = before;
         limit.rlim_cur = i ? 10 : 5000;
@@ -352,15 +445,36 @@ START_TEST(test_new_file_tidies_up) {
     const pid_t dead = fork();
     if (!dead) _exit(0);
     waitpid(dead, NULL, 0);
-    snprintf(name[0], 32, "f.tmp-%ld", (long)dead);
-    snprintf(name[1], 32, "f.tmp-%ld", (long)getppid());
-    snprintf(name[2], 32, "ff.tmp-%ld", (long)dead);
-    snprintf(name[3], 32, "f.tmp-%ldx", (long)dead);
+    snprintf(name[0], 32, "f.posttrain-%ld", (long)dead);
+    snprintf(name[1], 32, "f.posttrain-%ld", (long)getppid());
+    snprintf(name[2], 32, "ff.posttrain-%ld", (long)dead);
+    snprintf(name[3], 32, "f.posttrain-%ldx", (long)dead);
     for (int i = 0; i < 4; i++) put(name[i], "half");
     ck_assert_int_eq(newfile_open(&n, at("f"), &e), 0);
     ck_assert_int_eq(newfile_close(&n, true, &e), 0);
     ck_assert(access(at(name[0]), F_OK) && errno == ENOENT);
     for (int i = 1; i < 4; i++) assert_content(name[i], "half");
+}
+END_TEST
+
+/* Where nobody waits for a child it stays a zombie, to which signals can be sent. */
+START_TEST(test_a_zombie_has_ended) {
+    NewFile n;
+    Error e;
+    char name[64];
+    siginfo_t info;
+    const pid_t child = fork();
+    if (!child) _exit(0);
+    ck_assert_int_eq(waitid(P_PID, (id_t)child, &info, WEXITED | WNOWAIT), 0);
+    ck_assert_int_eq(kill(child, 0), 0);
+    ck_assert(process_ended(child) && !process_ended(getpid()) && !process_ended(getppid()));
+    snprintf(name, sizeof name, "f.posttrain-%ld", (long)child);
+    put(name, "half");
+    ck_assert_int_eq(newfile_open(&n, at("f"), &e), 0);
+    ck_assert_int_eq(newfile_close(&n, true, &e), 0);
+    ck_assert_int_eq(count_entries(), 1);
+    ck_assert_int_eq(waitpid(child, NULL, 0), child);
+    ck_assert(process_ended(child));
 }
 END_TEST
 
@@ -371,7 +485,7 @@ START_TEST(test_new_file_of_a_pipe) {
     char text[8] = "";
     ck_assert_int_eq(mkfifo(at("pipe"), 0600), 0);
     const int fd = open(at("pipe"), O_RDONLY | O_NONBLOCK);
-    ck_assert_int_eq(newfile_open(&n, at("pipe"), &e), 0);
+    ck_assert_int_eq(newfile_open_named(&n, at("pipe"), &e), 0);
     fputs("new", n.f);
     ck_assert_int_eq(newfile_close(&n, true, &e), 0);
     ck_assert_int_eq(read(fd, text, sizeof text), 3);
@@ -385,7 +499,7 @@ END_TEST
 
 START_TEST(test_new_file_that_cannot_be) {
     NewFile n;
-    Error e = {""};
+    Error e = {0};
     ck_assert_int_eq(newfile_open(&n, at("no/such/f"), &e), -1);
     ck_assert_ptr_nonnull(strstr(e.text, "no/such/f"));
     ck_assert_ptr_nonnull(strstr(e.text, "No such file or directory"));
@@ -407,7 +521,7 @@ START_TEST(test_paths) {
     ck_assert_int_eq(make_directories(path), 0);  // they exist already
     ck_assert_int_eq(make_directories(at("a/d/")), 0);
     ck_assert(file_exists(path) && exists_in(at("a"), "d") && !exists_in(path, "d"));
-    ck_assert_int_eq(write_text_file(at("a/file"), "text", &e), 0);
+    put("a/file", "text\n");
     Str s = {0};
     ck_assert_int_eq(read_file(at("a/file"), 100, &s, &e), 0);
     ck_assert_str_eq(s.s, "text\n");
@@ -422,7 +536,7 @@ END_TEST
 
 START_TEST(test_read_file) {
     Str s = {0};
-    Error e = {""};
+    Error e = {0};
     FILE *f = fopen(at("big"), "wb");
     for (int i = 0; i < 150000; i++) fputc(i % 251, f);  // more than one block, with zeros in it
     fclose(f);
@@ -448,7 +562,7 @@ START_TEST(test_read_file) {
     ck_assert_int_eq(read_file(at("absent"), 10, &s, &e), -1);
     ck_assert_ptr_nonnull(strstr(e.text, "absent: No such file"));
     ck_assert_int_eq(read_file(directory, 10, &s, &e), -1);  // opens, but cannot be read
-    ck_assert_ptr_nonnull(strstr(e.text, "Is a directory"));
+    ck_assert_ptr_nonnull(strstr(e.text, "is a directory"));
     free(s.s);
 }
 END_TEST
@@ -545,9 +659,13 @@ int main(void) {
                                   test_ints_grow,
                                   test_str_grows,
                                   test_new_file_replaces_at_once,
+                                  test_links_and_pipes_are_not_written_to,
+                                  test_reasons_have_their_own_remedies,
+                                  test_lines_have_a_limit,
                                   test_new_file_keeps_the_old_one,
                                   test_new_file_remembers_a_lost_write,
                                   test_new_file_tidies_up,
+                                  test_a_zombie_has_ended,
                                   test_new_file_of_a_pipe,
                                   test_new_file_that_cannot_be,
                                   test_paths,

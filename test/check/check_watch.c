@@ -8,22 +8,19 @@
 
 static const Flag no_flags[] = {{0}};
 static const Program program = {.name = "prog", .about = "A toy.", .flags = no_flags};
-static const Program short_program = {
-    .name = "prog", .about = "A toy.", .flags = no_flags, .shown = 1};
 
 /* A run that logs into the directory out/, with 10 steps, 4 of them an epoch. */
-static void begin_with(Run *run, const Program *p) {
+static void begin(Run *run) {
     static char output[128];
     snprintf(output, sizeof output, "--output=%s", at("out"));
     char *argv[] = {(char *)"prog", output, NULL};
     Error e;
-    ck_assert_int_eq(run_parse(run, p, 2, argv, &e), 0);
+    ck_assert_int_eq(make_directories(at("out")), 0);  // as lock.c does for a program
+    ck_assert_int_eq(run_parse(run, &program, 2, argv, &e), 0);
     run->total_steps = 10;
     run->steps_per_epoch = 4;
     run->step = 1;
 }
-
-static void begin(Run *run) { begin_with(run, &program); }
 
 /* The lines of the log, to be freed. */
 static char *log_text(void) { return bytes_of("out/log.jsonl").s; }
@@ -47,12 +44,12 @@ START_TEST(a_mean_is_a_sum_over_a_count) {
     watch_mean(&run, "loss", 6, 2);
     watch_mean(&run, "loss", 1, 2);
     watch_mean(&run, "empty", 0, 0);
-    assert_log(&run, "{\"step\": 1, \"loss\": 1.75, \"empty\": null, \"epoch\": 0.25}\n");
+    assert_log(&run, "{\"step\": 1, \"loss\": 1.75, \"epoch\": 0.25}\n");
     run.step = 4;  // the next line starts anew
     watch_mean(&run, "loss", 3, 1);
     watch_mean(&run, "empty", 5, 2);
     assert_log(&run,
-               "{\"step\": 1, \"loss\": 1.75, \"empty\": null, \"epoch\": 0.25}\n"
+               "{\"step\": 1, \"loss\": 1.75, \"epoch\": 0.25}\n"
                "{\"step\": 4, \"loss\": 3, \"empty\": 2.5, \"epoch\": 1}\n");
     run_free(&run);
 }
@@ -66,8 +63,7 @@ START_TEST(a_combined_figure_adds_two_sums_over_one_count) {
     watch_mean(&run, "a", 6, 4);
     watch_mean(&run, "b", 8, 5);
     assert_log(&run,  // (2 * 6 - 0.5 * 8) / 4
-               "{\"step\": 1, \"both\": 2, \"lost\": null, \"a\": 1.5, \"b\": 1.6, "
-               "\"epoch\": 0.25}\n");
+               "{\"step\": 1, \"both\": 2, \"a\": 1.5, \"b\": 1.6, \"epoch\": 0.25}\n");
     run_free(&run);
 }
 END_TEST
@@ -89,7 +85,7 @@ START_TEST(least_and_largest_since_the_last_line) {
     assert_log(&run,
                "{\"step\": 1, \"least\": -2, \"largest\": -3, \"epoch\": 0.25}\n"
                "{\"step\": 1, \"least\": 4, \"largest\": -9, \"epoch\": 0.25}\n"
-               "{\"step\": 1, \"least\": null, \"largest\": null, \"epoch\": 0.25}\n");
+               "{\"step\": 1, \"epoch\": 0.25}\n");
     run_free(&run);
 }
 END_TEST
@@ -142,6 +138,27 @@ START_TEST(held_out_figures_have_a_line_of_their_own) {
 }
 END_TEST
 
+/* What is measured before training is the first line, however late the log begins. */
+START_TEST(figures_before_training_are_the_first_line) {
+    Run run = {0};
+    begin(&run);
+    run.step = 0;
+    watch_held_out(&run, "eval_loss", 2);
+    watch_held_out(&run, "eval_accuracy", NAN);
+    watch_log_before(&run);
+    watch_log_before(&run);  // once
+    ck_assert(!exists("out/log.jsonl"));
+    run.step = 3;
+    watch_held_out(&run, "eval_loss", 1);
+    watch(&run, "rate", 5);
+    assert_log(&run,
+               "{\"step\": 0, \"eval_loss\": 2}\n"
+               "{\"step\": 3, \"rate\": 5, \"epoch\": 0.75}\n"
+               "{\"step\": 3, \"eval_loss\": 1}\n");
+    run_free(&run);
+}
+END_TEST
+
 /* A step in which nothing was trained on has no line: the counts of all means are empty. */
 START_TEST(no_line_without_anything_trained_on) {
     Run run = {0};
@@ -154,8 +171,7 @@ START_TEST(no_line_without_anything_trained_on) {
     end_capture();
     ck_assert(!exists("out/log.jsonl"));
     watch_mean(&run, "entropy", 4, 2);
-    assert_log(&run,
-               "{\"step\": 1, \"loss\": null, \"entropy\": 2, \"rate\": 1, \"epoch\": 0.25}\n");
+    assert_log(&run, "{\"step\": 1, \"entropy\": 2, \"rate\": 1, \"epoch\": 0.25}\n");
     run_free(&run);
 }
 END_TEST
@@ -179,14 +195,15 @@ START_TEST(lines_are_json_and_readable) {
                      "{\"step\": 1, \"loss\": 3.25, \"rate\": 0.1, \"third\": 0.3333333333333333, "
                      "\"num_tokens\": 12345678901, \"million\": 1000000, \"epoch\": 0.25}\n");
     Str screen = bytes_of("screen.txt");
-    ck_assert_ptr_nonnull(strstr(screen.s, "step 1/10  loss 3.25  rate 0.1  third 0.33333"));
+    ck_assert_ptr_nonnull(strstr(screen.s, "\n    step      loss  accuracy  "));
+    ck_assert_ptr_nonnull(strstr(screen.s, "\n    1/10    3.2500         -  "));
     ck_assert_ptr_null(strchr(screen.s, '\r'));  // no terminal, no progress line
     free(first);
     free(screen.s);
 }
 END_TEST
 
-START_TEST(numbers_that_are_not_finite_are_null) {
+START_TEST(numbers_that_are_not_finite_are_left_out) {
     Run run = {0};
     begin(&run);
     watch(&run, "loss", NAN);
@@ -195,31 +212,42 @@ START_TEST(numbers_that_are_not_finite_are_null) {
     watch(&run, "tiny", 1e-300);
     watch(&run, "count", 7);
     run.step = 2;
-    assert_log(&run,
-               "{\"step\": 2, \"loss\": null, \"up\": null, \"down\": null, \"tiny\": 1e-300, "
-               "\"count\": 7, \"epoch\": 0.5}\n");
+    assert_log(&run, "{\"step\": 2, \"tiny\": 1e-300, \"count\": 7, \"epoch\": 0.5}\n");
     Str screen = bytes_of("screen.txt");
-    ck_assert_ptr_nonnull(strstr(screen.s, "step 2/10  tiny 1e-300  count 7  epoch 0.5"));
+    ck_assert_ptr_nonnull(strstr(screen.s, "\n    2/10         -         -  "));
     free(screen.s);
     run_free(&run);
 }
 END_TEST
 
-START_TEST(the_terminal_shows_the_first_figures) {
+START_TEST(the_table_shows_some_figures) {
     Run run = {0};
-    begin_with(&run, &short_program);
-    watch(&run, "shown", 1);
+    begin(&run);
     watch(&run, "hidden", 2);
-    watch_held_out(&run, "eval_a", 3);
+    watch(&run, "learning_rate", 0.125);
+    watch(&run, "mean_token_accuracy", 0.75);
+    watch_held_out(&run, "eval_loss", 3);
     watch_held_out(&run, "eval_b", 4);
     assert_log(&run,  // the file holds all of them
-               "{\"step\": 1, \"shown\": 1, \"hidden\": 2, \"epoch\": 0.25}\n"
-               "{\"step\": 1, \"eval_a\": 3, \"eval_b\": 4}\n");
+               "{\"step\": 1, \"hidden\": 2, \"learning_rate\": 0.125, "
+               "\"mean_token_accuracy\": 0.75, \"epoch\": 0.25}\n"
+               "{\"step\": 1, \"eval_loss\": 3, \"eval_b\": 4}\n");
     Str screen = bytes_of("screen.txt");
-    ck_assert_ptr_nonnull(strstr(screen.s, "shown 1"));
+    ck_assert_ptr_nonnull(strstr(
+        screen.s, "\n    1/10         -    75.0 %         -     0.125        -         -\n"));
+    ck_assert_ptr_nonnull(strstr(screen.s, "\nheld out    3.0000\n"));
     ck_assert_ptr_null(strstr(screen.s, "hidden"));
-    ck_assert_ptr_null(strstr(screen.s, "epoch"));
-    ck_assert_ptr_nonnull(strstr(screen.s, "eval_a 3  eval_b 4"));  // all held-out ones are shown
+    free(screen.s);
+    // the heading is not printed again, and a held-out figure is shown once
+    assert_log(&run,
+               "{\"step\": 1, \"hidden\": 2, \"learning_rate\": 0.125, "
+               "\"mean_token_accuracy\": 0.75, \"epoch\": 0.25}\n"
+               "{\"step\": 1, \"eval_loss\": 3, \"eval_b\": 4}\n"
+               "{\"step\": 1, \"hidden\": 0, \"learning_rate\": 0, \"mean_token_accuracy\": 0, "
+               "\"epoch\": 0.25}\n");
+    screen = bytes_of("screen.txt");
+    ck_assert_ptr_null(strstr(screen.s, "accuracy"));
+    ck_assert_ptr_null(strstr(screen.s, "held out"));
     free(screen.s);
     run_free(&run);
 }
@@ -337,10 +365,11 @@ END_TEST
 
 /* ---- phases ---------------------------------------------------------------------------------- */
 
-START_TEST(phases_are_shown_under_the_line) {
+START_TEST(phases_are_added_up) {
     Run run = {0};
     begin(&run);
     watch(&run, "loss", 1);
+    run.state->started = now_seconds();
     watch_phase(&run, "sleep");
     usleep(150000);
     watch_phase(&run, "work");
@@ -348,13 +377,14 @@ START_TEST(phases_are_shown_under_the_line) {
     usleep(150000);
     watch_phase(&run, NULL);
     assert_log(&run, "{\"step\": 1, \"loss\": 1, \"epoch\": 0.25}\n");  // not in the file
+    begin_capture("screen.txt");
+    screen_times(&run);
+    end_capture();
     Str screen = bytes_of("screen.txt");
     double slept, worked;
     int sleep_share, work_share;
-    const char *line = strstr(screen.s, "  sleep ");
-    ck_assert_msg(line != NULL, "%s", screen.s);
-    ck_assert_int_eq(sscanf(line, "  sleep %lf s (%d %%)  work %lf s (%d %%)\n", &slept,
-                            &sleep_share, &worked, &work_share),
+    ck_assert_int_eq(sscanf(screen.s, "time %*f s, sleep %lf s (%d %%), work %lf s (%d %%)\n",
+                            &slept, &sleep_share, &worked, &work_share),
                      4);
     ck_assert_double_ge(slept, 0.3 - 0.05);
     ck_assert_double_ge(slept, worked);
@@ -362,12 +392,13 @@ START_TEST(phases_are_shown_under_the_line) {
     ck_assert_int_ge(sleep_share + work_share, 99);
     ck_assert_int_le(sleep_share + work_share, 101);
     free(screen.s);
+    run_free(&run);
+    begin(&run);  // without phases nothing is printed
     begin_capture("screen.txt");
-    watch_log(&run);  // no time was spent in a phase since the last line
+    screen_times(&run);
     end_capture();
     screen = bytes_of("screen.txt");
-    ck_assert_ptr_nonnull(strstr(screen.s, "step 1/10  loss "));
-    ck_assert_ptr_null(strstr(screen.s, "sleep"));
+    ck_assert_uint_eq(screen.n, 0);
     free(screen.s);
     run_free(&run);
 }
@@ -380,15 +411,16 @@ int main(void) {
                                   least_and_largest_since_the_last_line,
                                   a_total_is_never_started_anew,
                                   held_out_figures_have_a_line_of_their_own,
+                                  figures_before_training_are_the_first_line,
                                   no_line_without_anything_trained_on,
                                   lines_are_json_and_readable,
-                                  numbers_that_are_not_finite_are_null,
-                                  the_terminal_shows_the_first_figures,
+                                  numbers_that_are_not_finite_are_left_out,
+                                  the_table_shows_some_figures,
                                   figures_survive_a_checkpoint,
                                   extremes_that_are_still_empty_survive,
                                   old_held_out_figures_are_not_logged_again,
                                   damaged_figures_are_refused,
-                                  phases_are_shown_under_the_line};
+                                  phases_are_added_up};
     add_tests(suite, "figures", make_directory, tests, COUNT(tests));
     return finish_suite(suite);
 }

@@ -271,7 +271,7 @@ START_TEST(committed_files_are_what_the_generator_writes) {
 END_TEST
 
 START_TEST(failures_are_reported) {
-    Error e = {""};
+    Error e = {0};
     ck_assert_int_eq(write_world(below("no/such", "place"), 1, &e), -1);
     ck_assert_msg(strstr(e.text, "no/such/place") && strstr(e.text, "make the one above it"), "%s",
                   e.text);

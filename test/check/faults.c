@@ -11,8 +11,8 @@
  *     FAULTS=FILE        at the end "ALLOCATIONS SITES OPERATIONS" is written to this file
  *
  * An allocation is malloc, calloc, realloc, aligned_alloc, posix_memalign or mmap, of the program
- * or of a library that it uses, libc included. A path consists of the addresses to which the eight
- * innermost calls return. There must be one thread: OMP_NUM_THREADS=1.
+ * or of a library that it uses, libc included and clang's libomp left out. A path consists of the
+ * addresses to which the eight innermost calls return. There must be one thread: OMP_NUM_THREADS=1.
  */
 #define _GNU_SOURCE  // defines: RTLD_NEXT
 
@@ -89,9 +89,16 @@ static int is_new(void) {
     }
 }
 
-/* Counts an allocation; is it the one that fails? */
-static int fails(void) {
-    if (!mode || mode == KILL || inside) return 0;
+/* clang's OpenMP is left out. When an allocation of its own fails, it waits for ever for a lock
+   that it holds. */
+static int is_openmp(const void *caller) {
+    Dl_info found;
+    return dladdr(caller, &found) && found.dli_fname && strstr(found.dli_fname, "libomp");
+}
+
+/* Counts an allocation; is it the one that fails? caller: the address to which it returns. */
+static int fails(const void *caller) {
+    if (!mode || mode == KILL || inside || is_openmp(caller)) return 0;
     allocations++;
     if (mode == CALL ? allocations != wanted : !is_new() || ++sites != wanted || mode != SITE)
         return 0;
@@ -99,19 +106,25 @@ static int fails(void) {
     return 1;
 }
 
-void *malloc(size_t n) { return fails() ? NULL : __libc_malloc(n); }
-void *calloc(size_t n, size_t size) { return fails() ? NULL : __libc_calloc(n, size); }
-void *realloc(void *p, size_t n) { return fails() ? NULL : __libc_realloc(p, n); }
+void *malloc(size_t n) { return fails(__builtin_return_address(0)) ? NULL : __libc_malloc(n); }
+void *calloc(size_t n, size_t size) {
+    return fails(__builtin_return_address(0)) ? NULL : __libc_calloc(n, size);
+}
+void *realloc(void *p, size_t n) {
+    return fails(__builtin_return_address(0)) ? NULL : __libc_realloc(p, n);
+}
 void *aligned_alloc(size_t alignment, size_t n) {
-    return fails() ? NULL : __libc_memalign(alignment, n);
+    return fails(__builtin_return_address(0)) ? NULL : __libc_memalign(alignment, n);
 }
 int posix_memalign(void **p, size_t alignment, size_t n) {
-    void *got = fails() ? NULL : __libc_memalign(alignment, n);
+    void *got = fails(__builtin_return_address(0)) ? NULL : __libc_memalign(alignment, n);
     if (got) *p = got;
     return got ? 0 : ENOMEM;
 }
 void *mmap(void *at, size_t n, int protection, int flags, int fd, off_t offset) {
-    return fails() ? MAP_FAILED : (void *)syscall(SYS_mmap, at, n, protection, flags, fd, offset);
+    return fails(__builtin_return_address(0))
+               ? MAP_FAILED
+               : (void *)syscall(SYS_mmap, at, n, protection, flags, fd, offset);
 }
 
 /* ---- operations on files --------------------------------------------------------------------- */

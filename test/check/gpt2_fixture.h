@@ -552,7 +552,7 @@ static inline void map_tensor(GPT2 *m, int i, const float *w) {
 
 static inline void add(Suite *suite, const char *name, const TTest *const *tests, int n) {
     TCase *tcase = tcase_create(name);
-    tcase_set_timeout(tcase, 600);
+    tcase_set_timeout(tcase, 3600);  // with sanitizers on an emulated GPU
     tcase_add_checked_fixture(tcase, begin, forget);
     for (int i = 0; i < n; i++) tcase_add_test(tcase, tests[i]);
     suite_add_tcase(suite, tcase);

@@ -90,12 +90,24 @@ static inline void ck_says(const Error *e, ...) {
     ck_assert_ptr_null(strchr(e->text, '\n'));
 }
 
-/* Makes a write to here/name fail with a full disk: newfile_open writes to PATH.tmp-PID, which
- * becomes a link to /dev/full. */
+static char full_for[600];  // a file for which the disk is full, or ""
+
+/* In the place of the C library's: the temporary file of full_for finds a full disk. */
+int fflush(FILE *f) {
+    char link[64], path[700];
+    if (!f || !*full_for) return fflush_unlocked(f);
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fileno(f));
+    const ssize_t n = readlink(link, path, sizeof path - 1);
+    path[n > 0 ? n : 0] = 0;
+    if (strncmp(path, full_for, strlen(full_for))) return fflush_unlocked(f);
+    *full_for = 0;
+    errno = ENOSPC;
+    return EOF;
+}
+
+/* Makes the next writing of here/name fail with a full disk. */
 static inline void fill_disk_for(const char *name) {
-    char temporary[600];
-    snprintf(temporary, sizeof temporary, "%s.tmp-%ld", in(name), (long)getpid());
-    ck_assert_int_eq(symlink("/dev/full", temporary), 0);
+    snprintf(full_for, sizeof full_for, "%s" UNFINISHED_MARK, in(name));
 }
 
 /* ---- Building safetensors files -------------------------------------------------------------- */
@@ -260,8 +272,9 @@ typedef struct {
     int head;  // lm_head.weight: 0 none, 1 as wte, 2 differs in element 40, 3 is another shape
     int misaligned;
     const char *without, *reshaped, *retyped,
-        *extra;  // a tensor left out, with its sizes swapped, of type I32, added
-    int scalar;  // a scalar head: 0 none, 1 score.weight, 2 v_head.summary.weight and .bias
+        *extra;         // a tensor left out, with its sizes swapped, of type I32, added
+    const char *outer;  // before the names of the two heads; NULL: ""
+    int scalar;         // a scalar head: 0 none, 1 score.weight, 2 v_head.summary.weight and .bias
 } Style;
 
 static inline Str encoded(const char *type, int i, int n) {
@@ -269,7 +282,12 @@ static inline Str encoded(const char *type, int i, int n) {
     for (int k = 0; k < n; k++) {
         float x = value(i, k);
         uint32_t bits;
+        const double wide = (double)x;
         memcpy(&bits, &x, 4);
+        if (!strcmp(type, "F64")) {
+            str_add(&s, (const char *)&wide, 8);
+            continue;
+        }
         if (!strcmp(type, "BF16")) bits >>= 16;
         if (!strcmp(type, "F16") && x != 0)  // no subnormals among the values
             bits = (bits >> 16 & 0x8000) | ((bits >> 13 & 0x3ffff) - ((127 - 15) << 10));
@@ -312,15 +330,18 @@ static inline void build_model(const char *file, const Style *style, int first, 
     }
     for (int k = 0; k < V * C; k++) head[k] = value(0, k);
     if (style->head == 2) head[40] = 0.75f;
+    char lm_head[64], score[64];
+    const char *outer = style->outer ? style->outer : "";
+    snprintf(lm_head, sizeof lm_head, "%slm_head.weight", outer);
+    snprintf(score, sizeof score, "%s%s", outer,
+             style->scalar == 1 ? "score.weight" : "v_head.summary.weight");
     if (style->head)
-        build_add(&b, "lm_head.weight", "F32", style->head == 3 ? "[6,11]" : "[11,6]", head,
-                  sizeof head);
+        build_add(&b, lm_head, "F32", style->head == 3 ? "[6,11]" : "[11,6]", head, sizeof head);
     float scalar[C + 1];
     for (int k = 0; k <= C; k++) scalar[k] = value(99, k);
-    if (style->scalar)
-        build_add(&b, style->scalar == 1 ? "score.weight" : "v_head.summary.weight", "F32", "[1,6]",
-                  scalar, 4 * C);
-    if (style->scalar == 2) build_add(&b, "v_head.summary.bias", "F32", "[1]", scalar + C, 4);
+    if (style->scalar) build_add(&b, score, "F32", "[1,6]", scalar, 4 * C);
+    snprintf(score, sizeof score, "%sv_head.summary.bias", outer);
+    if (style->scalar == 2) build_add(&b, score, "F32", "[1]", scalar + C, 4);
     if (style->extra) build_add(&b, style->extra, "F32", "[1]", head, 4);
     build_end(&b, file, (size_t)style->misaligned);
 }

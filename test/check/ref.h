@@ -290,6 +290,11 @@ static inline void ref_attention_probabilities(double *P, double *lse, const dou
     }
 }
 
+/* What dropout multiplies the probability of key u, for the query in row n, with in head h. */
+static inline double ref_attention_keep(const Noise *noise, int n, int u, int h, int NH) {
+    return ref_keep(noise, n, (uint32_t)(4 * (u / 4 * NH + h) + u % 4));
+}
+
 /* out (N,C), lse (N,NH), qkv (N,3C), start (S+1) */
 static inline void ref_attention_forward(double *out, double *lse, const double *qkv,
                                          const int *start, int S, int NH, int hs, Noise noise) {
@@ -305,7 +310,7 @@ static inline void ref_attention_forward(double *out, double *lse, const double 
                 for (int i = 0; i < hs; i++) {
                     double sum = 0;
                     for (int u = 0; u <= t; u++)
-                        sum += ref_keep(&noise, first + t, (uint32_t)(u * NH + h)) *
+                        sum += ref_attention_keep(&noise, first + t, u, h, NH) *
                                P[(size_t)t * T + u] * v[u * row + i];
                     out[(size_t)(first + t) * C + h * hs + i] = sum;
                 }
@@ -335,7 +340,7 @@ static inline void ref_attention_backward(double *dqkv, const double *dout, cons
                 double P_dP = 0;
                 for (int u = 0; u <= t; u++) {
                     // out[t] += keep * P[t][u] * v[u]
-                    double keep = ref_keep(&noise, first + t, (uint32_t)(u * NH + h));
+                    double keep = ref_attention_keep(&noise, first + t, u, h, NH);
                     dP[u] = 0;
                     for (int i = 0; i < hs; i++) {
                         dv[u * row + i] += keep * P_t[u] * dout_t[i];

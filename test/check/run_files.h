@@ -99,11 +99,11 @@ static inline void split_words(Words *w, const char *program, const char *words)
 
 typedef int Main(const char *program, int argc, char **argv);
 
-static Str said;       // stdout and stderr of the last process
+static Str said;       // stdout and stderr of the last process or command
 static bool ignoring;  // start processes with SIGINT ignored, as nohup and `command &` do
 
 /* Waits for a process and takes what it writes into a pipe. Returns waitpid's status. */
-static inline int hear(pid_t child, int from) {
+static inline int hear_child(pid_t child, int from) {
     char block[4096];
     said.n = 0;
     str_add(&said, "", 0);
@@ -144,8 +144,14 @@ static inline int run_process(Main *main, const char *program, const char *words
         signal(SIGXFSZ, SIG_IGN);  // a full disk is an error that write() returns, not a signal
         exit(main(program, w.argc, w.argv));
     }
-    const int status = hear(child, from);
+    const int status = hear_child(child, from);
     return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+/* Takes what a command of the shell wrote to the file `said`. */
+static inline void read_said(void) {
+    free(said.s);
+    said = bytes_of("said");
 }
 
 static inline void assert_said(const char *text) {

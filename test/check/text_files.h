@@ -33,9 +33,20 @@ static inline void write_file(const char *name, const char *bytes, size_t n) {
     ck_assert_int_eq(fclose(f), 0);
 }
 
+static inline void write_text(const char *name, const char *text) {
+    write_file(name, text, strlen(text));
+}
+
 static inline void clean_directory(void) {
-    static const char *name[] = {"vocab.json",     "merges.txt",    "added_tokens.json",
-                                 "tokenizer.json", "records.jsonl", "prompts.jsonl"};
+    static const char *name[] = {"vocab.json",
+                                 "merges.txt",
+                                 "added_tokens.json",
+                                 "tokenizer.json",
+                                 "records.jsonl",
+                                 "prompts.jsonl",
+                                 "config.json",
+                                 "tokenizer_config.json",
+                                 "special_tokens_map.json"};
     for (int i = 0; i < COUNT(name); i++) unlink(in_directory(name[i]));
 }
 
@@ -139,7 +150,7 @@ static inline void write_str(const char *name, Str s) {
 }
 
 static inline Tokenizer *must_load(void) {
-    Error e = {""};
+    Error e = {0};
     Tokenizer *t = tokenizer_load(directory, &e);
     ck_assert_msg(t != NULL, "%s", e.text);
     return t;
@@ -187,7 +198,7 @@ static inline int read_bytes(const char *bytes, size_t n, const char *template, 
 }
 
 static inline Records must_read(const char *text, const char *template) {
-    Error e = {""};
+    Error e = {0};
     Records r;
     ck_assert_msg(read_bytes(text, strlen(text), template, true, &r, &e) == 0, "%s", e.text);
     return r;
@@ -195,7 +206,7 @@ static inline Records must_read(const char *text, const char *template) {
 
 static inline int read_pairs(const char *text, const char *template, bool strict, Records *r,
                              Error *e) {
-    write_file("records.jsonl", text, strlen(text));
+    write_text("records.jsonl", text);
     return pairs_read(in_directory("records.jsonl"), template, strict, r, e);
 }
 

@@ -72,7 +72,7 @@ static inline double toy_step(GPT2 *m, const int *which, int n, float rate) {
 static struct {
     int examples, signal_at, late_at, die_at, full_at, room;
     bool twice, terminate, second;
-    const char *template;
+    const char *template, *losses;
 } toy_args;
 
 static const Flag toy_flags[] = {
@@ -94,9 +94,20 @@ static const Flag toy_flags[] = {
     {"room", NUMBER(toy_args.room, "4000", 0, 1e9), "The room, in bytes.",
      .may_change_on_resume = true},
     {"template", TEXT(toy_args.template, ""), "Any text."},
+    {"losses", TEXT(toy_args.losses, NULL),
+     "The held-out losses before training and at each evaluation.", .may_change_on_resume = true},
     {"second", SWITCH(toy_args.second, "false"), "Train a second model, with a scalar head."},
     {0},
 };
+
+/* "Measures" the held-out loss number k of --losses, the last one if there are not so many. */
+static inline void toy_evaluate(Run *run, int k) {
+    const char *list = toy_args.losses;
+    for (; k > 0 && list && strchr(list, ','); k--) list = strchr(list, ',') + 1;
+    if (!list) return;
+    watch_held_out(run, "eval_loss", strtod(list, NULL));
+    run_held_out_loss(run, strtod(list, NULL));
+}
 
 static inline int toy_main(const char *name, int argc, char **argv) {
     char model_flag[256], data_flag[256];
@@ -109,6 +120,7 @@ static inline int toy_main(const char *name, int argc, char **argv) {
                                     "--warmup_steps=3",
                                     "--save_steps=5",
                                     "--logging_steps=1",
+                                    "--keep_moments",  // so that a test may resume any checkpoint
                                     NULL};
     const Program program = {
         .name = name, .about = "A toy.", .flags = toy_flags, .lines = {.program = defaults}};
@@ -126,6 +138,11 @@ static inline int toy_main(const char *name, int argc, char **argv) {
                      .limits = {.tokens = 4, .sequences = 1},
                      .trains = true};
     networks_open(&run, (Network *[]){&model, toy_args.second ? &judge : NULL, NULL});
+    if (!run_checkpoint_dir(&run)) toy_evaluate(&run, 0);
+    if (run_measures_again(&run)) {
+        const int every = run.eval_steps > 0 ? run.eval_steps : run.steps_per_epoch;
+        toy_evaluate(&run, (run.step + every) / every);
+    }
     if (toy_args.signal_at == 0) raise(SIGINT);  // before the first step
     while (run_next(&run)) {
         const int step = run.step + 1;
@@ -142,7 +159,10 @@ static inline int toy_main(const char *name, int argc, char **argv) {
         watch(&run, "loss", loss);
         watch(&run, "best", best);
         watch(&run, "examples", n);
+        watch_mean(&run, "mean", loss, 1);
         run_progress(&run, loss, n);
+        const int every = run.eval_steps > 0 ? run.eval_steps : run.steps_per_epoch;
+        if (run_should_evaluate(&run)) toy_evaluate(&run, (step + every - 1) / every);
         if (step != toy_args.late_at) continue;
         finish_step(&run);  // between saving a step and deciding whether to continue
         raise(SIGINT);

@@ -528,19 +528,29 @@ START_TEST(bounds) {
          [] { run_memory(0, 6, 0); });
     dies("49184 bytes of shared memory", [] { run_memory(0, 1, 48 << 10); });
     dies("more than 49152 need cudaFuncSetAttribute", [] { run_memory(0, 0, (48 << 10) + 4); });
-    dies("a block has at most 232448", [] { run_memory(0, 0, (227 << 10) + 4); });
-    ck_assert_int_eq(
-        cudaFuncSetAttribute(memory_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             (227 << 10) + 1),
-        cudaErrorInvalidValue);
-    ck_assert_int_eq(cudaGetLastError(), cudaErrorInvalidValue);
-    ck_assert_int_eq(
-        cudaFuncSetAttribute(memory_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 100 << 10),
-        cudaSuccess);
-    run_memory(0, 3, 100 << 10);
-    dies("need cudaFuncSetAttribute", [] { run_memory(0, 0, 101 << 10); });
+    for (int most = 99 << 10; most <= 227 << 10; most += 128 << 10) {
+        // what a block can have on GPUs of compute capability 8.6 and 12.0, and on those of 9.0
+        if (most > 99 << 10) setenv("CUDA_EMU_SHARED", std::to_string(most).c_str(), 1);
+        cudaDeviceProp prop;
+        cudaGetDeviceProperties(&prop, 0);
+        ck_assert_uint_eq(prop.sharedMemPerBlockOptin, (size_t)most);
+        const std::string limit = "a block has at most " + std::to_string(most);
+        dies(limit.c_str(), [=] { run_memory(0, 0, (size_t)most + 4); });
+        ck_assert_int_eq(cudaFuncSetAttribute(
+                             memory_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most + 1),
+                         cudaErrorInvalidValue);
+        ck_assert_int_eq(cudaGetLastError(), cudaErrorInvalidValue);
+        ck_assert_int_eq(cudaFuncSetAttribute(
+                             memory_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 90 << 10),
+                         cudaSuccess);
+        run_memory(0, 3, 90 << 10);
+        dies("need cudaFuncSetAttribute", [] { run_memory(0, 0, 91 << 10); });
+    }
     dies("232832 bytes of shared memory with c, where 232448 are allowed",
          [] { run_memory(0, 7, 0); });
+    setenv("CUDA_EMU_SHARED", "1000", 1);
+    dies("CUDA_EMU_SHARED is 1000; it can be 49152 to 232448", [] { run_memory(0, 0, 4); });
+    unsetenv("CUDA_EMU_SHARED");
 }
 END_TEST
 
@@ -929,6 +939,7 @@ static double gelu_of(double x) {
 /* Runs it and compares with double precision; without an epilogue, beta and rounding to bf16 also
  * with the chain, to the bit. */
 static void multiply(Product p) {
+    setenv("CUDA_EMU_ODD", "1", 1);
     int lda = (p.ta ? p.k : p.m) + p.extra, ldb = (p.tb ? p.n : p.k) + p.extra, ldd = p.m + p.extra,
         ldx = (p.m + 15) / 8 * 8;
     int64_t sa = (lda * (p.ta ? p.m : p.k) + 7) / 8 * 8,
@@ -1116,6 +1127,41 @@ START_TEST(products) {
 }
 END_TEST
 
+/* What the emulated cuBLASLt has no way for: an odd width in all three matrices. And the status
+ * that CUDA_EMU_CUBLAS asks for. */
+START_TEST(missing_products) {
+    for (int odd = 0; odd < 4; odd++) {  // which of m, k and both are even; D has stride m
+        cublasLtHandle_t handle = NULL;
+        cublasLtMatmulDesc_t desc;
+        cublasLtMatrixLayout_t a, b, d;
+        cublasLtMatmulPreference_t preference;
+        cublasLtMatmulHeuristicResult_t result;
+        int found = 7;
+        const int m = 17 + odd % 2, k = 9 + odd / 2;
+        cublasLtCreate(&handle);
+        cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+        cublasLtMatmulPreferenceCreate(&preference);
+        cublasLtMatrixLayoutCreate(&a, CUDA_R_16BF, m, k, m);
+        cublasLtMatrixLayoutCreate(&b, CUDA_R_16BF, k, 5, k);
+        cublasLtMatrixLayoutCreate(&d, CUDA_R_16BF, m, 5, m);
+        ck_assert_int_eq(cublasLtMatmulAlgoGetHeuristic(handle, desc, a, b, d, d, preference, 1,
+                                                        &result, &found),
+                         odd ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED);
+        ck_assert_int_eq(found, odd ? 1 : 0);
+        setenv("CUDA_EMU_CUBLAS", "14", 1);
+        const float one = 1, zero = 0;
+        ck_assert_int_eq(cublasLtMatmul(handle, desc, &one, NULL, a, NULL, b, &zero, NULL, d, NULL,
+                                        d, &result.algo, NULL, 0, NULL),
+                         CUBLAS_STATUS_INTERNAL_ERROR);
+        unsetenv("CUDA_EMU_CUBLAS");
+        cublasLtMatmulPreferenceDestroy(preference);
+        cublasLtMatmulDescDestroy(desc);
+        for (cublasLtMatrixLayout_t l : {a, b, d}) cublasLtMatrixLayoutDestroy(l);
+        cublasLtDestroy(handle);
+    }
+}
+END_TEST
+
 START_TEST(bad_products) {
     Product p;
     p.m = 24;
@@ -1180,6 +1226,7 @@ int main() {
     tcase_add_test(t, copies);
     tcase_add_test(t, asynchronous);
     tcase_add_loop_test(t, products, 0, 3);
+    tcase_add_test(t, missing_products);
     tcase_add_test(t, bad_products);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);

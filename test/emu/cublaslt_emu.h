@@ -119,9 +119,11 @@ typedef struct {
 } cublasLtMatmulHeuristicResult_t;
 
 inline const char *cublasGetStatusString(cublasStatus_t status) {
-    return status == CUBLAS_STATUS_SUCCESS ? "the operation completed successfully"
-           : status == CUBLAS_STATUS_NOT_INITIALIZED
-               ? "the library was not initialized"
+    return status == CUBLAS_STATUS_SUCCESS           ? "the operation completed successfully"
+           : status == CUBLAS_STATUS_NOT_INITIALIZED ? "the library was not initialized"
+           : status == CUBLAS_STATUS_INTERNAL_ERROR  ? "an internal operation failed"
+           : status == CUBLAS_STATUS_NOT_SUPPORTED
+               ? "the functionality requested is not supported"
                : "an unsupported value or parameter was passed to the function";
 }
 inline const char *cublasLtGetStatusString(cublasStatus_t status) {
@@ -249,9 +251,14 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
     cublasLtHandle_t, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
     cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t out, cublasLtMatmulPreference_t preference,
     int most, cublasLtMatmulHeuristicResult_t *results, int *count) {
-    // A library need not have every epilogue for every width: this one has GELU for multiples of
-    // 16, so that callers' other way is tested too
-    if (d->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS && out->rows % 16)
+    // A library need not have every product: this one has GELU for widths that are multiples of 16,
+    // and, unless CUDA_EMU_ODD is 1, no product of three matrices that can be read by single
+    // numbers only. So callers' other way is tested too
+    auto odd = [&](const cublasLtMatrixLayout *l, int i) {
+        return cuda_emu::width(l, preference->alignment[i]) <= cuda_emu::bytes_of(l->type);
+    };
+    if ((d->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS && out->rows % 16) ||
+        (!cuda_emu::setting("CUDA_EMU_ODD", 0) && odd(a, 0) && odd(b, 1) && odd(out, 3)))
         return *count = 0, CUBLAS_STATUS_NOT_SUPPORTED;
     *count = most < 3 ? most : 3;
     for (int i = 0; i < *count; i++) {
@@ -382,6 +389,7 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
                                      void *workspace, size_t workspace_bytes, cudaStream_t) {
     using namespace cuda_emu;
     if (!handle) return CUBLAS_STATUS_NOT_INITIALIZED;
+    if (long status = setting("CUDA_EMU_CUBLAS", 0)) return (cublasStatus_t)status;
     kernel = "cublasLtMatmul";
     bool ta = d->trans[0] == CUBLAS_OP_T, tb = d->trans[1] == CUBLAS_OP_T;
     size_t m = ld->rows, n = ld->columns, k = ta ? la->rows : la->columns;

@@ -22,7 +22,9 @@
  *
  * It reports a mistake in one sentence, with the kernel, the block and the thread, and aborts.
  * Other variables are for testing errors: CUDA_EMU_DEVICES=0 (no GPU), CUDA_EMU_CAPABILITY=70 (too
- * old a one), CUDA_EMU_MEMORY=BYTES (a small one).
+ * old a one), CUDA_EMU_MEMORY=BYTES (a small one), CUDA_EMU_CUBLAS=STATUS (every product fails). A
+ * block can have CUDA_EMU_SHARED bytes of shared memory; that is 101376 by default, which every GPU
+ * of kernels.cu has.
  *
  * Left out: parts of CUDA that kernels.cu does not use; pointers inside a structure that a kernel
  * is given (any other must be the device's); streams that run at the same time; weak memory beyond
@@ -979,9 +981,8 @@ void launch(const char *name, dim3 grid, dim3 threads, size_t dynamic, cudaStrea
     if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
         fail("a grid of %u x %u x %u blocks", grid.x, grid.y, grid.z);
     auto allowed = dynamic_limit.find((const void *)function);
-    if (dynamic > SHARED_MOST)
-        fail("%zu bytes of dynamic shared memory; a block has at most %d", dynamic,
-             (int)SHARED_MOST);
+    if (dynamic > shared_most())
+        fail("%zu bytes of dynamic shared memory; a block has at most %zu", dynamic, shared_most());
     if (dynamic > SHARED_DEFAULT &&
         (allowed == dynamic_limit.end() || (size_t)allowed->second < dynamic))
         fail(
@@ -993,7 +994,7 @@ void launch(const char *name, dim3 grid, dim3 threads, size_t dynamic, cudaStrea
     gridDim = grid;
     blockDim = threads;
     block.threads = (int)n;
-    block.shared_limit = allowed == dynamic_limit.end() ? SHARED_DEFAULT : SHARED_MOST;
+    block.shared_limit = allowed == dynamic_limit.end() ? (size_t)SHARED_DEFAULT : shared_most();
     block.body = [](void *p) { std::apply(((Call *)p)->function, ((Call *)p)->arguments); };
     block.arguments = &call;
     {
@@ -1014,7 +1015,8 @@ void launch(const char *name, dim3 grid, dim3 threads, size_t dynamic, cudaStrea
 template <class F>
 cudaError_t cudaFuncSetAttribute(F *function, cudaFuncAttribute attribute, int value) {
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-    if (value < 0 || value > cuda_emu::SHARED_MOST) return cuda_emu::error(cudaErrorInvalidValue);
+    if (value < 0 || (size_t)value > cuda_emu::shared_most())
+        return cuda_emu::error(cudaErrorInvalidValue);
     cuda_emu::dynamic_limit[(const void *)function] = value;
     return cudaSuccess;
 }

@@ -213,7 +213,15 @@ struct cudaDeviceProp {
 
 namespace cuda_emu {
 
-enum { SHARED_DEFAULT = 48 << 10, SHARED_MOST = 227 << 10 };
+enum { SHARED_DEFAULT = 48 << 10, SHARED_MOST = 227 << 10 };  // SHARED_MOST: of any GPU
+
+/* Of a block of this GPU, with cudaFuncSetAttribute. */
+inline size_t shared_most() {
+    const long most = setting("CUDA_EMU_SHARED", 99 << 10);
+    if (most < SHARED_DEFAULT || most > SHARED_MOST)
+        fail("CUDA_EMU_SHARED is %ld; it can be %d to %d", most, SHARED_DEFAULT, SHARED_MOST);
+    return (size_t)most;
+}
 
 struct Memory {
     size_t bytes;
@@ -346,8 +354,8 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     strcpy(p->name, "emulated");
     p->totalGlobalMem = cuda_emu::total_memory();
     p->sharedMemPerBlock = cuda_emu::SHARED_DEFAULT;
-    p->sharedMemPerBlockOptin = cuda_emu::SHARED_MOST;
-    p->sharedMemPerMultiprocessor = 228 << 10;
+    p->sharedMemPerBlockOptin = cuda_emu::shared_most();
+    p->sharedMemPerMultiprocessor = cuda_emu::shared_most() + (1 << 10);
     p->major = (int)(capability / 10), p->minor = (int)(capability % 10);
     p->multiProcessorCount = 4;
     p->warpSize = warpSize, p->maxThreadsPerBlock = 1024, p->maxThreadsPerMultiProcessor = 2048,

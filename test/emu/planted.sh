@@ -96,7 +96,7 @@ while IFS='|' read -r name case && IFS= read -r plant; do
 done <<'LIST'
 a barrier is missing in the sum over a block | optimiser
     /if (threadIdx.x % 32 == 0) part/{n;s/__syncthreads();//}
-a barrier is missing before rows of the embedding are linked | embedding
+a barrier is missing before rows of the embedding are compared | embedding
     /ids\[threadIdx.x\] = /{n;s/__syncthreads();//}
 a barrier is missing in the sums over columns | linear
     /sums\[w\]\[lane\] = sum;/{n;s/__syncthreads();//}
@@ -138,10 +138,30 @@ one element too many is processed | gelu
     s/if (i < n) f.template/if (i <= n) f.template/
 logits beyond the vocabulary count | logprob
     s/if (j0 + k < V) f(j0 + k, v\[k\]);/f(j0 + k, v[k]);/
+a key takes the dropout of the key beside it, forward and dq | attention, large
+    s/keep\[0\] = attention_keep(z, odd ? first/keep[0] = attention_keep(z, odd ? second/
+the two queries of a lane change places in their dropout | attention, large
+    s/= attention_draw(z, odd ? n1 : n0, key/= attention_draw(z, odd ? n0 : n1, key/
+a key takes the dropout of the key beside it, dk and dv | attention, large
+    s/q % 2 ? x.v\[i\] : x.v\[i + 1\], 4)/q % 2 ? x.v[i + 1] : x.v[i], 4)/
+two keys of a lane draw the same dropout, dk and dv | attention, large
+    s/key + q \/ 2 \* 8, h, NH)/key, h, NH)/
+there is no dropout where there should be, dq | attention, large
+    s/drop ? attention_dq_kernel<HSP, true>/drop ? attention_dq_kernel<HSP, false>/
+a block takes more shared memory than some GPUs have | attention, large
+    s/enum { KB = FP32 ? 32 : 64,/enum { KB = 64,/;s/static_assert(bytes <= SHARED_OF_ANY_GPU.*//
+memory for copies is used again before they have been made | device
+    s/if (staged + bytes > STAGING) wait_for_stream();/if (staged + bytes > STAGING) staged = 0;/
+a product that cuBLASLt has no way for takes the wrong transpose | linear
+    s/b_next = B.transposed ? 1 : B.stride;/b_next = B.transposed ? B.stride : 1;/
+a product that cuBLASLt has no way for forgets what was there | linear
+    s/put(to, add ? get(to) + sum : sum);/put(to, sum);/
 a draw of noise is used four times | noise
     s/c \/ 4).v\[c % 4\]/c \/ 4).v[0]/
 a repeated token's gradient is counted again | embedding
-    s/if (!first\[n\] || c >= C) return;/if (c >= C) return;/
+    s/count\[n\] = earlier ? 0 : equal;/count[n] = equal;/
+rows of an id are added from the last to the first | embedding
+    s/earlier += ids\[i\] == mine \&\& from + i < n;/earlier += ids[i] == mine \&\& from + i > n;/
 a product takes the wrong transpose | linear
     s/Matrix{weight, (size_t)OC, true}, dinp/Matrix{weight, (size_t)OC, false}, dinp/
 a weight's gradient is overwritten instead of accumulated | linear

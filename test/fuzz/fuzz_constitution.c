@@ -24,7 +24,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const int file = memfd_create("fuzz", 0);
     if (file < 0 || write(file, data, size) != (ssize_t)size) die("memfd: %s", strerror(errno));
     snprintf(path, sizeof path, "/proc/self/fd/%d", file);
-    Error e = {""};
+    Error e = {0};
     Headings h = {0};
     Constitution c;
     if (constitution_read(path, &c, &e)) {

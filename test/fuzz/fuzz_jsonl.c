@@ -39,7 +39,7 @@ static Tokenizer *byte_tokenizer(void) {
     fclose(f);
     snprintf(path, sizeof path, "%s/merges.txt", directory);
     fclose(fopen(path, "w"));
-    Error e = {""};
+    Error e = {0};
     Tokenizer *t = tokenizer_load(directory, &e);
     if (!t) die("%s", e.text);
     unlink(path);
@@ -98,11 +98,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int file;
     const char *path = path_of_bytes(text, (size_t)(data + size - text), &file);
     Records r;
-    Error e = {""};
+    Error e = {0};
     if (records_read(path, template, false, &r, &e)) {
         check(e.text[0] && r.n == 0);
     } else {
-        check(r.n > 0 && r.kind[0] && (r.skipped == 0) == (r.first_skipped.text[0] == 0));
+        check(r.n > 0 && r.kind[0] &&
+              (r.counts.skipped == 0) == (r.counts.first_skipped.text[0] == 0));
         for (int i = 0; i < r.n; i++)
             check(r.v[i].n > 0 && r.v[i].spans[r.v[i].n - 1].scored && r.v[i].line > 0);
         check_dataset(&r, t, 1 + data[0], false);
@@ -125,7 +126,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (prompts_read(path, template, false, &p, &e)) {
         check(e.text[0] && p.n == 0 && !p.v);
     } else {
-        check(p.n > 0 && (p.skipped == 0) == (p.first_skipped.text[0] == 0));
+        check(p.n > 0 && (p.counts.skipped == 0) == (p.counts.first_skipped.text[0] == 0));
         for (int i = 0; i < p.n; i++) check(p.v[i].line > 0 && p.v[i].text[p.v[i].n] == 0);
         prompts_free(&p);
     }

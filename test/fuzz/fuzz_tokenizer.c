@@ -57,7 +57,8 @@ static void check_round_trip(const Tokenizer *t, const uint8_t *text, size_t n, 
     Str back = {0};
     tokenizer_encode(t, (const char *)text, n, specials, &ids);
     tokenizer_decode(t, ids.v, ids.n, &back);
-    if (back.n != n || (n && memcmp(back.s, text, n))) abort();
+    const bool keeps = tokenizer_keeps_text(t);
+    if (keeps && (back.n != n || (n && memcmp(back.s, text, n)))) abort();
     for (size_t i = 0; i < ids.n; i++)
         if (ids.v[i] < 0 || ids.v[i] >= tokenizer_size(t)) abort();
     free(ids.v);
@@ -86,7 +87,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         write_file("merges.txt", rest, (size_t)(cut - rest));
         free(vocabulary.s);
     }
-    Error e = {""};
+    Error e = {0};
     Tokenizer *t = tokenizer_load(directory, &e);
     if (!t && !e.text[0]) abort();
     if (t) {

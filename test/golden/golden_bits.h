@@ -24,7 +24,7 @@ static const struct {
     {"norm", 0x6b0f91b249329fa9u},
     {"elements", 0xf9f74495aaec5f2du},
     {"noise", 0x1335d57b8ce43522u},
-    {"attention", 0xc18939397acd32b0u},
+    {"attention", 0xe298bb9d6447e02fu},
     {"optimiser", 0x5b6aac5405b1ccd6u},
 };
 

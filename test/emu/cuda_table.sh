@@ -1,0 +1,108 @@
+#!/bin/sh
+# Counts what the compiled kernels of kernels.cu take, in bf16: registers, shared memory, spilled
+# bytes, and how many of their warps fit on a multiprocessor. Nothing is run, so no GPU is needed.
+#
+#   sh test/emu/cuda_table.sh table    prints a table
+#   sh test/emu/cuda_table.sh check    compares the kernels with test/emu/cuda_limits.txt
+#   sh test/emu/cuda_table.sh limits   prints a new cuda_limits.txt
+#
+# check fails if a kernel spills more registers or has fewer warps than cuda_limits.txt says, and if
+# a kernel is in only one of the two. NVCC is the compiler. The figures are those of its version, so
+# with another version than that in cuda_limits.txt they are not compared. Without nvcc nothing is
+# checked. Both are said in a sentence.
+#
+# The figures are for compute capability 9.0: 65,536 registers in four parts, 228 KiB of shared
+# memory of which each block takes 1 KiB more than it asks for, 64 warps and 32 blocks.
+set -eu
+cd "$(dirname "$0")/../.."
+what=${1:-table}
+list=test/emu/cuda_limits.txt
+nvcc=${NVCC:-nvcc}
+if ! command -v "$nvcc" >/dev/null; then
+    echo "$nvcc was not found, so the compiled GPU kernels are not counted"
+    [ "$what" = check ] || exit 1
+    exit 0
+fi
+version=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')
+listed=$(sed -n 's/^nvcc|//p' "$list")
+if [ "$what" = check ] && [ "$version" != "$listed" ]; then
+    echo "nvcc has version $version and $list is of $listed: the compiled GPU kernels are not counted"
+    exit 0
+fi
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+
+# Writes a line for each kernel, in the order of its name:
+# name | registers | bytes of shared memory | threads | blocks | warps | spilled bytes
+"$nvcc" -std=c++17 -O3 -arch=sm_90 -cubin -Xptxas -v -Icommon -DREAL_BF16 common/model/kernels.cu \
+    -o "$dir/cubin" 2>"$dir/said" || { cat "$dir/said" >&2; exit 1; }
+c++filt <"$dir/said" | awk '
+    function up(n, to) { return int((n + to - 1) / to) * to }
+    function least(a, b) { return a < b ? a : b }
+    /Compiling entry function/ {
+        name = $0
+        sub(/.*entry function .(void )?/, "", name)
+        sub(/. for .sm_.*/, "", name)
+        sub(/\(.*/, "", name)
+    }
+    /bytes spill stores/ { spilled = $5 + $9 }
+    /Used [0-9]+ registers/ {
+        match($0, /Used [0-9]+/)
+        registers = substr($0, RSTART + 5, RLENGTH - 5)
+        shared = match($0, /[0-9]+ bytes smem/) ? substr($0, RSTART, RLENGTH) + 0 : 0
+        threads = 256
+        if (name ~ /^attention_(forward|dq|dkv|cached)/) {
+            # as in shared_bytes() and attention_cached() of kernels.cu: rows of a head and 16
+            # bytes, rows of 64 probabilities and 16 bytes, and 128 floats
+            match(name, /[0-9]+/)
+            row = 2 * substr(name, RSTART, RLENGTH) + 16
+            cached = name ~ /cached/
+            threads = cached ? 32 : 128
+            rows = name ~ /forward/ ? 5 * 64 : cached ? 16 + 4 * 64 : 4 * 64
+            shared = rows * row + threads / 2 * (name ~ /dkv/ ? 2 : 1) * 144 + (cached ? 0 : 512)
+        }
+        blocks = int(int(16384 / up(registers * 32, 256)) * 4 / (threads / 32))
+        blocks = least(blocks, int(228 * 1024 / (up(shared, 128) + 1024)))
+        blocks = least(least(blocks, int(64 / (threads / 32))), 32)
+        print name "|" registers "|" shared "|" threads "|" blocks "|" blocks * threads / 32 \
+            "|" spilled
+    }' | LC_ALL=C sort >"$dir/kernels"
+
+case $what in
+table)
+    echo "| kernel | registers | shared memory | threads | blocks | warps of 64 | spilled |"
+    echo "|---|---|---|---|---|---|---|"
+    sed 's/|/ | /g;s/.*/| & |/' "$dir/kernels"
+    ;;
+limits)
+    echo "# kernel | warps that fit on a multiprocessor | spilled bytes, for cuda_table.sh"
+    echo "nvcc|$version"
+    cut -d'|' -f1,6,7 "$dir/kernels"
+    ;;
+check)
+    awk -F'|' '
+        /^#/ || $1 == "nvcc" { next }
+        FNR == NR { warps[$1] = $2; spilled[$1] = $3; next }
+        !($1 in warps) { bad = 1; print "✗ " $1 " is not in cuda_limits.txt"; next }
+        { seen[$1] = 1; count++ }
+        $7 > spilled[$1] + 0 { bad = 1; print "✗ " $1 " spills " $7 " bytes, not " spilled[$1] }
+        $6 < warps[$1] + 0 { bad = 1; print "✗ " $1 " has " $6 " warps, not " warps[$1] }
+        END {
+            for (name in warps)
+                if (!(name in seen)) {
+                    bad = 1
+                    print "✗ " name " is in cuda_limits.txt and was not compiled"
+                }
+            if (bad)
+                print "  mend the kernel; or, if this is meant, make the list anew:" \
+                    " sh test/emu/cuda_table.sh limits >limits, and move it there"
+            else
+                print "✓ " count " compiled GPU kernels have their warps and spill no more"
+            exit bad
+        }' "$list" "$dir/kernels"
+    ;;
+*)
+    echo "table, check or limits, not $what" >&2
+    exit 2
+    ;;
+esac
