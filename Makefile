@@ -138,6 +138,8 @@ $(B)/bench $(B)/world $(B)/page: $(B)/%: $(B)/%.o $(B)/common.a
 MPICC  ?= $(shell command -v mpicc)
 MPI_CC  = OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC)
 MPI_CXX = OMPI_CXX="$(CXX)" MPICH_CXX="$(CXX)" $(subst mpicc,mpicxx,$(MPICC))
+# X_nccl, with emulated or with real GPUs, is X_mpi with NCCL (common/model/exchange.h).
+NCCL_PROGRAMS = $(STAGES:=_nccl)
 # What starts the processes in the tests: with MPICC=mpicc.mpich mpirun.mpich. Objects of another MPI
 # need another FLAVOUR.
 MPIRUN ?= $(subst mpicc,mpirun,$(MPICC))
@@ -160,8 +162,8 @@ MODEL_CHECKS  = check_gpt2 check_training check_shards check_generate check_memo
 DEVICE_CHECKS = check_kernels $(MODEL_CHECKS)
 
 # One directory per kind: cuda and cuda_fp32 for a GPU, emu and emu_bf16 for tests on the CPU
-# (test/emu/cuda_emu.h). $(call device,directory,flags of C,libraries). The C++ compiler links,
-# because a sanitizer may have its own runtime for C++.
+# (test/emu/cuda_emu.h). $(call device,directory,flags of C,libraries,those of NCCL). The C++ compiler
+# links, because a sanitizer may have its own runtime for C++.
 LINK_CU = $(CXX) $(CFLAGS) $(SANITIZE) -fopenmp
 define device
 $(foreach room,$(ROOMS),$(call device_room,$(1),$(2),$(room)))
@@ -174,6 +176,9 @@ $(addprefix $(B)/$(1)/,$(STAGES) bench): %: %.o $(B)/$(1)/common.a
 	$$(LINK_CU) $$^ -o $$@ $$(LDLIBS) $(3)
 $(addprefix $(B)/$(1)/,$(MPI)): %_mpi: %.o $(B)/ranks_mpi.o $(B)/$(1)/common.a
 	$$(MPI_CXX) $$(CFLAGS) $$(SANITIZE) -fopenmp $$^ -o $$@ $$(LDLIBS) $(3)
+$(addprefix $(B)/$(1)/,$(NCCL_PROGRAMS)): %_nccl: %.o $(B)/ranks_mpi.o \
+        $(B)/$(1)/exchange_nccl.o $(B)/$(1)/common.a
+	$$(MPI_CXX) $$(CFLAGS) $$(SANITIZE) -fopenmp $$^ -o $$@ $$(LDLIBS) $(3) $(4)
 $(addprefix $(B)/$(1)/,$(DEVICE_CHECKS)): %: %.o $(B)/$(1)/common.a
 	$$(LINK_CU) $$^ -o $$@ $$(LDLIBS) $$(shell pkg-config --libs check) $(3)
 $(B)/$(1):
@@ -197,14 +202,25 @@ $(B)/emu/kernels.o $(B)/emu_bf16/kernels.o: $(B)/%/kernels.o: common/model/kerne
 	$(COMPILE_CU) $(if $(filter emu_bf16,$*),-DREAL_BF16) -include test/emu/cuda_emu.h \
 	    -x c++ -c $< -o $@
 
+$(B)/emu/exchange_nccl.o $(B)/emu_bf16/exchange_nccl.o: $(B)/%/exchange_nccl.o: \
+        common/model/exchange_nccl.cu | $(B)/% cxx mpicc
+	$(MPI_CXX) $(wordlist 2,99,$(COMPILE_CU)) -include test/emu/nccl_emu.h -x c++ -c $< -o $@
+
 # make ppo_cuda PRECISION=fp32 stores and multiplies floats instead of bf16.
 PRECISION ?= bf16
 NVCC      ?= $(shell command -v nvcc)
 CUDA       = $(if $(filter fp32,$(PRECISION)),cuda_fp32,cuda)
 CUDA_LIB   = $(patsubst %/bin/nvcc,%/lib64,$(realpath $(NVCC)))
 CUDA_LIBS  = -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -lcublasLt -lcudart
-$(eval $(call device,cuda,-DREAL_BF16,$$(CUDA_LIBS)))
-$(eval $(call device,cuda_fp32,,$$(CUDA_LIBS)))
+$(eval $(call device,cuda,-DREAL_BF16,$$(CUDA_LIBS),$$(NCCL_LIBS)))
+$(eval $(call device,cuda_fp32,,$$(CUDA_LIBS),$$(NCCL_LIBS)))
+# NCCL is used where nccl.h is: in NCCL_HOME, beside CUDA's headers, or where compilers look. Then
+# NCCL_H is its path. NCCL_HOME=none does without.
+NCCL_H     = $(firstword $(wildcard $(addsuffix /nccl.h,$(if $(NCCL_HOME),$(NCCL_HOME)/include,\
+    $(CUDA_LIB:/lib64=/include) /usr/include /usr/include/$(shell $(CC) -dumpmachine) \
+    /usr/local/include))))
+NCCL_ROOT  = $(NCCL_H:/include/nccl.h=)
+NCCL_LIBS  = $(foreach d,lib lib64,-L$(NCCL_ROOT)/$(d) -Wl,-rpath,$(NCCL_ROOT)/$(d)) -l:libnccl.so.2
 # Machine code for the GPUs that this nvcc knows (Ampere, Hopper, Blackwell), and PTX for all
 # others, which the driver compiles.
 comma := ,
@@ -215,14 +231,21 @@ $(addprefix $(B)/,cuda/kernels.o cuda_fp32/kernels.o): $(B)/%/kernels.o: common/
         | $(B)/% nvcc
 	$(NVCC) -std=c++17 -O3 -lineinfo --threads 0 $(ARCHITECTURES) --Werror all-warnings \
 	    -Icommon $(if $(filter cuda,$*),-DREAL_BF16) -MMD -MP -c $< -o $@
+$(addprefix $(B)/,cuda/exchange_nccl.o cuda_fp32/exchange_nccl.o): $(B)/%/exchange_nccl.o: \
+        common/model/exchange_nccl.cu | $(B)/% nvcc
+	$(NVCC) -std=c++17 -O3 $(ARCHITECTURES) --Werror all-warnings -I$(dir $(NCCL_H)) \
+	    -Icommon $(if $(filter cuda,$*),-DREAL_BF16) -MMD -MP -c $< -o $@
 nvcc:
 	@test -n "$(NVCC)" || \
 	    { echo "✗ nvcc not found: _cuda targets need the CUDA toolkit 12 or newer"; exit 1; }
 
 # ./ppo_cuda is ppo on a GPU, and ./ppo_cuda_mpi in several processes, each on a GPU of its own.
+$(addsuffix _cuda_mpi,$(STAGES)): BY = $(if $(NCCL_H),nccl,mpi)
 $(addsuffix _cuda_mpi,$(STAGES)): %_cuda_mpi: nvcc mpicc FORCE
-	+@$(MAKE) --no-print-directory $(B)/$(CUDA)/$*_mpi
-	@cmp -s $(B)/$(CUDA)/$*_mpi $@ || cp $(B)/$(CUDA)/$*_mpi $@
+	@echo "$(if $(NCCL_H),GPUs exchange by NCCL: $(NCCL_H),$(\
+	    )GPUs exchange through host memory: there is no nccl.h in NCCL_HOME or beside CUDA)"
+	+@$(MAKE) --no-print-directory $(B)/$(CUDA)/$*_$(BY)
+	@cmp -s $(B)/$(CUDA)/$*_$(BY) $@ || cp $(B)/$(CUDA)/$*_$(BY) $@
 $(addsuffix _cuda,$(STAGES)): %_cuda: nvcc FORCE
 	+@$(MAKE) --no-print-directory $(B)/$(CUDA)/$*
 	@cmp -s $(B)/$(CUDA)/$* $@ || cp $(B)/$(CUDA)/$* $@
@@ -240,7 +263,7 @@ $(PROGRAMS): %: $(B)/% FORCE
 
 # --- tests --------------------------------------------------------------------------------------
 
-.PHONY: all avx2_only format format-check tidy cxx nvcc mpicc test test_emu test_cuda planted \
+.PHONY: all avx2_only format format-check tidy cxx nvcc mpicc test test_emu test_cuda planted planted_ranks \
         cuda_table cuda_check \
         torture network asan ubsan asan_mpi ubsan_mpi tsan tsan_cuda fuzz fuzz_flags bench bench_cuda \
         bench_compare \
@@ -303,13 +326,18 @@ cuda_check: .build/cuda_check
         common/model/kernels.h common/model/nf4.h common/util.h
 	@mkdir -p .build && NVCC="$(or $(NVCC),nvcc)" sh test/emu/cuda_table.sh check && touch $@
 
-# Several processes, each on a GPU: equal bytes, in float and in bf16.
-emu-ranks: $(B)/emu/full_ft_mpi $(B)/emu_bf16/full_ft_mpi FORCE
+# Several processes, each on a GPU: equal bytes, in float and in bf16, through host memory and by
+# NCCL.
+emu-ranks: $(foreach kind,$(EMU),$(addprefix $(B)/$(kind)/full_ft_,mpi nccl)) FORCE
 	for kind in $(EMU); do sh test/emu/ranks.sh $(B)/$$kind || exit 1; done
 
-# Plants bugs in kernels.cu, one at a time, and fails if the tests miss one.
-planted: $(B)/emu/check_kernels $(B)/emu_bf16/check_kernels FORCE
+# Plants bugs in kernels.cu, one at a time, and fails if the tests miss one; then in what several
+# GPUs exchange.
+planted: $(B)/emu/check_kernels $(B)/emu_bf16/check_kernels planted_ranks FORCE
 	CXX="$(CXX)" sh test/emu/planted.sh $(B)
+planted_ranks: $(addprefix $(B)/emu/full_ft_,mpi nccl) FORCE
+	COMPILE='$(COMPILE)' COMPILE_CU='$(COMPILE_CU)' MPI_CXX='$(MPI_CXX)' LDLIBS='$(LDLIBS)' \
+	    sh test/emu/planted_ranks.sh $(B)/emu
 
 # The kernel and model tests on a GPU
 test_cuda: nvcc
@@ -515,6 +543,7 @@ help:
 	@echo "make fuzz       fuzz every file reader for FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)"
 	@echo "make ppo_cuda   build a program for an NVIDIA GPU, in bf16; PRECISION=fp32 for float"
 	@echo "make sft_mpi    build a program for several processes: mpirun -n 2 ./sft_mpi --model ..."
+	@echo "make sft_cuda_mpi    the same, each on a GPU; with NCCL, if it is installed"
 	@echo "make bench      measure the speed; bench_cuda on a GPU, bench_compare on both"
 	@echo "make demo       run every program on the built-in world, and print what each learned;"
 	@echo "                demo_bf16 does so with --bf16"

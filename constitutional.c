@@ -554,8 +554,9 @@ static GPT2Limits limits_of(const Run *run) {
     // of a prompt's training examples; a micro-batch of longer ones is divided
     int longest = longest_prompt(&prompts, run->tokenizer) + chat.max_new_tokens;
     longest = min_int(positions, longest);
-    l.tokens =
-        run->total_steps > 0 ? max_int(positions, batch_tokens((int64_t)batch * longest)) : l.slots;
+    const int most = batch_tokens((int64_t)batch * longest);
+    const int rows = shards_most((int64_t)most * run->gradient_accumulation_steps, longest, most);
+    l.tokens = run->total_steps > 0 ? max_int(positions, rows) : l.slots;
     l.tokens = max_int(l.tokens, l.slots);  // decoding reads a token of each slot
     l.scored = l.tokens;
     if (args.feedback) comparison_limits(&l, &constitution, run->tokenizer, positions);

@@ -433,9 +433,13 @@ static void normalize_on(const Run *run, const Texts *texts, PairBatch *b, GPT2 
 
 /* ---- the loop -------------------------------------------------------------------------------- */
 
-/* The largest batch: P pairs, or the longest of the texts. */
-static GPT2Limits largest_batch(int P, const Texts *texts) {
-    const int train = pairs_largest(&preferences.train, P);
+/* The largest batch: P pairs, or the longest of the texts. In training it is within a shard. */
+static GPT2Limits largest_batch(const Run *run, const Texts *texts) {
+    const int P = run->per_device_train_batch_size;
+    int train = pairs_largest(&preferences.train, P);
+    if (!args.normalize || texts->n)
+        train = shards_most((int64_t)train * run->gradient_accumulation_steps,
+                            pairs_largest(&preferences.train, 1), train);
     const int held_out = pairs_largest(&preferences.held_out, P);
     return (GPT2Limits){.tokens = max_int(max_int(train, held_out), texts->longest),
                         .sequences = 3 * P,
@@ -450,7 +454,7 @@ int main(int argc, char **argv) {
     const PairSet *train = &preferences.train, *held_out = &preferences.held_out;
     Texts texts = normalize_texts(&run);
     const int P = run.per_device_train_batch_size;
-    const GPT2Limits limits = largest_batch(P, &texts);
+    const GPT2Limits limits = largest_batch(&run, &texts);
     keep_before(&run);
     Network network = {.role = "model",
                        .head = SCORE_HEAD,

@@ -9,6 +9,7 @@
 int part_of(int n, int r) { return (int)((int64_t)n * r / ranks()); }
 int part_first(int n) { return part_of(n, rank()); }
 int part_end(int n) { return part_of(n, rank() + 1); }
+int part_most(int n) { return n / ranks() + (n % ranks() > 0); }
 
 void parts_collect(void *rows, size_t size, int n, const int *start) {
     if (ranks() == 1) return;

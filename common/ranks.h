@@ -11,6 +11,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* The number of processes, and the number of this one, from 0. Only process 0 prints and writes. */
 int ranks(void);
 int rank(void);
@@ -42,5 +46,9 @@ void ranks_send_first(void *bytes, size_t n, int from);
 void *ranks_join(const void *mine, size_t bytes, size_t *n);
 /* x (n) becomes the sum of the arrays x of all processes, added in their order. */
 void ranks_add(double *x, int n);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -87,12 +87,15 @@ static_assert(sizeof(real) == 4 || sizeof(real) == 2, "real is float or bf16");
 
 /* ---- The device ------------------------------------------------------------------------------ */
 
-static cudaStream_t stream;
+static cudaStream_t stream;  // the queue in use, which is one of these two
+static cudaStream_t first, second;
+static cudaEvent_t begin;  // of the second one
 static cublasLtHandle_t cublas;
 static cudaDeviceProp properties;
 
-/* A small array goes to the device by way of pinned memory, so that the host does not wait for it.
-   The first `staged` bytes of that memory belong to copies that may not have been made yet. */
+/* In the first queue, a small array goes to the device by way of pinned memory, so that the host
+   does not wait for it. The first `staged` bytes of that memory belong to copies that may not have
+   been made yet. */
 enum { STAGING = 1 << 20, STAGED_MOST = 1 << 16 };
 static unsigned char *staging;
 static size_t staged;
@@ -132,7 +135,8 @@ void device_init(void) {
             "%s has compute capability %d.%d and 8.0 is needed (bf16; GPUs since Ampere, 2020); "
             "run the program without _cuda in its name",
             properties.name, properties.major, properties.minor);
-    CUDA(cudaStreamCreate(&stream));
+    CUDA(cudaStreamCreate(&first));
+    stream = first;
     CUDA(cudaMallocHost((void **)&staging, STAGING));
     CUBLAS(cublasLtCreate(&cublas));
 }
@@ -165,8 +169,24 @@ size_t device_memory_free(void) {
 
 static void wait_for_stream(void) {
     CUDA(cudaStreamSynchronize(stream));
-    staged = 0;
+    if (stream == first) staged = 0;
 }
+
+void device_wait(void) { wait_for_stream(); }
+
+void device_beside(bool beside) {
+    if (beside && !second) {
+        CUDA(cudaStreamCreate(&second));
+        CUDA(cudaEventCreateWithFlags(&begin, cudaEventDisableTiming));
+    }
+    if (beside) {
+        CUDA(cudaEventRecord(begin, first));
+        CUDA(cudaStreamWaitEvent(second, begin, 0));
+    }
+    stream = beside ? second : first;
+}
+
+void *device_stream(void) { return stream; }
 
 static size_t taken, most_taken;  // by device_alloc
 
@@ -198,14 +218,15 @@ void device_copy(void *to, const void *from, size_t bytes) {
 }
 void device_write(void *device, const void *host, size_t bytes) {
     if (!bytes) return;
-    if (bytes <= STAGED_MOST) {
+    const bool stages = bytes <= STAGED_MOST && stream == first;
+    if (stages) {
         if (staged + bytes > STAGING) wait_for_stream();
         memcpy(staging + staged, host, bytes);
         host = staging + staged;
         staged += bytes;
     }
     CUDA(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream));
-    if (bytes > STAGED_MOST) wait_for_stream();  // the caller may reuse host
+    if (!stages) wait_for_stream();  // the caller may reuse host
 }
 
 void device_read(void *host, const void *device, size_t bytes) {
@@ -2453,6 +2474,17 @@ struct AddFloats {
 };
 
 void add_floats(float *a, const float *b, size_t n) { each(AddFloats{a, b}, n, false); }
+
+struct Round {
+    real *to;
+    const float *from;
+    template <int W>
+    __device__ void at(size_t i) const {
+        put(to + i, from[i]);
+    }
+};
+
+void real_round(real *to, const float *from, size_t n) { each(Round{to, from}, n, false); }
 
 struct Step {
     real *w;

@@ -78,6 +78,21 @@ void device_unmap(const real *device, size_t n);
 /* device_write and device_read of n numbers that convert between float and real. */
 void real_write(real *device, const float *host, size_t n);
 void real_read(float *host, const real *device, size_t n);
+/* to (n) = from, rounded to real. Both are (device). */
+void real_round(real *to, const float *from, size_t n);
+
+/*
+ * A GPU does what it is told in the order of a queue, and a function here may return before it is
+ * done. From device_beside(true) on, functions use a second queue, which begins when all is done
+ * that is in the first one by then. It runs beside what the first one gets from
+ * device_beside(false) on. The host waits with device_wait. A CPU has no queues: a function returns
+ * when it is done.
+ */
+void device_beside(bool beside);
+/* Waits for the queue in use. */
+void device_wait(void);
+/* The queue in use: a cudaStream_t. Only a GPU's kernels have this function. */
+void *device_stream(void);
 
 /* ---- Precision of a CPU's products ----------------------------------------------------------- */
 

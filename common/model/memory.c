@@ -4,6 +4,7 @@
  */
 #include "model/memory.h"
 
+#include "model/exchange.h"
 #include "model/kernels.h"
 #include "model/private.h"
 #include "ranks.h"
@@ -405,6 +406,7 @@ void gpt2_reserve(GPT2 *m, const GPT2Limits *limits) {
     if (m->mapped && !SHORT) convert(m, limits->format == FORMAT_BF16);
     if (limits->format == FORMAT_NF4 || limits->format == FORMAT_NF4_DOUBLE) quantize(m);
     size_t added = parameters(m->tensor + m->own, limits->more_n);
+    if (m->memory.gradients && ranks() > 1) exchange_begin();  // NCCL takes memory of its own
     size_t scratch =
         m->memory.activations + m->memory.logits + m->memory.cache + m->memory.workspace;
     size_t needed = scratch + m->memory.gradients + m->memory.moments + added * sizeof(real);

@@ -3,6 +3,7 @@
  */
 #include "model/shards.h"
 
+#include "model/exchange.h"
 #include "model/private.h"
 #include "ranks.h"
 #include "util.h"
@@ -35,6 +36,12 @@ void shards_cut(Shards *s, const int *size, int n) {
     s->all_end = true;
     for (int g = shards_own() - 1; g < count; g += shards_own())
         s->all_end = s->all_end && s->end[g] > (g ? s->end[g - 1] : 0);
+}
+
+int shards_most(int64_t step, int longest, int batch) {
+    // the middles of a shard's sequences lie in one G-th of the step
+    const int64_t shard = step / count + longest;
+    return count > 1 && shard < batch ? (int)shard : batch;
 }
 
 int shards_begin(const Shards *s) { return shards_first() ? s->end[shards_first() - 1] : 0; }
@@ -259,30 +266,24 @@ static bool in_host_memory(const GPT2 *m) { return device_map(m->accumulator, m-
    adds what it receives to [take, take + n). */
 static void exchange_sums(GPT2 *m, Taken what, size_t give, size_t take, size_t n, int peer,
                           Lane lane) {
-    const bool host = in_host_memory(m);
-    float *in = host ? m->received : (float *)xmalloc(2 * sizeof(float) * BLOCK);
+    float *in = m->received;
     size_t from = give, to = take, outs = count_taken(m, what, give, give + n),
            ins = count_taken(m, what, take, take + n);
     while (outs || ins) {
         const size_t o = at_most(outs, BLOCK), i = at_most(ins, BLOCK);
         float *out = in + BLOCK;
-        if (host && what == TAKE_ALL) {
+        if (what == TAKE_ALL) {
             out = m->accumulator + from;
             from += o;
-        } else if (host) {
-            move_taken(m, what, &from, give + n, out, o, false);
         } else {
-            device_read(out, m->accumulator + from, sizeof(float) * o);
-            from += o;
+            move_taken(m, what, &from, give + n, out, o, false);
         }
-        ranks_exchange(in, sizeof(float) * i, out, sizeof(float) * o, peer, lane);
+        exchange_floats(in, i, out, o, peer, lane);
         exchanged.sent[lane] += (double)(sizeof(float) * o);
-        if (!host) device_write(m->received, in, sizeof(float) * i);
-        move_taken(m, what, &to, take + n, m->received, i, true);
+        move_taken(m, what, &to, take + n, in, i, true);
         outs -= o;
         ins -= i;
     }
-    if (!host) free(in);
 }
 
 /* A row that is late in one process becomes late in all. */
@@ -328,8 +329,9 @@ static void reduce_turn(GPT2 *m, int turn, Lane lane) {
  * the thread takes the turns of two models in the order of their backward passes, and the main
  * thread those of other steps in the order of the steps.
  *
- * On a device with its own memory, the main thread takes all turns after the backward pass: copies
- * between kernels would need a second stream.
+ * A device that exchanges by itself (exchange.h) needs no thread. The main thread queues the turns
+ * while it queues the backward pass, and the device takes them beside it. Where the host's memory
+ * lies between two devices, the main thread takes all turns after the backward pass.
  */
 enum { MOST_MODELS = 4 };
 static struct {
@@ -370,6 +372,10 @@ static void note_late(GPT2 *m) {
 static void begin_behind(GPT2 *m) {
     pthread_t thread;
     if (m->behind) die("shards_open: a backward pass after the last one of a step");
+    if (exchange_is_queued()) {
+        m->behind = true;
+        return;
+    }
     if (m->late) note_late(m);
     pthread_mutex_lock(&behind.lock);
     if (behind.models == MOST_MODELS) die("more than %d models train", MOST_MODELS);
@@ -382,25 +388,51 @@ static void begin_behind(GPT2 *m) {
     pthread_mutex_unlock(&behind.lock);
 }
 
+/* May the next turn be taken, when layer l and those above it are final? */
+static bool next_is_final(const GPT2 *m, int l) {
+    return m->ready < turns(m) && (!m->ready || m->band[m->ready - 1].lowest >= l);
+}
+
+static void queue_turns(GPT2 *m, int l) {
+    if (!next_is_final(m, l)) return;
+    device_beside(true);
+    while (next_is_final(m, l)) reduce_turn(m, m->ready++, LANE_BEHIND);
+    device_beside(false);
+}
+
 void shards_final(GPT2 *m, int l) {
     if (!m->behind) return;
+    if (exchange_is_queued()) {
+        queue_turns(m, l);
+        return;
+    }
     pthread_mutex_lock(&behind.lock);
-    while (m->ready < turns(m) && (!m->ready || m->band[m->ready - 1].lowest >= l)) m->ready++;
+    while (next_is_final(m, l)) m->ready++;
     pthread_cond_broadcast(&behind.news);
     pthread_mutex_unlock(&behind.lock);
 }
 
+static void wait_beside(void) {
+    device_beside(true);
+    exchange_wait();
+    device_beside(false);
+}
+
 static void wait_for_turns(GPT2 *m) {
     if (!m->behind) return;
+    m->behind = false;
+    if (exchange_is_queued()) {
+        wait_beside();
+        return;
+    }
     pthread_mutex_lock(&behind.lock);
     while (m->done < turns(m)) pthread_cond_wait(&behind.news, &behind.lock);
     pthread_mutex_unlock(&behind.lock);
-    m->behind = false;
 }
 
 void shards_open(GPT2 *m) {
     while (m->shard < current) close_shard(m);
-    if (last_batch && ranks() > 1 && in_host_memory(m)) begin_behind(m);
+    if (last_batch && ranks() > 1 && (exchange_is_queued() || in_host_memory(m))) begin_behind(m);
 }
 
 void shards_restart(GPT2 *m) {
@@ -439,13 +471,21 @@ static double least_bytes(const GPT2 *m) {
     return 2 * sizeof(float) * n * (ranks() - 1) / ranks();
 }
 
+static void take_turns(GPT2 *m) {
+    device_beside(true);
+    for (int turn = 0; turn < turns(m); turn++) reduce_turn(m, turn, LANE_MAIN);
+    exchange_wait();
+    device_beside(false);
+}
+
 double shards_sum(GPT2 *m) {
+    device_wait();  // for the backward pass
     double seconds = now_seconds();
     while (m->shard < shards_first() + shards_own() - 1) close_shard(m);
     if (m->behind)
         wait_for_turns(m);
     else
-        for (int turn = 0; turn < turns(m); turn++) reduce_turn(m, turn, LANE_MAIN);
+        take_turns(m);
     seconds = now_seconds() - seconds;
     const double sum = squares(m, &seconds);
     exchanged.after += seconds;
@@ -457,40 +497,46 @@ double shards_sum(GPT2 *m) {
 void shards_print_exchanges(void) {
     const double sent = exchanged.sent[LANE_MAIN] + exchanged.sent[LANE_BEHIND];
     if (ranks() == 1 || !exchanged.steps) return;
-    printf("sent: %.1f MB a step and process, %.3f of 2 (R-1)/R of what trains\n",
-           sent / exchanged.steps / 1e6, sent / exchanged.least);
+    printf("sent: %.1f MB a step and process, %.3f of 2 (R-1)/R of what trains%s\n",
+           sent / exchanged.steps / 1e6, sent / exchanged.least,
+           exchange_is_queued() ? ", from GPU to GPU by NCCL" : "");
     printf("waits of a step: %.4f s for gradients, %.4f s for weights\n",
            exchanged.after / exchanged.steps, exchanged.weights / exchanged.steps);
 }
 
 /* ---- weights, after the step ----------------------------------------------------------------- */
 
-/* Copies the weights of the arena's floats [from, from + n) to host memory, or back. Between
+/* Copies the weights of the arena's floats [from, from + n) to block (device), or back. Between
    tensors there is nothing to copy. */
-static void copy_weights(GPT2 *m, size_t from, size_t n, float *host, bool back) {
+static void copy_weights(GPT2 *m, size_t from, size_t n, float *block, bool back) {
     for (int i = 0; i < m->tensors; i++) {
-        const size_t at = m->parts[i].at, end = at + m->tensor[i].n;
-        const size_t first = from > at ? from : at, last = from + n < end ? from + n : end;
-        if (!m->parts[i].g || first >= last) continue;
-        if (back)
-            gpt2_write(m, i, GPT2_WEIGHT, first - at, last - first, host + (first - from));
-        else
-            gpt2_read(m, i, GPT2_WEIGHT, first - at, last - first, host + (first - from));
+        const Parts *p = &m->parts[i];
+        const size_t begin = from > p->at ? from : p->at;
+        const size_t last = p->at + m->tensor[i].n, end = at_most(last, from + n);
+        if (!p->g || begin >= end) continue;
+        const size_t k = begin - p->at, bytes = sizeof(float) * (end - begin);
+        void *weight = p->master ? (void *)(p->master + k) : (void *)(p->w + k);
+        float *here = block + (begin - from);
+        if (back) {
+            device_copy(weight, here, bytes);
+            if (p->master) real_round(p->w + k, here, end - begin);
+        } else {
+            device_copy(here, weight, bytes);
+        }
     }
 }
 
 /* Sends the weights of the arena's floats [give, give + n) to a process, and receives as many,
    those of [take, take + n). */
 static void exchange_weights(GPT2 *m, size_t give, size_t take, size_t n, int peer) {
-    float *out = (float *)xcalloc(2 * (size_t)BLOCK, sizeof *out), *in = out + BLOCK;
+    float *in = m->received, *out = in + BLOCK;
     for (size_t at = 0; at < n; at += BLOCK) {
-        const size_t k = at_most(n - at, BLOCK), bytes = sizeof(float) * k;
+        const size_t k = at_most(n - at, BLOCK);
         copy_weights(m, give + at, k, out, false);
-        ranks_exchange(in, bytes, out, bytes, peer, LANE_MAIN);
-        exchanged.sent[LANE_MAIN] += (double)bytes;
+        exchange_floats(in, k, out, k, peer, LANE_MAIN);
+        exchanged.sent[LANE_MAIN] += (double)(sizeof(float) * k);
         copy_weights(m, take + at, k, in, true);
     }
-    free(out);
 }
 
 /* All processes get a band's weights, and its gradients become 0. */
@@ -510,20 +556,27 @@ static void spread(GPT2 *m, int band) {
 }
 
 void shards_spread(GPT2 *m) {
+    if (ranks() == 1) return;
+    device_wait();  // for the step
     const double began = now_seconds();
-    for (int s = 0; s < m->bands && ranks() > 1; s++) spread(m, s);
+    device_beside(true);
+    for (int s = 0; s < m->bands; s++) spread(m, s);
+    exchange_wait();
+    device_beside(false);
     exchanged.weights += now_seconds() - began;
 }
 
 void shards_share_weights(GPT2 *m) {
-    float *block = (float *)xcalloc(BLOCK, sizeof *block);
+    float *host = (float *)xmalloc(sizeof *host * BLOCK);
     for (size_t at = 0; ranks() > 1 && at < m->arena; at += BLOCK) {
-        const size_t n = m->arena - at < BLOCK ? m->arena - at : BLOCK;
-        copy_weights(m, at, n, block, false);
-        ranks_share(block, sizeof *block * n, 0);
-        copy_weights(m, at, n, block, true);
+        const size_t n = at_most(m->arena - at, BLOCK);
+        copy_weights(m, at, n, m->received, false);
+        device_read(host, m->received, sizeof *host * n);
+        ranks_share(host, sizeof *host * n, 0);
+        device_write(m->received, host, sizeof *host * n);
+        copy_weights(m, at, n, m->received, true);
     }
-    free(block);
+    free(host);
 }
 
 /* ---- moments of other processes -------------------------------------------------------------- */

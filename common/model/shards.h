@@ -50,6 +50,9 @@ void shards_cut(Shards *s, const int *size, int n);
 /* Cuts n sequences, and moves those of this process to the beginning of which (n), the numbers of
    the sequences. Returns how many they are; the ends count these. With one process: all. */
 int shards_take(Shards *s, const int *size, int *which, int n);
+/* The most tokens of a micro-batch, if the sequences of a step have at most `step` tokens, each at
+   most `longest`, and those of a micro-batch within one shard at most `batch`. */
+int shards_most(int64_t step, int longest, int batch);
 /* The first sequence of this process, of those that shards_cut has cut. */
 int shards_begin(const Shards *s);
 /* How many sequences the micro-batch from sequence `from` on has: at most `most`, all of one shard

@@ -350,9 +350,9 @@ void pairs_check_start(PairBatch *b, GPT2 *model, const Run *run, const PairSet 
             "%s has no score.weight, so it is not a reward model, and --max_steps 0 does not "
             "train one",
             run->model);
+    const int P = shards_count() > 1 ? 1 : run->per_device_train_batch_size;  // fits into any shard
     const double end =
-        end_probability(b, model, x, min_int(x->n, 32), run->per_device_train_batch_size,
-                        tokenizer_eos(run->tokenizer));
+        end_probability(b, model, x, min_int(x->n, 32), P, tokenizer_eos(run->tokenizer));
     printf(
         "%s has no score.weight, so it gets a new head. Its probability of the end of text after "
         "a chosen answer is %.3f\n",

@@ -3,6 +3,7 @@
  */
 #include "rl/rollout_task.h"
 
+#include "parts.h"
 #include "progress.h"
 #include "ranks.h"
 #include "run/dump.h"
@@ -123,19 +124,37 @@ void rollout_task_load(RolloutTask *t, Run *run, const Chat *chat) {
            plural(t->prompts));
 }
 
+/* The most answers of this process, of an iteration or of the held-out prompts. */
+static int own_answers(const RolloutTask *t) {
+    return part_most(max_int(t->batch_size, t->answers));
+}
+
 /* The limits of a model that reads prompts with their answers, and scores the answers' tokens. */
 static GPT2Limits reading(const RolloutTask *t, const Run *run) {
-    const int B = min_int(run->per_device_train_batch_size, max_int(t->batch_size, t->answers));
+    const int B = min_int(run->per_device_train_batch_size, own_answers(t));
     return (GPT2Limits){.tokens = batch_tokens((int64_t)B * t->longest),
                         .sequences = B + B / 2,  // answers, and prompts that they share
                         .scored = batch_tokens((int64_t)B * t->response_length)};
 }
 
+/* The same for a model that learns from them as well, a micro-batch within a shard at a time. */
+static GPT2Limits learning(const RolloutTask *t, const Run *run) {
+    GPT2Limits limits = reading(t, run);
+    const int B = min_int(run->per_device_train_batch_size, t->batch_size);
+    const int rows = shards_most((int64_t)t->batch_size * t->longest, t->longest,
+                                 batch_tokens((int64_t)B * t->longest));
+    limits.tokens = max_int(limits.tokens, rows);
+    const int scored = batch_tokens((int64_t)B * t->response_length);
+    limits.scored = max_int(limits.scored, min_int(rows, scored));
+    limits.sequences = max_int(limits.sequences, B + B / 2);
+    return limits;
+}
+
 /* The same for the policy, which also samples the answers and learns from --ptx_data. keep: the
    outputs for the sampled tokens (gpt2_recall). */
 static GPT2Limits sampling(const RolloutTask *t, const Run *run, bool keep) {
-    GPT2Limits limits = reading(t, run);
-    const int answers = max_int(t->batch_size, t->answers);
+    GPT2Limits limits = learning(t, run);
+    const int answers = own_answers(t);
     limits.slots = min_int(t->rollout_slots, answers);
     limits.kept = keep ? answers * t->response_length : 0;
     limits.positions = t->longest;
@@ -164,8 +183,8 @@ static void print_figures(const char *when, int n, const Figures *f, double corr
 void rollout_task_open(RolloutTask *t, Run *run, bool has_critic, bool shared, bool exact_kl) {
     Error e;
     if (!has_critic) run_without_figure(run, "loss/value_avg");
-    GPT2Limits judging = reading(t, run);
-    judging.scored = 0;
+    GPT2Limits judging = reading(t, run), criticising = learning(t, run);
+    judging.scored = criticising.scored = 0;
     const char *critic_from = t->reward_model ? t->reward_model : run->model;  // (21)
     Network *policy = &t->network[0], *reference = &t->network[1];
     Network *reward = &t->network[2], *critic = &t->network[3];
@@ -184,7 +203,7 @@ void rollout_task_open(RolloutTask *t, Run *run, bool has_critic, bool shared, b
     *critic = (Network){.role = "critic",
                         .dir = t->critic_model ? t->critic_model : critic_from,
                         .head = SCORE_HEAD,
-                        .limits = judging,
+                        .limits = criticising,
                         .longest = t->longest,
                         .trains = true};
     Network *models[5] = {policy, reference};

@@ -154,21 +154,13 @@ static int largest_batch(const Examples *x, int S, int *scored) {
     return ragged_largest(x->data, x->which, x->n, S, scored);
 }
 
-/* The most tokens of a micro-batch, of which the S longest examples have `tokens`: it is a part of
-   a shard, in which are those examples whose middles are in one G-th of the step's tokens. */
-static int largest_of_shard(const Task *t, const Run *run, int tokens) {
-    int scored;
-    if (run->shards == 1) return tokens;
-    const int64_t step = (int64_t)tokens * run->gradient_accumulation_steps;
-    const int64_t shard = step / run->shards + largest_batch(&t->train, 1, &scored);
-    return shard < tokens ? (int)shard : tokens;
-}
-
 GPT2Limits task_limits(const Task *t, const Run *run) {
     const int S = run->per_device_train_batch_size;
     GPT2Limits l = {.sequences = S, .gradient_checkpointing = t->gradient_checkpointing};
     int scored;
-    l.tokens = largest_of_shard(t, run, largest_batch(&t->train, S, &l.scored));
+    l.tokens = largest_batch(&t->train, S, &l.scored);
+    l.tokens = shards_most((int64_t)l.tokens * run->gradient_accumulation_steps,
+                           largest_batch(&t->train, 1, &scored), l.tokens);
     l.scored = min_int(l.scored, l.tokens);
     l.tokens = max_int(l.tokens, largest_batch(&t->held_out, S, &scored));
     l.scored = max_int(l.scored, scored);

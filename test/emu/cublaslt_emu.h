@@ -131,7 +131,7 @@ inline const char *cublasLtGetStatusString(cublasStatus_t status) {
 }
 
 inline cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle) {
-    if (cudaSetDevice(0)) return CUBLAS_STATUS_NOT_INITIALIZED;
+    if (cuda_emu::check_device(0)) return CUBLAS_STATUS_NOT_INITIALIZED;
     return *handle = (cublasLtHandle_t)malloc(1), CUBLAS_STATUS_SUCCESS;
 }
 inline cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) {
@@ -386,10 +386,12 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
                                      const void *B, cublasLtMatrixLayout_t lb, const void *beta,
                                      const void *C, cublasLtMatrixLayout_t lc, void *D,
                                      cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t *algo,
-                                     void *workspace, size_t workspace_bytes, cudaStream_t) {
+                                     void *workspace, size_t workspace_bytes, cudaStream_t stream) {
     using namespace cuda_emu;
     if (!handle) return CUBLAS_STATUS_NOT_INITIALIZED;
     if (long status = setting("CUDA_EMU_CUBLAS", 0)) return (cublasStatus_t)status;
+    if (stream && stream->later) fail("cublasLtMatmul in a second stream");
+    first_stream++;
     kernel = "cublasLtMatmul";
     bool ta = d->trans[0] == CUBLAS_OP_T, tb = d->trans[1] == CUBLAS_OP_T;
     size_t m = ld->rows, n = ld->columns, k = ta ? la->rows : la->columns;

@@ -5,7 +5,8 @@
  * its own name: the types, blocks of threads, barriers, warp operations, shared memory, and the
  * twins of the few wrappers that are PTX on a GPU (mma_bf16, ldmatrix_x4, cp_async16). The calls of
  * the runtime are in cuda_runtime_emu.h, cuBLASLt is in cublaslt_emu.h. A launch runs at once and
- * has ended when LAUNCH returns. It is made to find mistakes:
+ * has ended when LAUNCH returns, unless it is in a second stream (cuda_runtime_emu.h). It is made
+ * to find mistakes:
  *
  *   - Each CUDA thread runs as far as it can, until it waits for others, in an order that
  *     CUDA_EMU_ORDER chooses: forward, reverse, roundrobin or random:SEED. So do blocks. A missing
@@ -966,12 +967,13 @@ void check_arguments(std::tuple<P...> &arguments, std::index_sequence<I...>) {
 }
 
 template <class... P>
-void launch(const char *name, dim3 grid, dim3 threads, size_t dynamic, cudaStream_t,
-            void (*function)(P...), std::common_type_t<P>... given) {
-    struct Call {
-        void (*function)(P...);
-        std::tuple<P...> arguments;
-    } call = {function, std::tuple<P...>(given...)};
+struct Call {
+    void (*function)(P...);
+    std::tuple<P...> arguments;
+};
+
+template <class... P>
+void run(const char *name, dim3 grid, dim3 threads, size_t dynamic, Call<P...> call) {
     if (kernel) fail("%s is launched from inside a kernel", name);
     kernel = name;
     size_t n = (size_t)threads.x * threads.y * threads.z;
@@ -980,7 +982,7 @@ void launch(const char *name, dim3 grid, dim3 threads, size_t dynamic, cudaStrea
              threads.x, threads.y, threads.z);
     if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
         fail("a grid of %u x %u x %u blocks", grid.x, grid.y, grid.z);
-    auto allowed = dynamic_limit.find((const void *)function);
+    auto allowed = dynamic_limit.find((const void *)call.function);
     if (dynamic > shared_most())
         fail("%zu bytes of dynamic shared memory; a block has at most %zu", dynamic, shared_most());
     if (dynamic > SHARED_DEFAULT &&
@@ -995,7 +997,9 @@ void launch(const char *name, dim3 grid, dim3 threads, size_t dynamic, cudaStrea
     blockDim = threads;
     block.threads = (int)n;
     block.shared_limit = allowed == dynamic_limit.end() ? (size_t)SHARED_DEFAULT : shared_most();
-    block.body = [](void *p) { std::apply(((Call *)p)->function, ((Call *)p)->arguments); };
+    block.body = [](void *p) {
+        std::apply(((Call<P...> *)p)->function, ((Call<P...> *)p)->arguments);
+    };
     block.arguments = &call;
     {
         Open open;
@@ -1005,6 +1009,13 @@ void launch(const char *name, dim3 grid, dim3 threads, size_t dynamic, cudaStrea
     }
     check_red_zones();
     kernel = NULL;
+}
+
+template <class... P>
+void launch(const char *name, dim3 grid, dim3 threads, size_t dynamic, cudaStream_t stream,
+            void (*function)(P...), std::common_type_t<P>... given) {
+    const Call<P...> call = {function, std::tuple<P...>(given...)};
+    enqueue(stream, name, [=] { run(name, grid, threads, dynamic, call); });
 }
 
 }  // namespace cuda_emu

@@ -5,8 +5,13 @@
  *
  * Memory of the device is memory of the host in a list of its own. A copy in the wrong direction or
  * past an end is found, as is, under AddressSanitizer, a host that reads device memory without a
- * copy. Streams do not run at the same time, but an asynchronous copy from or to pinned memory is
- * not done before somebody waits for it.
+ * copy. An asynchronous copy from or to pinned memory is not done before somebody waits for it.
+ *
+ * Streams do not run at the same time, but in the two orders that show what is not waited for. The
+ * first stream does its work at once. What a later one gets must have waited, by an event, for all
+ * that the first one has got so far. It is done at once as well if CUDA_EMU_ORDER is forward, and
+ * otherwise only when somebody waits for it. So what the first stream does meanwhile comes after it
+ * or before it. A later stream has kernels, copies and memset, and no cuBLASLt.
  *
  * Calls that would fail on a GPU through no fault of the program (no device, no memory) return an
  * error as there; mistakes end the program.
@@ -22,6 +27,7 @@
 #include <string.h>
 #include <time.h>
 
+#include <functional>
 #include <map>
 #include <utility>
 #include <vector>
@@ -184,6 +190,7 @@ enum cudaError_t {
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
+    cudaErrorNotReady = 600,
 };
 enum cudaMemcpyKind {
     cudaMemcpyHostToHost,
@@ -201,7 +208,8 @@ enum {
     cudaHostRegisterPortable = 1,
     cudaHostRegisterMapped = 2,
     cudaHostRegisterReadOnly = 8,
-    cudaStreamNonBlocking = 1
+    cudaStreamNonBlocking = 1,
+    cudaEventDisableTiming = 2
 };
 
 struct cudaDeviceProp {
@@ -289,6 +297,49 @@ struct Copy {
 };
 inline std::vector<Copy> copies;
 
+/* ---- streams */
+
+inline uint64_t first_stream;  // how much the first stream has got
+
+}  // namespace cuda_emu
+
+typedef struct CUstream_st {
+    bool later;       // not the first one
+    uint64_t waited;  // for so much of the first one
+    std::vector<std::function<void()>> work;
+} * cudaStream_t;
+
+namespace cuda_emu {
+
+inline std::vector<cudaStream_t> &streams = *new std::vector<cudaStream_t>;
+
+/* Does what the stream has got. */
+inline void finish(cudaStream_t stream) {
+    if (!stream) return;
+    std::vector<std::function<void()>> work;
+    work.swap(stream->work);
+    for (auto &w : work) w();
+}
+
+inline void finish_streams() {
+    for (cudaStream_t s : streams) finish(s);
+}
+
+/* The stream gets work, which `what` names. */
+template <class F>
+void enqueue(cudaStream_t stream, const char *what, F work) {
+    if (!stream || !stream->later) {
+        first_stream++;
+        work();
+        return;
+    }
+    if (stream->waited < first_stream)
+        fail("%s in a stream that has not waited for all that the first stream has got", what);
+    stream->work.push_back(work);
+    read_order();
+    if (order == FORWARD) finish(stream);
+}
+
 inline void finish_copies() {
     for (Copy &c : copies) {
         if (c.to_host)
@@ -317,6 +368,7 @@ inline const ErrorText *error_text(cudaError_t e) {
              "CUDA driver version is insufficient for CUDA runtime version"},
             {cudaErrorNoDevice, "cudaErrorNoDevice", "no CUDA-capable device is detected"},
             {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
+            {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
         },
                            unknown = {e, "unrecognized error code", "unrecognized error code"};
     for (const ErrorText &k : known)
@@ -339,16 +391,28 @@ inline cudaError_t cudaGetDeviceCount(int *count) {
     return cuda_emu::error(*count ? cudaSuccess : cudaErrorNoDevice);
 }
 
-inline cudaError_t cudaSetDevice(int device) {
-    if (!cuda_emu::devices()) return cuda_emu::error(cudaErrorNoDevice);
-    return cuda_emu::error(device >= 0 && device < cuda_emu::devices() ? cudaSuccess
-                                                                       : cudaErrorInvalidDevice);
+namespace cuda_emu {
+
+inline int device;  // of this process
+
+inline cudaError_t check_device(int d) {
+    if (!devices()) return error(cudaErrorNoDevice);
+    return error(d >= 0 && d < devices() ? cudaSuccess : cudaErrorInvalidDevice);
 }
 
-inline cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSetDevice(0); }
+}  // namespace cuda_emu
+
+inline cudaError_t cudaSetDevice(int device) {
+    if (cudaError_t e = cuda_emu::check_device(device)) return e;
+    return cuda_emu::device = device, cudaSuccess;
+}
+
+inline cudaError_t cudaGetDevice(int *device) {
+    return *device = cuda_emu::device, cuda_emu::check_device(0);
+}
 
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
-    if (cudaError_t e = cudaSetDevice(device)) return e;
+    if (cudaError_t e = cuda_emu::check_device(device)) return e;
     long capability = cuda_emu::setting("CUDA_EMU_CAPABILITY", 90);
     *p = {};
     strcpy(p->name, "emulated");
@@ -365,7 +429,7 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
 }
 
 inline cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
-    if (cudaError_t e = cudaSetDevice(0)) return e;
+    if (cudaError_t e = cuda_emu::check_device(0)) return e;
     *total = cuda_emu::total_memory();
     *free_bytes = *total > cuda_emu::device_bytes ? *total - cuda_emu::device_bytes : 0;
     return cudaSuccess;
@@ -375,7 +439,7 @@ inline cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
 inline cudaError_t cudaMalloc(void **p, size_t bytes) {
     using namespace cuda_emu;
     *p = NULL;
-    if (cudaError_t e = cudaSetDevice(0)) return e;
+    if (cudaError_t e = cuda_emu::check_device(0)) return e;
     if (!bytes) return cudaSuccess;
     size_t total = total_memory();
     if (bytes > total || device_bytes > total - bytes) return error(cudaErrorMemoryAllocation);
@@ -394,6 +458,7 @@ inline cudaError_t cudaMalloc(void **p, size_t bytes) {
 inline cudaError_t cudaFree(void *p) {
     using namespace cuda_emu;
     if (!p) return cudaSuccess;
+    finish_streams();
     finish_copies();
     auto m = memories.find((uintptr_t)p);
     if (m == memories.end() || !m->second.device)
@@ -422,7 +487,7 @@ inline cudaError_t cudaHostUnregister(void *p) {
 
 inline cudaError_t cudaMallocHost(void **p, size_t bytes) {
     *p = NULL;
-    if (cudaError_t e = cudaSetDevice(0)) return e;
+    if (cudaError_t e = cuda_emu::check_device(0)) return e;
     if (!(*p = malloc(bytes + !bytes))) return cuda_emu::error(cudaErrorMemoryAllocation);
     memset(*p, cuda_emu::poison_byte(), bytes);
     return cudaHostRegister(*p, bytes + !bytes, cudaHostRegisterDefault);
@@ -443,8 +508,6 @@ template <class T>
 cudaError_t cudaMallocHost(T **p, size_t bytes) {
     return cudaMallocHost((void **)p, bytes);
 }
-
-typedef struct CUstream_st *cudaStream_t;
 
 namespace cuda_emu {
 
@@ -485,15 +548,20 @@ inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemc
 }
 
 inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
-                                   cudaStream_t = NULL) {
-    cuda_emu::copy(to, from, bytes, kind, true);
+                                   cudaStream_t stream = NULL) {
+    const bool later = stream && stream->later;
+    cuda_emu::enqueue(stream, "cudaMemcpyAsync",
+                      [=] { cuda_emu::copy(to, from, bytes, kind, !later); });
+    if (later && kind != cudaMemcpyDeviceToDevice) cuda_emu::finish(stream);
     return cudaSuccess;
 }
 
-inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t = NULL) {
-    cuda_emu::device_memory(p, bytes, "cudaMemset");
-    cuda_emu::Open open;
-    memset(p, value, bytes);
+inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream = NULL) {
+    cuda_emu::enqueue(stream, "cudaMemsetAsync", [=] {
+        cuda_emu::device_memory(p, bytes, "cudaMemset");
+        cuda_emu::Open open;
+        memset(p, value, bytes);
+    });
     return cudaSuccess;
 }
 
@@ -502,32 +570,64 @@ inline cudaError_t cudaMemset(void *p, int value, size_t bytes) {
 }
 
 inline cudaError_t cudaStreamCreate(cudaStream_t *stream) {
-    return *stream = (cudaStream_t)malloc(1), cudaSetDevice(0);
+    *stream = new CUstream_st{!cuda_emu::streams.empty(), 0, {}};
+    cuda_emu::streams.push_back(*stream);
+    return cuda_emu::check_device(0);
 }
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
     return cudaStreamCreate(stream);
 }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    cuda_emu::finish(stream);
+    if (!stream || !stream->later) cuda_emu::finish_copies();
+    return cudaSuccess;
+}
+/* The first answer is no if there is something to do. */
+inline cudaError_t cudaStreamQuery(cudaStream_t stream) {
+    const bool ready = !stream || stream->work.empty();
+    cudaStreamSynchronize(stream);
+    return cuda_emu::error(ready ? cudaSuccess : cudaErrorNotReady);
+}
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-    return free(stream), cuda_emu::finish_copies(), cudaSuccess;
+    cuda_emu::finish(stream);
+    cuda_emu::finish_copies();
+    for (size_t i = 0; i < cuda_emu::streams.size(); i++)
+        if (cuda_emu::streams[i] == stream)
+            cuda_emu::streams.erase(cuda_emu::streams.begin() + (long)i--);
+    return delete stream, cudaSuccess;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
-    return cuda_emu::finish_copies(), cudaSuccess;
+inline cudaError_t cudaDeviceSynchronize() {
+    return cuda_emu::finish_streams(), cuda_emu::finish_copies(), cudaSuccess;
 }
-inline cudaError_t cudaDeviceSynchronize() { return cuda_emu::finish_copies(), cudaSuccess; }
 
 typedef struct CUevent_st {
     struct timespec at;
+    cudaStream_t stream;
+    uint64_t reached;  // of the first stream
 } * cudaEvent_t;
 
 inline cudaError_t cudaEventCreate(cudaEvent_t *event) {
     return *event = new CUevent_st(), cudaSuccess;
 }
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
+    return cudaEventCreate(event);
+}
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t = NULL) {
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = NULL) {
+    event->stream = stream;
+    event->reached = cuda_emu::first_stream;
     return clock_gettime(CLOCK_MONOTONIC, &event->at), cudaSuccess;
 }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
-    return cuda_emu::finish_copies(), cudaSuccess;
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    return cudaStreamSynchronize(event->stream);
+}
+/* Of a later stream an event is all that it has got. */
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
+    if (event->stream && event->stream->later)
+        cuda_emu::finish(event->stream);
+    else if (stream && stream->later && stream->waited < event->reached)
+        stream->waited = event->reached;
+    return cudaSuccess;
 }
 
 inline cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to) {
