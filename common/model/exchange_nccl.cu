@@ -20,11 +20,11 @@
 
 #include <time.h>
 
-static ncclComm_t all;  // all processes; it lives as long as this one
+static ncclComm_t comm;  // all processes; it lives as long as this one
 
 static void check(ncclResult_t status, const char *what) {
     if (status == ncclSuccess || status == ncclInProgress) return;
-    const char *why = ncclGetLastError(all);
+    const char *why = ncclGetLastError(comm);
     die("NCCL cannot %s: %s%s%s; see whether the other processes and the links between GPUs work "
         "(NCCL_DEBUG=WARN says more), and use --resume. A program that was built with "
         "NCCL_HOME=none does without NCCL",
@@ -33,10 +33,10 @@ static void check(ncclResult_t status, const char *what) {
 
 void exchange_begin(void) {
     ncclUniqueId id;
-    if (all) return;
+    if (comm) return;
     if (rank() == 0) check(ncclGetUniqueId(&id), "begin");
     ranks_share(&id, sizeof id, 0);
-    const ncclResult_t status = ncclCommInitRank(&all, ranks(), id, rank());
+    const ncclResult_t status = ncclCommInitRank(&comm, ranks(), id, rank());
     if (status == ncclInvalidUsage)
         die_usage(
             "NCCL cannot connect the GPUs of %d processes: %s; each process needs a GPU of its "
@@ -52,8 +52,8 @@ void exchange_floats(float *in, size_t in_n, const float *out, size_t out_n, int
     const cudaStream_t stream = (cudaStream_t)device_stream();
     (void)lane;
     check(ncclGroupStart(), "begin an exchange");
-    check(ncclSend(out, out_n, ncclFloat, peer, all, stream), "send");
-    check(ncclRecv(in, in_n, ncclFloat, peer, all, stream), "receive");
+    check(ncclSend(out, out_n, ncclFloat, peer, comm, stream), "send");
+    check(ncclRecv(in, in_n, ncclFloat, peer, comm, stream), "receive");
     check(ncclGroupEnd(), "exchange");
 }
 
@@ -61,7 +61,7 @@ void exchange_wait(void) {
     static const struct timespec pause = {0, 20 * 1000};
     ncclResult_t status = ncclSuccess;
     for (;;) {
-        if (all) check(ncclCommGetAsyncError(all, &status), "be asked for errors");
+        if (comm) check(ncclCommGetAsyncError(comm, &status), "be asked for errors");
         check(status, "exchange");
         const cudaError_t queue = cudaStreamQuery((cudaStream_t)device_stream());
         if (queue != cudaErrorNotReady) break;  // device_wait() reports other errors

@@ -280,6 +280,64 @@ static double dot(const double *a, const double *b, size_t n) {
 
 /* ---- The device ------------------------------------------------------------------------------ */
 
+/* Rounding on the device gives the bits of rounding on the way to it. */
+START_TEST(floats_of_the_device_are_rounded) {
+    enum { N = 3001 };
+    float *x = xmalloc(sizeof *x * N), *a = xmalloc(sizeof *x * N), *b = xmalloc(sizeof *x * N);
+    for (int i = 0; i < N; i++) x[i] = ldexpf((float)(i * 7919 % 65537 - 32768), i % 61 - 40);
+    x[0] = 1 + 0x1p-8f;  // half way: to even
+    x[1] = 1 + 0x3p-8f;
+    x[2] = -INFINITY;
+    float *from = device_alloc(sizeof *x * N);
+    real *to = device_alloc(sizeof *to * N), *written = device_alloc(sizeof *to * N);
+    device_write(from, x, sizeof *x * N);
+    real_round(to, from, N);
+    real_write(written, x, N);
+    real_read(a, to, N);
+    real_read(b, written, N);
+    ck_assert(a[0] == (sizeof(real) == 4 ? 1 + 0x1p-8f : 1) && a[2] == -INFINITY);
+    ck_assert(a[1] == (sizeof(real) == 4 ? 1 + 0x3p-8f : 1 + 0x1p-6f));
+    for (int i = 0; i < N; i++) ck_must(a[i] == b[i], "number %d: %g and %g", i, a[i], b[i]);
+    device_free(from, sizeof *x * N);
+    device_free(to, sizeof *to * N);
+    device_free(written, sizeof *to * N);
+    free(x);
+    free(a);
+    free(b);
+}
+END_TEST
+
+/* What is done beside comes after what was queued before, of any size, and its own order is kept.
+ */
+START_TEST(a_second_queue_follows_the_first) {
+    enum { N = 40000 };  // and 25: small and large copies to a GPU go different ways
+    float *x = xmalloc(sizeof *x * N), *y = xmalloc(sizeof *x * N);
+    float *a = device_alloc(sizeof *x * N), *b = device_alloc(sizeof *x * N);
+    for (int round = 0; round < 3; round++) {
+        const size_t n = round == 1 ? 25 : N;
+        for (size_t i = 0; i < n; i++) x[i] = (float)(round + 1) * (float)i;
+        device_write(a, x, sizeof *x * n);
+        device_beside(true);
+        device_copy(b, a, sizeof *x * n);
+        add_floats(b, a, n);
+        for (size_t i = 0; i < n; i++) y[i] = 1;
+        device_write(a, y, sizeof *x * n);
+        memset(y, 0, sizeof *x * n);  // has been read
+        add_floats(b, a, n);
+        device_wait();
+        device_beside(false);
+        device_zero(a, sizeof *x * n);
+        device_read(y, b, sizeof *x * n);
+        for (size_t i = 0; i < n; i++)
+            ck_must(y[i] == 2 * x[i] + 1, "%d: number %zu is %g", round, i, y[i]);
+    }
+    device_free(a, sizeof *x * N);
+    device_free(b, sizeof *x * N);
+    free(x);
+    free(y);
+}
+END_TEST
+
 START_TEST(device_memory_is_zeroed_aligned_and_copied) {
     size_t bytes = 12345 * sizeof(float);
     unsigned char *p = device_alloc(bytes);
@@ -3049,7 +3107,8 @@ static void add(Suite *suite, const char *name, const char *tag, const TTest *co
 
 static int run_all(const char *name) {
     Suite *suite = suite_create(name);
-    ADD("device", device_memory_is_zeroed_aligned_and_copied);
+    ADD("device", device_memory_is_zeroed_aligned_and_copied, floats_of_the_device_are_rounded,
+        a_second_queue_follows_the_first);
     ADD("reference", embedding_reference, linear_reference, projection_reference,
         layernorm_reference, gelu_reference, relu_and_silu_reference, attention_reference,
         head_reference, logprob_reference, sample_reference, adamw_reference);

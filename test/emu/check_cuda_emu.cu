@@ -848,6 +848,45 @@ START_TEST(copies) {
 }
 END_TEST
 
+__global__ void add_kernel(float *x, float y) { x[threadIdx.x] += y; }
+
+/* Work of a second stream must have waited for the first one. It is done at once, or, in other
+ * orders than forward, when somebody waits for it. */
+START_TEST(a_second_stream) {
+    cudaStream_t first, second;
+    cudaEvent_t event;
+    cudaStreamCreate(&first);
+    cudaStreamCreate(&second);
+    cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+    FOR_ORDERS(o) {
+        const bool late = o != orders;
+        float *d = device(std::vector<float>(32, 1)), *e = device(std::vector<float>(32, 5)), seen;
+        LAUNCH(add_kernel, 1, 32, 0, first, d, 1.0f);
+        dies("kernel add_kernel in a stream that has not waited",
+             [=] { LAUNCH(add_kernel, 1, 32, 0, second, d, 1.0f); });
+        cudaEventRecord(event, first);
+        cudaStreamWaitEvent(second, event, 0);
+        LAUNCH(add_kernel, 1, 32, 0, second, d, 2.0f);  // 4
+        cudaMemcpyAsync(e, d, 128, cudaMemcpyDeviceToDevice, second);
+        cudaMemsetAsync(d, 0, 4, second);
+        cudaMemcpy(&seen, e, 4, cudaMemcpyDeviceToHost);
+        ck_assert(seen == (late ? 5 : 4));
+        LAUNCH(add_kernel, 1, 32, 0, first, d, 0.0f);
+        dies("cudaMemsetAsync in a stream that has not waited",
+             [=] { cudaMemsetAsync(d, 0, 4, second); });
+        ck_assert_int_eq(cudaStreamQuery(second), late ? cudaErrorNotReady : cudaSuccess);
+        ck_assert_int_eq(cudaGetLastError(), late ? cudaErrorNotReady : cudaSuccess);
+        ck_assert_int_eq(cudaStreamQuery(second), cudaSuccess);
+        ck_assert(take(e, 32)[31] == 4);
+        const std::vector<float> x = take(d, 32);
+        ck_assert(x[0] == 0 && x[1] == 4);
+    }
+    cudaEventDestroy(event);
+    cudaStreamDestroy(second);
+    cudaStreamDestroy(first);
+}
+END_TEST
+
 /* Pinned memory, asynchronously: reading too early gives NaN, and a change too early is reported.
  */
 START_TEST(asynchronous) {
@@ -1225,6 +1264,7 @@ int main() {
     tcase_add_test(t, memory);
     tcase_add_test(t, copies);
     tcase_add_test(t, asynchronous);
+    tcase_add_test(t, a_second_stream);
     tcase_add_loop_test(t, products, 0, 3);
     tcase_add_test(t, missing_products);
     tcase_add_test(t, bad_products);
