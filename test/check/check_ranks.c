@@ -138,6 +138,46 @@ START_TEST(fewer_sequences_than_shards) {
 }
 END_TEST
 
+/* MB of activations that the plan in the file NAME.txt has, of all models. mpirun breaks its lines.
+ */
+static double planned(const char *name) {
+    char command[512];
+    double mb = 0;
+    snprintf(command, sizeof command,
+             "tr '\\r\\n' '  ' <%s/%s.txt | grep -o 'activations *[0-9.]*'", directory, name);
+    FILE *f = popen(command, "r");
+    ck_assert_ptr_nonnull(f);
+    ck_assert_int_eq(fscanf(f, "activations %lf", &mb), 1);
+    pclose(f);
+    return mb;
+}
+
+/* Of a step of one micro-batch of 16, a process of four computes about a quarter. Its plan counts
+   that, and is enough: a longer batch would end the run. (constitutional cuts its batches by the
+   plan.) */
+START_TEST(a_plan_counts_what_a_process_computes) {
+    static const struct Case wide[] = {
+        {"reward",
+         "--model test/tiny/chat --data test/tiny/preferences.jsonl --validation_split_percentage "
+         "0 "
+         "--per_device_train_batch_size 16 --gradient_accumulation_steps 1"},
+        {"ppo",
+         "--model test/tiny/chat --reward_model test/tiny/reward --data test/tiny/prompts.jsonl "
+         "--batch_size 16 --per_device_train_batch_size 16 --response_length 12"},
+        {"constitutional",
+         "--model test/tiny/chat --prompts test/tiny/prompts.jsonl --max_new_tokens 12 "
+         "--max_length "
+         "64 --dry_run --per_device_train_batch_size 16 --gradient_accumulation_steps 1"},
+    };
+    if (!has_mpirun()) return;
+    run_case(&wide[_i], 0, "alone", "--max_steps 2 --dry_run");
+    run_case(&wide[_i], 4, "many", "--max_steps 2 --shards 4");
+    const double alone = planned("alone"), many = planned("many");
+    ck_assert_msg(many < 0.45 * alone, "%s: %g MB of %g", wide[_i].program, many, alone);
+    clear();
+}
+END_TEST
+
 /* ---- faults ---------------------------------------------------------------------------------- */
 
 /* Starts two processes of sft through a script, which runs in the directory host0 or host1 of the
@@ -295,15 +335,19 @@ static void setup(void) {
 
 int main(void) {
     Suite *s = suite_create("ranks");
-    TCase *bytes = tcase_create("bytes"), *faults = tcase_create("faults");
+    TCase *bytes = tcase_create("bytes"), *plans = tcase_create("plans"),
+          *faults = tcase_create("faults");
     setup();
     tcase_set_timeout(bytes, 600);
+    tcase_set_timeout(plans, 600);
     tcase_set_timeout(faults, 600);
     tcase_add_checked_fixture(bytes, clear, NULL);  // also after a test that failed
+    tcase_add_checked_fixture(plans, clear, NULL);
     tcase_add_checked_fixture(faults, clear, NULL);
     tcase_add_loop_test(bytes, any_number_of_processes_gives_the_same_bytes, 0, CASES);
     tcase_add_loop_test(bytes, a_run_resumes_in_another_number_of_processes, 0, CASES);
     tcase_add_loop_test(bytes, fewer_sequences_than_shards, 0, 4);
+    tcase_add_loop_test(plans, a_plan_counts_what_a_process_computes, 0, 3);
     tcase_add_test(faults, an_error_of_all_is_printed_once);
     tcase_add_test(faults, other_data_and_other_programs_are_noticed);
     tcase_add_test(faults, a_process_that_dies_ends_all);
@@ -311,6 +355,7 @@ int main(void) {
     tcase_add_test(faults, a_signal_saves_and_stops);
     tcase_add_test(faults, a_moved_output_gets_a_last_checkpoint);
     suite_add_tcase(s, bytes);
+    suite_add_tcase(s, plans);
     suite_add_tcase(s, faults);
     const int failed = run_suite(s);
     shell("rm -rf %s", directory);

@@ -32,21 +32,21 @@ equal() {
 
 # fails SETTING WORDS: a run by NCCL in two processes, with a setting of the emulation, and these words
 fails() {
+    rm -rf "$out/nccl-2"
     ! (export "$1" && run nccl 2) && grep -q "$2" "$out/text" || {
         echo "✗ it did not fail with: $2"
         cat "$out/text"
         exit 1
     }
-    rm -rf "$out/nccl-2"
 }
 
 equal mpi 1 forward
 for processes in 2 4; do equal mpi $processes forward; done
 grep -q 'what trains$' "$out/text"
-fails CUDA_EMU_NCCL=6 'rank [01] on .*: NCCL cannot exchange: remote process exited'
-fails CUDA_EMU_DEVICES=1 'rank [01] on .*: NCCL cannot connect the GPUs of 2 processes: Duplicate'
 # A second stream does its work at once in forward order, and as late as it can in reverse order.
 equal nccl 2 forward
 equal nccl 4 reverse
 grep -q 'by NCCL$' "$out/text"
+fails CUDA_EMU_NCCL=6 'rank [01] on .*: NCCL cannot exchange: remote process exited'
+fails CUDA_EMU_DEVICES=1 'rank [01] on .*: NCCL cannot connect the GPUs of 2 processes: Duplicate'
 echo "✓ equal in 1, 2 and 4 processes, by MPI and by NCCL: $build"
