@@ -80,9 +80,10 @@ LINE_LIBS := $(if $(line_$(LINE_EDITOR)),$(AS_NEEDED) \
 
 COMPILE_FLAGS = $(STD) $(WARN) $(CFLAGS) $(FP) $(SANITIZE) -fopenmp -Icommon -MMD -MP
 COMPILE  = $(CC) $(COMPILE_FLAGS)
-# The fuzzers run no kernel and leave the kernels out: compiling them with sanitizers takes minutes.
-SANITIZE_KERNELS = $(SANITIZE)
-COMPILE_WAY = $(filter-out $(SANITIZE),$(COMPILE)) $(SANITIZE_KERNELS)
+# Compiling the kernels with sanitizers takes minutes. A target that runs only some ways names them.
+SANITIZED_WAYS = $(WAYS)
+# $(call compile_way,WAY)
+compile_way = $(filter-out $(SANITIZE),$(COMPILE)) $(if $(filter $(1),$(SANITIZED_WAYS)),$(SANITIZE))
 COMPILE_CU = $(CXX) $(STDXX) $(WARN) $(CFLAGS) $(FP) $(AVX2) $(SANITIZE) -Icommon -MMD -MP
 LDLIBS  := $(shell pkg-config --libs $(LIBS) 2>/dev/null) -lm $(LINE_LIBS)
 INCLUDE := $(shell pkg-config --cflags $(LIBS) 2>/dev/null)
@@ -98,7 +99,7 @@ $(foreach room,$(ROOMS),$(eval $(call rule_of_room,$(room))))
 
 define rule_of_way
 $(B)/%.$(1).o: common/model/%.c | $(B)
-	$$(COMPILE_WAY) $$(INCLUDE) $$(flags_$(1)) -DWAY=$(1) -c $$< -o $$@
+	$$(call compile_way,$(1)) $$(INCLUDE) $$(flags_$(1)) -DWAY=$(1) -c $$< -o $$@
 endef
 $(foreach way,$(WAYS),$(eval $(call rule_of_way,$(way))))
 
@@ -353,13 +354,15 @@ asan:
 ubsan:
 	$(MAKE) $(SANITIZED) FLAVOUR=$(FLAVOUR)-ubsan CFLAGS="-O1 -g" \
 	    SANITIZE="-fsanitize=undefined -fno-sanitize-recover=all"
-# Both sanitizers at once, in a third of the time of the two above: the same tests, but the emulated
-# GPU's kernels only with small shapes, and its other tests only where they are quick. CI runs this.
-BOTH  = CC=clang FLAVOUR=clang-asan-ubsan CFLAGS="-O1 -g -Werror" \
+# Both sanitizers at once, in a third of the time of the two above: the same tests, with the kernels
+# of AVX2, whose text the other ways share; of the emulated GPU the kernels with small shapes, and the
+# other tests where they are quick. CI runs this.
+BOTH  = CC=clang FLAVOUR=clang-asan-ubsan CFLAGS="-O1 -g -Werror" SANITIZED_WAYS=avx2 \
         SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all"
 QUICK = emu-check_shards-reverse emu_bf16-check_memory-forward emu-dies
 asan_ubsan:
-	$(MAKE) test CHECKS="$(filter-out $(MANY_RUNS),$(CHECKS))" EMULATED="$(QUICK)" $(BOTH)
+	POSTTRAIN_CPU=avx2 $(MAKE) test CHECKS="$(filter-out $(MANY_RUNS),$(CHECKS))" \
+	    EMULATED="$(QUICK)" $(BOTH)
 	CK_INCLUDE_TAGS=small $(MAKE) test CHECKS= EMULATED=emu_bf16-check_kernels-forward $(BOTH)
 # Several processes under these sanitizers
 asan_mpi ubsan_mpi: %_mpi:
@@ -384,7 +387,7 @@ FUZZ_SECONDS ?= 20
 fuzz:
 	$(MAKE) CC=clang FLAVOUR=clang-fuzz CFLAGS="-O1 -g" $(addprefix fuzz-,$(FUZZERS)) \
 	    SANITIZE="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all" \
-	    SANITIZE_KERNELS=
+	    SANITIZED_WAYS=
 fuzz-%: $(B)/%.o $(B)/common.a
 	$(COMPILE) -fsanitize=fuzzer $^ -o $(B)/$* $(LDLIBS)
 	mkdir -p $(B)/corpus/$*
