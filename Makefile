@@ -80,9 +80,10 @@ LINE_LIBS := $(if $(line_$(LINE_EDITOR)),$(AS_NEEDED) \
 
 COMPILE_FLAGS = $(STD) $(WARN) $(CFLAGS) $(FP) $(SANITIZE) -fopenmp -Icommon -MMD -MP
 COMPILE  = $(CC) $(COMPILE_FLAGS)
-# The fuzzers run no kernel and leave the kernels out: compiling them with sanitizers takes minutes.
-SANITIZE_KERNELS = $(SANITIZE)
-COMPILE_WAY = $(filter-out $(SANITIZE),$(COMPILE)) $(SANITIZE_KERNELS)
+# Compiling the kernels with sanitizers takes minutes. A target that runs only some ways names them.
+SANITIZED_WAYS = $(WAYS)
+# $(call compile_way,WAY)
+compile_way = $(filter-out $(SANITIZE),$(COMPILE)) $(if $(filter $(1),$(SANITIZED_WAYS)),$(SANITIZE))
 COMPILE_CU = $(CXX) $(STDXX) $(WARN) $(CFLAGS) $(FP) $(AVX2) $(SANITIZE) -Icommon -MMD -MP
 LDLIBS  := $(shell pkg-config --libs $(LIBS) 2>/dev/null) -lm $(LINE_LIBS)
 INCLUDE := $(shell pkg-config --cflags $(LIBS) 2>/dev/null)
@@ -98,7 +99,7 @@ $(foreach room,$(ROOMS),$(eval $(call rule_of_room,$(room))))
 
 define rule_of_way
 $(B)/%.$(1).o: common/model/%.c | $(B)
-	$$(COMPILE_WAY) $$(INCLUDE) $$(flags_$(1)) -DWAY=$(1) -c $$< -o $$@
+	$$(call compile_way,$(1)) $$(INCLUDE) $$(flags_$(1)) -DWAY=$(1) -c $$< -o $$@
 endef
 $(foreach way,$(WAYS),$(eval $(call rule_of_way,$(way))))
 
@@ -265,8 +266,8 @@ $(PROGRAMS): %: $(B)/% FORCE
 
 .PHONY: all avx2_only format format-check tidy cxx nvcc mpicc test test_emu test_cuda planted planted_ranks \
         cuda_table cuda_check \
-        torture network asan ubsan asan_mpi ubsan_mpi tsan tsan_cuda fuzz fuzz_flags bench bench_cuda \
-        bench_compare \
+        torture network asan ubsan asan_ubsan asan_mpi ubsan_mpi tsan tsan_cuda fuzz fuzz_flags \
+        bench bench_cuda bench_compare \
         tiny tiny-out tiny-check demo demo_bf16 plots page help clean $(MODELS) FORCE
 FORCE:
 
@@ -381,6 +382,16 @@ asan:
 ubsan:
 	$(MAKE) $(SANITIZED) FLAVOUR=$(FLAVOUR)-ubsan CFLAGS="-O1 -g" \
 	    SANITIZE="-fsanitize=undefined -fno-sanitize-recover=all"
+# Both sanitizers at once, in a third of the time of the two above: the same tests, with the kernels
+# of AVX2, whose text the other ways share; of the emulated GPU the kernels with small shapes, and the
+# other tests where they are quick. CI runs this.
+BOTH  = CC=clang FLAVOUR=clang-asan-ubsan CFLAGS="-O1 -g -Werror" SANITIZED_WAYS=avx2 \
+        SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all"
+QUICK = emu-check_shards-reverse emu_bf16-check_memory-forward emu-dies
+asan_ubsan:
+	POSTTRAIN_CPU=avx2 $(MAKE) test CHECKS="$(filter-out $(MANY_RUNS),$(CHECKS))" \
+	    EMULATED="$(QUICK)" $(BOTH)
+	CK_INCLUDE_TAGS=small $(MAKE) test CHECKS= EMULATED=emu_bf16-check_kernels-forward $(BOTH)
 # Several processes under these sanitizers
 asan_mpi ubsan_mpi: %_mpi:
 	$(MAKE) $* MANY_RUNS= CHECKS="check_ranks check_overlap" EMULATED_TESTS=emu-ranks
@@ -404,7 +415,7 @@ FUZZ_SECONDS ?= 20
 fuzz:
 	$(MAKE) CC=clang FLAVOUR=clang-fuzz CFLAGS="-O1 -g" $(addprefix fuzz-,$(FUZZERS)) \
 	    SANITIZE="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all" \
-	    SANITIZE_KERNELS=
+	    SANITIZED_WAYS=
 fuzz-%: $(B)/%.o $(B)/common.a
 	$(COMPILE) -fsanitize=fuzzer $^ -o $(B)/$* $(LDLIBS)
 	mkdir -p $(B)/corpus/$*
@@ -414,11 +425,9 @@ fuzz-%: $(B)/%.o $(B)/common.a
 # Every flag of every program at extreme values, and pairs of them, under both sanitizers
 # (test/fuzz/flags.sh). FLAGS_SECONDS=0 runs all of them.
 FLAGS_SECONDS ?= 0
-SANITIZED_FLAGS = CC=clang FLAVOUR=clang-flags CFLAGS="-O1 -g" SANITIZE_KERNELS= \
-    SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all"
 fuzz_flags:
-	$(MAKE) $(SANITIZED_FLAGS) $(addprefix .build/clang-flags/,$(PROGRAMS))
-	sh test/fuzz/flags.sh .build/clang-flags $(FLAGS_SECONDS)
+	$(MAKE) $(BOTH) $(addprefix .build/clang-asan-ubsan/,$(PROGRAMS))
+	sh test/fuzz/flags.sh .build/clang-asan-ubsan $(FLAGS_SECONDS)
 
 # --- benchmarks ---------------------------------------------------------------------------------
 
@@ -534,6 +543,7 @@ help:
 	@echo "make sft        build one program; ./sft runs an example, ./sft --help lists flags"
 	@echo "make test       run all tests; CC=clang or CFLAGS='-O3 -Werror' selects another build"
 	@echo "make asan       run the tests under AddressSanitizer; also ubsan, tsan (clang)"
+	@echo "make asan_ubsan run them under both at once, with less of the emulated GPU (clang)"
 	@echo "make asan_mpi   run several processes under AddressSanitizer; also ubsan_mpi"
 	@echo "make test_emu   test the GPU kernels without a GPU; test_cuda tests them on a GPU"
 	@echo "make planted    plant bugs in the GPU kernels, and check that the tests see each"
