@@ -264,7 +264,8 @@ $(PROGRAMS): %: $(B)/% FORCE
 
 # --- tests --------------------------------------------------------------------------------------
 
-.PHONY: all avx2_only format format-check tidy cxx nvcc mpicc test test_emu test_cuda planted planted_ranks \
+.PHONY: all avx2_only format format-check tidy cxx nvcc mpicc test test_emu test_cuda planted \
+        planted_ranks \
         cuda_table cuda_check \
         torture network asan ubsan asan_ubsan asan_mpi ubsan_mpi tsan tsan_cuda fuzz fuzz_flags \
         bench bench_cuda bench_compare \
@@ -392,9 +393,10 @@ asan_ubsan:
 	POSTTRAIN_CPU=avx2 $(MAKE) test CHECKS="$(filter-out $(MANY_RUNS),$(CHECKS))" \
 	    EMULATED="$(QUICK)" $(BOTH)
 	CK_INCLUDE_TAGS=small $(MAKE) test CHECKS= EMULATED=emu_bf16-check_kernels-forward $(BOTH)
-# Several processes under these sanitizers
+# Several processes under these sanitizers, with the kernels of AVX2
 asan_mpi ubsan_mpi: %_mpi:
-	$(MAKE) $* MANY_RUNS= CHECKS="check_ranks check_overlap" EMULATED_TESTS=emu-ranks
+	POSTTRAIN_CPU=avx2 $(MAKE) $* SANITIZED_WAYS=avx2 MANY_RUNS= \
+	    CHECKS="check_ranks check_overlap" EMULATED_TESTS=emu-ranks
 # ThreadSanitizer must see the barriers of OpenMP. clang's OpenMP reports them through its tool
 # Archer; gcc's does not. The CUDA kernels use no OpenMP, and they run without TSAN_OPTIONS below,
 # which would hide their accesses through memset() and memcpy().
