@@ -1430,12 +1430,16 @@ static __device__ __forceinline__ void put_sums(real *out, size_t stride, const 
 /* Rows of hs numbers: the first P of them start at first, the others at second. */
 typedef struct {
     const real *first, *second;
-    size_t stride;
-    int P;
+    int stride, P;
 } RowsOf;
 
+static __device__ __forceinline__ RowsOf same_rows(const real *x, size_t stride) {
+    return RowsOf{x, x, (int)stride, 0};
+}
+
 static __device__ __forceinline__ const real *row_at(RowsOf x, int t) {
-    return t < x.P ? x.first + (size_t)t * x.stride : x.second + (size_t)(t - x.P) * x.stride;
+    return t < x.P ? x.first + (size_t)t * (size_t)x.stride
+                   : x.second + (size_t)(t - x.P) * (size_t)x.stride;
 }
 
 /* Starts to copy rows t0 .. of x to the first ROWS_ rows of a tile, with zeros from row `end` and
@@ -1456,9 +1460,19 @@ static __device__ __forceinline__ void load_tile(real *tile, RowsOf x, int t0, i
     }
 }
 
+/* The same with two matrices: the rows of x, and those `distance` behind them for the next tile. */
+template <int HSP, int WARPS_>
+static __device__ __forceinline__ void load_pair(real *tile, RowsOf x, size_t distance, int t0,
+                                                 int end, int hs, bool eights) {
+    load_tile<HSP, WARPS_, KB>(tile, x, t0, end, hs, eights);
+    x.first += distance;
+    x.second += distance;
+    load_tile<HSP, WARPS_, KB>(tile + Tile<HSP>::SIZE, x, t0, end, hs, eights);
+}
+
 /* Dropout is a template argument (DROP) of the kernels, because its code takes registers even where
-   p is 0. Without and with it, `make cuda_table` of nvcc 13.0 counts 102 and 140 registers in the
-   forward pass, 128 and 160 for dq, and 166 and 240 for dk and dv, for heads of 64 numbers. */
+   p is 0. Without and with it, `make cuda_table` of nvcc 13.0 counts 128 and 162 registers in the
+   forward pass and 128 and 139 for dq, for heads of 64 numbers. */
 
 /* The draw for four keys of the query in row n; key is one of them. */
 static __device__ Random4 attention_draw(const Noise &z, int n, int key, int h, int NH) {
@@ -1522,27 +1536,35 @@ static __device__ void keep_by_key(float keep[4], const Noise &z, int n0, int n1
 
 static constexpr float LOG2_E = 1.4426950408889634f;
 
+/* Of a warp's 16 queries: the weighted sums of values, and for rows g and g+8 of them one by the
+   sum of weights, and the log of the sum of exponentials. */
+template <int HSP>
+struct Attended {
+    float o[HSP / 8][4], inverse[2], lse[2];
+};
+
 /*
  * Attention of `rows` consecutive queries (at most 16 per warp) at positions q0, q0+1, ... to keys
  * 0 .. their own position. The softmax is computed online, one block of keys after the other
  * (Milakov & Gimelshein 2018): m is the largest product q.k so far, l the sum of
- * e^((q.k - m) scale), o the weighted sum of values. e^x is 2^(x log2 e). With DROP, dropout by
- * noise. n0 is the batch row of q0.
+ * e^((q.k - m) scale), o the weighted sum of values. e^x is 2^(x log2 e). A value is `values`
+ * numbers behind its key. With DROP, dropout by noise; n0 is the batch row of q0.
  */
 template <int HSP, int WARPS_, bool DROP>
-static __device__ void attend(real *out, size_t out_row, float *lse, size_t lse_row, const real *q,
-                              size_t q_row, int rows, int q0, RowsOf keys, RowsOf values, int hs,
-                              bool eights, const Noise &noise, int n0, int h, int NH) {
+static __device__ __forceinline__ Attended<HSP> attend(const real *q, size_t q_row, int rows,
+                                                       int q0, RowsOf keys, size_t values, int hs,
+                                                       bool eights, const Noise &noise, int n0,
+                                                       int h, int NH) {
     enum { SIZE = Tile<HSP>::SIZE };
     SHARED_DYN(real, memory);
     real *const buffer = memory, *const own = memory + OWN * SIZE;
     const int lane = threadIdx.x % 32, w = threadIdx.x / 32, g = lane / 4, t = lane % 4,
               end = q0 + rows, first = q0 + w * 16;  // the warp's first query
     const float scale = 1.0f / sqrtf((float)hs), scale2 = scale * LOG2_E;
-    float o[HSP / 8][4] = {}, m[2] = {-INFINITY, -INFINITY}, l[2] = {0, 0};
-    load_tile<HSP, WARPS_, 16 * WARPS_>(own, RowsOf{NULL, q, q_row, 0}, 0, rows, hs, eights);
-    load_tile<HSP, WARPS_, KB>(buffer, keys, 0, end, hs, eights);
-    load_tile<HSP, WARPS_, KB>(buffer + SIZE, values, 0, end, hs, eights);
+    Attended<HSP> a = {};
+    float m[2] = {-INFINITY, -INFINITY}, l[2] = {0, 0};
+    load_tile<HSP, WARPS_, 16 * WARPS_>(own, same_rows(q, q_row), 0, rows, hs, eights);
+    load_pair<HSP, WARPS_>(buffer, keys, values, 0, end, hs, eights);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();  // the queries have arrived, for all
@@ -1553,10 +1575,7 @@ static __device__ void attend(real *out, size_t out_row, float *lse, size_t lse_
                           // queries, are no longer read
         const real *const K = buffer + 2 * stage * SIZE, *const V = K + SIZE;
         real *const next = buffer + 2 * (stage ^ 1) * SIZE;
-        if (k0 + KB < end) {
-            load_tile<HSP, WARPS_, KB>(next, keys, k0 + KB, end, hs, eights);
-            load_tile<HSP, WARPS_, KB>(next + SIZE, values, k0 + KB, end, hs, eights);
-        }
+        if (k0 + KB < end) load_pair<HSP, WARPS_>(next, keys, values, k0 + KB, end, hs, eights);
         cp_async_commit();
         float s[KB / 8][4];
         products_of_rows<HSP, KB / 8>(s, Q, K);
@@ -1581,32 +1600,31 @@ static __device__ void attend(real *out, size_t out_row, float *lse, size_t lse_
             top2[i] = larger * scale2;
         }
 #pragma unroll
-        for (int j = 0; j < KB / 8; j++) {
-            float keep[4];
-            if constexpr (DROP)
-                keep_by_query(keep, noise, n0 + min(w * 16 + g, rows - 1),
-                              n0 + min(w * 16 + g + 8, rows - 1), k0 + 8 * j + 2 * t, h, NH);
-            for (int i = 0; i < 4; i++) {
-                s[j][i] = exp2_approx(fmaf(s[j][i], scale2, -top2[i / 2]));
-                l[i / 2] += s[j][i];
-                if constexpr (DROP) s[j][i] *= keep[i];
-            }
-        }
-#pragma unroll
         for (int j = 0; j < HSP / 8; j++)
-            for (int i = 0; i < 4; i++) o[j][i] *= shrink[i / 2];
-        add_product<HSP, KB / 8>(o, s, V);
+            for (int i = 0; i < 4; i++) a.o[j][i] *= shrink[i / 2];
+#pragma unroll
+        for (int c = 0; c < KB / 8; c += 2) {
+            for (int j = c; j < c + 2; j++) {
+                float keep[4];
+                if constexpr (DROP)
+                    keep_by_query(keep, noise, n0 + min(w * 16 + g, rows - 1),
+                                  n0 + min(w * 16 + g + 8, rows - 1), k0 + 8 * j + 2 * t, h, NH);
+                for (int i = 0; i < 4; i++) {
+                    s[j][i] = exp2_approx(fmaf(s[j][i], scale2, -top2[i / 2]));
+                    l[i / 2] += s[j][i];
+                    if constexpr (DROP) s[j][i] *= keep[i];
+                }
+            }
+            add_product<HSP, 2>(a.o, s + c, V + 8 * c * Tile<HSP>::LD);
+        }
     }
     for (int i = 0; i < 2; i++) {
         l[i] += __shfl_xor_sync(ALL, l[i], 1);
         l[i] += __shfl_xor_sync(ALL, l[i], 2);
+        a.inverse[i] = 1.0f / l[i];
+        a.lse[i] = fmaf(m[i], scale, logf(l[i]));
     }
-    put_sums<HSP>(out + (size_t)(w * 16) * out_row, out_row, o, 1.0f / l[0], 1.0f / l[1],
-                  rows - w * 16, hs);
-    for (int i = 0; i < 2 && lse && t == 0; i++) {
-        const int row = w * 16 + g + i * 8;
-        if (row < rows) lse[(size_t)row * lse_row] = fmaf(m[i], scale, logf(l[i]));
-    }
+    return a;
 }
 
 /* The batch rows of a sequence: P rows of its parent from row `before` on, then T rows of its own
@@ -1645,28 +1663,40 @@ static __device__ bool find_block(const int *start, int S, int b, int *s, int *i
     return false;
 }
 
-/* Part 0 (queries), 1 (keys) or 2 (values) of head h of a sequence's rows. */
-static __device__ RowsOf part_of(const real *qkv, Rows r, int part, int h, int NH, int hs) {
-    const size_t C = (size_t)NH * (size_t)hs, at = (size_t)part * C + (size_t)(h * hs);
-    return RowsOf{qkv + (size_t)r.before * 3 * C + at, qkv + (size_t)r.own * 3 * C + at, 3 * C,
-                  r.P};
+/* The keys of head h in a sequence's rows. */
+static __device__ RowsOf keys_of(const real *qkv, Rows r, int h, int NH, int hs) {
+    const size_t C = (size_t)NH * (size_t)hs, at = C + (size_t)(h * hs);
+    return RowsOf{qkv + (size_t)r.before * 3 * C + at, qkv + (size_t)r.own * 3 * C + at,
+                  (int)(3 * C), r.P};
+}
+
+/* The blocks that shall fit on a multiprocessor, which limits their registers. Without a limit,
+   nvcc 13.0 takes a few more, and one block less fits. */
+static constexpr int forward_blocks(int hsp, bool drop) {
+    return hsp < 64 ? 5 - drop : hsp == 64 ? 4 - drop : hsp == 96 ? 3 : 2;
 }
 
 /* The blocks of the last queries, which have the most keys, are the first to run, so that no long
    one is left over at the end. */
 template <int HSP, bool DROP>
-__global__ void attention_forward_kernel(real *out, float *lse, const real *qkv, const int *start,
-                                         const int *parent, int S, int NH, int hs, bool eights,
-                                         Noise noise) {
+__global__ void __launch_bounds__(32 * ATTENTION_WARPS, forward_blocks(HSP, DROP))
+    attention_forward_kernel(real *out, float *lse, const real *qkv, const int *start,
+                             const int *parent, int S, int NH, int hs, bool eights, Noise noise) {
     int s, i;
     if (!find_block(start, S, (int)(gridDim.x - 1 - blockIdx.x), &s, &i)) return;
     const Rows r = rows_of(start, parent, s);
-    const int h = (int)blockIdx.y, n0 = r.own + i * KB;
+    const int h = (int)blockIdx.y, n0 = r.own + i * KB, rows = min(KB, r.T - i * KB),
+              w = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
     const size_t C = (size_t)NH * (size_t)hs;
-    attend<HSP, ATTENTION_WARPS, DROP>(
-        out + (size_t)n0 * C + (size_t)(h * hs), C, lse + (size_t)n0 * (size_t)NH + h, (size_t)NH,
-        qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C, min(KB, r.T - i * KB), r.P + i * KB,
-        part_of(qkv, r, 1, h, NH, hs), part_of(qkv, r, 2, h, NH, hs), hs, eights, noise, n0, h, NH);
+    const Attended<HSP> a = attend<HSP, ATTENTION_WARPS, DROP>(
+        qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C, rows, r.P + i * KB,
+        keys_of(qkv, r, h, NH, hs), C, hs, eights, noise, n0, h, NH);
+    put_sums<HSP>(out + (size_t)(n0 + w * 16) * C + (size_t)(h * hs), C, a.o, a.inverse[0],
+                  a.inverse[1], rows - w * 16, hs);
+    for (int k = 0; k < 2 && threadIdx.x % 4 == 0; k++) {
+        const int row = w * 16 + g + k * 8;
+        if (row < rows) lse[(size_t)(n0 + row) * (size_t)NH + (size_t)h] = a.lse[k];
+    }
 }
 
 /* sums (N,NH) is what the backward pass needs of a query in a head: x = lse log2 e, and
@@ -1709,14 +1739,13 @@ __global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qk
               first = q0 + w * 16;  // the warp's first query
     const size_t C = (size_t)NH * (size_t)hs;
     const float scale = 1.0f / sqrtf((float)hs), scale2 = scale * LOG2_E;
-    const RowsOf keys = part_of(qkv, r, 1, h, NH, hs), values = part_of(qkv, r, 2, h, NH, hs);
+    const RowsOf keys = keys_of(qkv, r, h, NH, hs);
     real *const buffer = memory, *const own = memory + OWN * SIZE;
-    load_tile<HSP, W_, KB>(own, RowsOf{NULL, qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C, 0},
-                           0, rows, hs, eights);
-    load_tile<HSP, W_, KB>(own + SIZE, RowsOf{NULL, dout + (size_t)n0 * C + (size_t)(h * hs), C, 0},
-                           0, rows, hs, eights);
-    load_tile<HSP, W_, KB>(buffer, keys, 0, end, hs, eights);
-    load_tile<HSP, W_, KB>(buffer + SIZE, values, 0, end, hs, eights);
+    load_tile<HSP, W_, KB>(own, same_rows(qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C), 0,
+                           rows, hs, eights);
+    load_tile<HSP, W_, KB>(own + SIZE, same_rows(dout + (size_t)n0 * C + (size_t)(h * hs), C), 0,
+                           rows, hs, eights);
+    load_pair<HSP, W_>(buffer, keys, C, 0, end, hs, eights);
     cp_async_commit();
     float dq[HSP / 8][4] = {}, lse2[2], delta[2];
     for (int i = 0; i < 2; i++) {
@@ -1736,10 +1765,7 @@ __global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qk
                           // queries, are no longer read
         const real *const K = buffer + 2 * stage * SIZE, *const V = K + SIZE;
         real *const next = buffer + 2 * (stage ^ 1) * SIZE;
-        if (k0 + KB < end) {
-            load_tile<HSP, W_, KB>(next, keys, k0 + KB, end, hs, eights);
-            load_tile<HSP, W_, KB>(next + SIZE, values, k0 + KB, end, hs, eights);
-        }
+        if (k0 + KB < end) load_pair<HSP, W_>(next, keys, C, k0 + KB, end, hs, eights);
         cp_async_commit();
         for (int c = 0; c < KB && k0 + c < first + 16; c += 16) {  // not keys after all queries
             float s[2][4], dp[2][4];
@@ -1798,11 +1824,9 @@ __global__ void attention_dkv_kernel(real *dqkv, const real *dout, const real *q
     auto load = [&](real *to, int s, int from) {
         const Rows r = rows_of(start, parent, s);
         const int n0 = r.own + from, rows = min(KB, r.T - from), i = (int)threadIdx.x;
-        load_tile<HSP, W_, KB>(to,
-                               RowsOf{NULL, qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C, 0},
-                               0, rows, hs, eights);
-        load_tile<HSP, W_, KB>(to + SIZE,
-                               RowsOf{NULL, dout + (size_t)n0 * C + (size_t)(h * hs), C, 0}, 0,
+        load_tile<HSP, W_, KB>(to, same_rows(qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C), 0,
+                               rows, hs, eights);
+        load_tile<HSP, W_, KB>(to + SIZE, same_rows(dout + (size_t)n0 * C + (size_t)(h * hs), C), 0,
                                rows, hs, eights);
         if (i < rows)
             cp_async16(to + i * LD + HSP, sums + (size_t)(n0 + i) * (size_t)NH + (size_t)h);
@@ -1819,12 +1843,8 @@ __global__ void attention_dkv_kernel(real *dqkv, const real *dout, const real *q
         }
     };
     int s = s_, from = i_ * KB;
-    load_tile<HSP, W_, KB>(own,
-                           RowsOf{NULL, qkv + (size_t)m0 * 3 * C + C + (size_t)(h * hs), 3 * C, 0},
-                           0, keys, hs, eights);
-    load_tile<HSP, W_, KB>(
-        own + SIZE, RowsOf{NULL, qkv + (size_t)m0 * 3 * C + 2 * C + (size_t)(h * hs), 3 * C, 0}, 0,
-        keys, hs, eights);
+    load_pair<HSP, W_>(own, same_rows(qkv + (size_t)m0 * 3 * C + C + (size_t)(h * hs), 3 * C), C, 0,
+                       keys, hs, eights);
     load(buffer, s, from);
     cp_async_commit();
     cp_async_wait<0>();
@@ -2009,10 +2029,11 @@ __global__ void attention_cached_kernel(real *out, const real *cache, const real
     const size_t C = (size_t)NH * (size_t)hs, n = (size_t)group.row;
     const real *keys = cache + ((size_t)group.slot * (size_t)NH + (size_t)h) * 2 * head;
     const Noise none = {};
-    attend<HSP, 1, false>(out + n * C + (size_t)(h * hs), C, (float *)NULL, 0,
-                          qkv + n * 3 * C + (size_t)(h * hs), 3 * C, group.rows, group.position,
-                          RowsOf{NULL, keys, (size_t)hs, 0},
-                          RowsOf{NULL, keys + head, (size_t)hs, 0}, hs, eights, none, 0, h, NH);
+    const Attended<HSP> a =
+        attend<HSP, 1, false>(qkv + n * 3 * C + (size_t)(h * hs), 3 * C, group.rows, group.position,
+                              same_rows(keys, (size_t)hs), head, hs, eights, none, 0, h, NH);
+    put_sums<HSP>(out + n * C + (size_t)(h * hs), C, a.o, a.inverse[0], a.inverse[1], group.rows,
+                  hs);
 }
 
 struct AttentionCached {

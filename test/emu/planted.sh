@@ -101,21 +101,21 @@ a barrier is missing before rows of the embedding are compared | embedding
 a barrier is missing in the sums over columns | linear
     /sums\[w\]\[lane\] = sum;/{n;s/__syncthreads();//}
 a barrier is missing before a block of keys is read, forward | attention, large
-    /__device__ void attend/,/^}/{/for (int k0 = 0/,/load_tile/s/__syncthreads();//}
+    /Attended<HSP> attend(/,/^}/{/for (int k0 = 0/,/load_tile/s/__syncthreads();//}
 a barrier is missing before a block of keys is read, dq | attention, large
     /void attention_dq_kernel/,/^}/{/for (int k0 = 0/,/load_tile/s/__syncthreads();//}
 a barrier is missing before queries are overwritten, dk and dv | attention, large
     /for (int stage = 0; s < S/,/advance/s/__syncthreads();//
 a barrier is missing before registers are filled, forward | attention, large
-    /__device__ void attend/,/factor_of/s/__syncthreads();//
+    /Attended<HSP> attend(/,/factor_of/s/__syncthreads();//
 a barrier is missing before registers are filled, dq | attention, large
     /void attention_dq_kernel/,/factor_of/s/__syncthreads();//
 a barrier is missing before registers are filled, dk and dv | attention, large
     /void attention_dkv_kernel/,/factor_of/s/__syncthreads();//
 a wait is missing for keys and values, forward | attention, large
-    /__device__ void attend/,/^}/{/for (int k0 = 0/,/load_tile/s/cp_async_wait<0>();//}
+    /Attended<HSP> attend(/,/^}/{/for (int k0 = 0/,/load_tile/s/cp_async_wait<0>();//}
 a wait is missing for the queries, forward | attention, large
-    /__device__ void attend/,/factor_of/s/cp_async_wait<0>();//
+    /Attended<HSP> attend(/,/factor_of/s/cp_async_wait<0>();//
 a wait is missing for keys and values, dq | attention, large
     /void attention_dq_kernel/,/^}/s/cp_async_wait<0>();//
 a wait is missing for queries, dk and dv | attention, large
@@ -133,7 +133,7 @@ a fragment has its columns in another order | attention, large
 a column of a product is taken from another lane | attention, large
     s/has = lane - t + k % 8 \/ 2/has = lane - t + k % 4/
 the causal mask hides the token itself | attention, large
-    /__device__ void attend/,/^}/s/key <= query ?/key < query ?/
+    /Attended<HSP> attend(/,/^}/s/key <= query ?/key < query ?/
 the causal mask of dq shows one token more | attention, large
     /void attention_dq_kernel/,/^}/s/key <= query ?/key <= query + 1 ?/
 the causal mask of dk and dv hides the token itself | attention, large
