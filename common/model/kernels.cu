@@ -11,7 +11,7 @@
  *
  * A C++ compiler compiles the same file with test/emu/cuda_emu.h, which runs it on a CPU, slowly
  * and with many checks. So it is tested without a GPU. For this purpose kernels are launched with
- * LAUNCH, shared memory is declared with SHARED, and PTX is used in three wrappers only.
+ * LAUNCH, shared memory is declared with SHARED, and PTX is used in a few wrappers only.
  *
  * Left out: stochastic rounding of weights, which is for training without float masters. Here a
  * weight is its master rounded to nearest. A resumed run reads the masters and so continues with
@@ -73,6 +73,13 @@ static __device__ __forceinline__ void cp_async_commit(void) {
 template <int n>
 static __device__ __forceinline__ void cp_async_wait(void) {
     asm volatile("cp.async.wait_group %0;\n" ::"n"(n) : "memory");
+}
+
+/* 2^x, to within 2 units in the last place; 0 if that is a denormal. */
+static __device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+    return y;
 }
 #endif  // without nvcc, test/emu/cuda_emu.h is included by the command that compiles this file
 
@@ -344,8 +351,8 @@ static __device__ __forceinline__ void get(float x[W], const __nv_bfloat16 *p) {
 
 /* Two adjacent bf16 numbers. */
 static __device__ __forceinline__ uint32_t bf16_pair(float x, float y) {
-    return (uint32_t)__bfloat16_as_ushort(__float2bfloat16(x)) |
-           (uint32_t)__bfloat16_as_ushort(__float2bfloat16(y)) << 16;
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);  // one instruction
+    return (uint32_t)__bfloat16_as_ushort(pair.x) | (uint32_t)__bfloat16_as_ushort(pair.y) << 16;
 }
 
 template <int W>
@@ -1292,12 +1299,22 @@ void add_uniform_noise(real *x, const float *magnitude, int N, int C, Noise nois
 
 /* ---- Attention ------------------------------------------------------------------------------- */
 
-/* (Dao et al. 2022.) A block of 4 warps computes 64 consecutive queries of one head, 16 per warp,
-   and loops over the keys in blocks of 64, counted from the start of the sequence. Decoding runs
-   the same code with one warp. A block of masked keys adds 0 and rescales by 1, so a row has the
-   same bits regardless of the other rows. Tiles in shared memory have rows of LD numbers, 16 bytes
-   more than a head, so that the rows of an 8 x 8 matrix are in different banks. In fp32 a block has
-   half as many queries and keys, because a number takes twice the memory. */
+/*
+ * (Dao et al. 2022.) A block of 4 warps computes 64 consecutive queries of one head, 16 per warp,
+ * and loops over the keys in blocks of 64, counted from the start of the sequence. Decoding runs
+ * the same code with one warp. A block of masked keys adds 0 and rescales by 1, so a row has the
+ * same bits regardless of the other rows. In fp32 a block has half as many queries and keys,
+ * because a number takes twice the memory.
+ *
+ * A product of two matrices is computed by one warp and leaves its sums in registers: lane
+ * l = 4 g + t has rows g and g+8, and of each 8 columns the 2t-th and the next, as d in mma_bf16.
+ * Two such groups of 8 columns are, rounded to bf16, the fragment a of mma_bf16 in the same lane.
+ * So probabilities and their gradients are factors of a second product without leaving registers.
+ *
+ * What a block reads again and again (keys and values; for dk and dv, queries and dout) has two
+ * buffers in shared memory: while one is read, the next block is copied to the other. What it reads
+ * in every turn is read into registers once.
+ */
 
 enum { KB = FP32 ? 32 : 64, ATTENTION_WARPS = KB / 16 };
 
@@ -1305,53 +1322,103 @@ enum { KB = FP32 ? 32 : 64, ATTENTION_WARPS = KB / 16 };
    and 12.0 have the least, 100 KiB less the 1 KiB that the system takes. */
 enum { SHARED_OF_ANY_GPU = 99 << 10 };
 
+/* A tile is KB rows of a head in shared memory. A row has 16 bytes more than a head, so that the
+   eight rows of an 8 x 8 matrix are in different banks. */
 template <int HSP>
 struct Tile {
-    enum {
-        LD = HSP + 16 / (int)sizeof(real),
-        SIZE = KB * LD,
-        LDP = KB + 16 / (int)sizeof(real)
-    };  // LDP: of a tile of 64 columns
+    enum { LD = HSP + 16 / (int)sizeof(real), SIZE = KB * LD };
 };
 
-static constexpr size_t shared_bytes(int tiles, int probabilities, int hsp) {
-    const size_t pad = 16 / sizeof(real);
-    return sizeof(real) * ((size_t)tiles * KB * ((size_t)hsp + pad) +
-                           (size_t)probabilities * ATTENTION_WARPS * 16 * (KB + pad)) +
-           2 * KB * sizeof(float);
+/* The tiles of a kernel: two buffers of two tiles. In fp32 what is in registers in bf16, `own`
+   tiles, stays in shared memory. In bf16 it passes through the second buffer. */
+enum { OWN = FP32 ? 4 : 2 };
+
+static constexpr size_t shared_bytes(int own, int hsp) {
+    return sizeof(real) * (size_t)(4 + (FP32 ? own : 0)) * KB * ((size_t)hsp + 16 / sizeof(real));
 }
 
-/* d (16,8 NT) += A (16,K) B (K,8 NT), computed by one warp, with A and B in shared memory. Element
-   (i,k) of A is a[i * lda + k], with AT a[k * lda + i]. Element (k,n) of B is b[k * ldb + n], with
-   BT b[n * ldb + k]. d[j] is columns 8j .. 8j+8, distributed over the lanes as in mma_bf16. In fp32
-   the same sums are computed without tensor cores. */
-template <int NT, bool AT, bool BT>
-static __device__ void warp_product(float d[][4], const real *a, int lda, const real *b, int ldb,
-                                    int K) {
+/* 16 rows of a head, the first factor of products by one warp. In bf16 it is in registers: part[i]
+   is the fragment a of columns 16i .. 16i+16. In fp32 it stays in a tile. */
+template <int HSP>
+struct Factor {
+    uint32_t part[HSP / 16][4];
+    const real *rows;
+};
+
+template <int HSP>
+static __device__ __forceinline__ Factor<HSP> factor_of(const real *rows) {
+    Factor<HSP> f;
+    f.rows = rows;
+    if constexpr (!FP32) {
+        const int r = threadIdx.x % 8, m = threadIdx.x % 32 / 8;  // row r of matrix m
+#pragma unroll
+        for (int i = 0; i < HSP / 16; i++)
+            ldmatrix_x4(f.part[i], rows + (r + m % 2 * 8) * Tile<HSP>::LD + 16 * i + m / 2 * 8);
+    }
+    return f;
+}
+
+/* d (16,8 NT) = A (16,HSP) B^T, with B (8 NT,HSP) in a tile. In fp32 the same sums are computed
+   without tensor cores. */
+template <int HSP, int NT>
+static __device__ __forceinline__ void products_of_rows(float d[][4], const Factor<HSP> &a,
+                                                        const real *b) {
+    enum { LD = Tile<HSP>::LD };
     const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int j = 0; j < NT; j++)
+        for (int i = 0; i < 4; i++) d[j][i] = 0;
     if constexpr (FP32) {
-        const int g = lane / 4, t = lane % 4;
         for (int j = 0; j < NT; j++)
             for (int i = 0; i < 4; i++) {
-                const int row = g + i / 2 * 8, column = 8 * j + 2 * t + i % 2;
-                for (int k = 0; k < K; k++)
-                    d[j][i] = fmaf(get(a + (AT ? k * lda + row : row * lda + k)),
-                                   get(b + (BT ? column * ldb + k : k * ldb + column)), d[j][i]);
+                const real *x = a.rows + (lane / 4 + i / 2 * 8) * LD,
+                           *y = b + (8 * j + 2 * (lane % 4) + i % 2) * LD;
+                for (int k = 0; k < HSP; k++) d[j][i] = fmaf(get(x + k), get(y + k), d[j][i]);
             }
     } else {
         const int r = lane % 8, m = lane / 8;
-        for (int k = 0; k < K; k += 16) {
-            uint32_t A[4], B[4];
-            if (AT)
-                ldmatrix_x4_trans(A, a + (k + r + m / 2 * 8) * lda + m % 2 * 8);
-            else
-                ldmatrix_x4(A, a + (r + m % 2 * 8) * lda + k + m / 2 * 8);
+#pragma unroll
+        for (int k = 0; k < HSP / 16; k++)
 #pragma unroll
             for (int j = 0; j < NT; j += 2) {
-                if (BT)
-                    ldmatrix_x4(B, b + (8 * j + r + m / 2 * 8) * ldb + k + m % 2 * 8);
-                else
-                    ldmatrix_x4_trans(B, b + (k + r + m % 2 * 8) * ldb + 8 * j + m / 2 * 8);
+                uint32_t B[4];
+                ldmatrix_x4(B, b + (8 * j + r + m / 2 * 8) * LD + 16 * k + m % 2 * 8);
+                mma_bf16(d[j], a.part[k], B);
+                mma_bf16(d[j + 1], a.part[k], B + 2);
+            }
+    }
+}
+
+/* d (16,HSP) += P (16,8 NT) B, with B (8 NT,HSP) in a tile. P is in registers, distributed as the
+   sums of a product. In fp32, lanes 4g .. 4g+4 have rows g and g+8 of P, and take turns. */
+template <int HSP, int NT>
+static __device__ __forceinline__ void add_product(float d[][4], const float p[][4],
+                                                   const real *b) {
+    enum { LD = Tile<HSP>::LD };
+    const int lane = threadIdx.x % 32;
+    if constexpr (FP32) {
+        const int t = lane % 4;
+#pragma unroll
+        for (int k = 0; k < 8 * NT; k++) {
+            const int has = lane - t + k % 8 / 2;  // the lane that has column k
+            const float upper = __shfl_sync(ALL, p[k / 8][k % 2], has),
+                        lower = __shfl_sync(ALL, p[k / 8][2 + k % 2], has);
+            for (int j = 0; j < HSP / 8; j++)
+                for (int i = 0; i < 4; i++)
+                    d[j][i] = fmaf(i < 2 ? upper : lower, get(b + k * LD + 8 * j + 2 * t + i % 2),
+                                   d[j][i]);
+        }
+    } else {
+        const int r = lane % 8, m = lane / 8;
+#pragma unroll
+        for (int k = 0; k < NT / 2; k++) {
+            const float *left = p[2 * k], *right = p[2 * k + 1];
+            const uint32_t A[4] = {bf16_pair(left[0], left[1]), bf16_pair(left[2], left[3]),
+                                   bf16_pair(right[0], right[1]), bf16_pair(right[2], right[3])};
+#pragma unroll
+            for (int j = 0; j < HSP / 8; j += 2) {
+                uint32_t B[4];
+                ldmatrix_x4_trans(B, b + (16 * k + r + m % 2 * 8) * LD + 8 * j + m / 2 * 8);
                 mma_bf16(d[j], A, B);
                 mma_bf16(d[j + 1], A, B + 2);
             }
@@ -1359,24 +1426,51 @@ static __device__ void warp_product(float d[][4], const real *a, int lda, const 
     }
 }
 
+/* Writes the sums d (16,HSP) of a warp to rows `out` of a head, at most `rows`: times upper in rows
+   g, and lower in rows g+8. */
+template <int HSP>
+static __device__ __forceinline__ void put_sums(real *out, size_t stride, const float d[][4],
+                                                float upper, float lower, int rows, int hs) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int j = 0; j < HSP / 8; j++)
+        for (int i = 0; i < 4; i += 2) {
+            const int row = g + i / 2 * 8, c = 8 * j + 2 * t;
+            const float factor = i ? lower : upper, x = d[j][i] * factor, y = d[j][i + 1] * factor;
+            real *to = out + (size_t)row * stride + c;
+            if (row >= rows || c >= hs) continue;
+            if (hs % 2 == 0)
+                put2(to, x, y);
+            else {
+                put(to, x);
+                if (c + 1 < hs) put(to + 1, y);
+            }
+        }
+}
+
 /* Rows of hs numbers: the first P of them start at first, the others at second. */
 typedef struct {
     const real *first, *second;
-    size_t stride;
-    int P;
+    int stride, P;
 } RowsOf;
 
-static __device__ __forceinline__ const real *row_at(RowsOf x, int t) {
-    return t < x.P ? x.first + (size_t)t * x.stride : x.second + (size_t)(t - x.P) * x.stride;
+static __device__ __forceinline__ RowsOf same_rows(const real *x, size_t stride) {
+    return RowsOf{x, x, (int)stride, 0};
 }
 
-/* Starts to copy rows t0 .. of x to tile (rows,HSP), with zeros from row `end` and column hs on.
-   cp_async_wait waits for it. eights: the addresses allow loads of 16 bytes. */
-template <int HSP>
-static __device__ void load_tile(real *tile, RowsOf x, int t0, int end, int rows, int hs,
-                                 bool eights) {
+static __device__ __forceinline__ const real *row_at(RowsOf x, int t) {
+    return t < x.P ? x.first + (size_t)t * (size_t)x.stride
+                   : x.second + (size_t)(t - x.P) * (size_t)x.stride;
+}
+
+/* Starts to copy rows t0 .. of x to the first ROWS_ rows of a tile, with zeros from row `end` and
+   column hs on. All warps of a block take part. cp_async_wait waits for it. eights: the addresses
+   allow loads of 16 bytes. */
+template <int HSP, int WARPS_, int ROWS_>
+static __device__ __forceinline__ void load_tile(real *tile, RowsOf x, int t0, int end, int hs,
+                                                 bool eights) {
     enum { E = 16 / (int)sizeof(real), CHUNKS = HSP / E };
-    for (int i = (int)threadIdx.x; i < rows * CHUNKS; i += (int)blockDim.x) {
+    for (int i = (int)threadIdx.x; i < ROWS_ * CHUNKS; i += 32 * WARPS_) {
         const int row = i / CHUNKS, c = i % CHUNKS * E, t = t0 + row;
         real *to = tile + row * Tile<HSP>::LD + c;
         const real *from = t < end && c < hs ? row_at(x, t) + c : NULL;
@@ -1387,9 +1481,19 @@ static __device__ void load_tile(real *tile, RowsOf x, int t0, int end, int rows
     }
 }
 
+/* The same with two matrices: the rows of x, and those `distance` behind them for the next tile. */
+template <int HSP, int WARPS_>
+static __device__ __forceinline__ void load_pair(real *tile, RowsOf x, size_t distance, int t0,
+                                                 int end, int hs, bool eights) {
+    load_tile<HSP, WARPS_, KB>(tile, x, t0, end, hs, eights);
+    x.first += distance;
+    x.second += distance;
+    load_tile<HSP, WARPS_, KB>(tile + Tile<HSP>::SIZE, x, t0, end, hs, eights);
+}
+
 /* Dropout is a template argument (DROP) of the kernels, because its code takes registers even where
-   p is 0. Without and with it, `make cuda_table` of nvcc 13.0 counts 102 and 140 registers in the
-   forward pass, 128 and 160 for dq, and 166 and 240 for dk and dv, for heads of 64 numbers. */
+   p is 0. Without and with it, `make cuda_table` of nvcc 13.0 counts 128 and 162 registers in the
+   forward pass and 128 and 139 for dq, for heads of 64 numbers. */
 
 /* The draw for four keys of the query in row n; key is one of them. */
 static __device__ Random4 attention_draw(const Noise &z, int n, int key, int h, int NH) {
@@ -1451,93 +1555,97 @@ static __device__ void keep_by_key(float keep[4], const Noise &z, int n0, int n1
     for (int i = 0; i < 4; i++) keep[i] = attention_keep(z, x.v[i]);
 }
 
+static constexpr float LOG2_E = 1.4426950408889634f;
+
+/* Of a warp's 16 queries: the weighted sums of values, and for rows g and g+8 of them one by the
+   sum of weights, and the log of the sum of exponentials. */
+template <int HSP>
+struct Attended {
+    float o[HSP / 8][4], inverse[2], lse[2];
+};
+
 /*
  * Attention of `rows` consecutive queries (at most 16 per warp) at positions q0, q0+1, ... to keys
  * 0 .. their own position. The softmax is computed online, one block of keys after the other
- * (Milakov & Gimelshein 2018): m is the largest score so far, l the sum of e^(score - m), o the
- * weighted sum of values. With DROP, dropout by noise. n0 is the batch row of q0.
+ * (Milakov & Gimelshein 2018): m is the largest product q.k so far, l the sum of
+ * e^((q.k - m) scale), o the weighted sum of values. e^x is 2^(x log2 e). A value is `values`
+ * numbers behind its key. With DROP, dropout by noise; n0 is the batch row of q0.
  */
 template <int HSP, int WARPS_, bool DROP>
-static __device__ void attend(real *out, size_t out_row, float *lse, size_t lse_row, const real *q,
-                              size_t q_row, int rows, int q0, RowsOf keys, RowsOf values, int hs,
-                              bool eights, const Noise &noise, int n0, int h, int NH) {
-    using T = Tile<HSP>;
+static __device__ __forceinline__ Attended<HSP> attend(const real *q, size_t q_row, int rows,
+                                                       int q0, RowsOf keys, size_t values, int hs,
+                                                       bool eights, const Noise &noise, int n0,
+                                                       int h, int NH) {
+    enum { SIZE = Tile<HSP>::SIZE };
     SHARED_DYN(real, memory);
-    real *const Q = memory, *const K = Q + 16 * WARPS_ * T::LD, *const V = K + 2 * T::SIZE,
-                *const P = V + 2 * T::SIZE;
+    real *const buffer = memory, *const own = memory + OWN * SIZE;
     const int lane = threadIdx.x % 32, w = threadIdx.x / 32, g = lane / 4, t = lane % 4,
-              end = q0 + rows;
-    real *const mine = P + w * 16 * T::LDP;
-    const float scale = 1.0f / sqrtf((float)hs);
-    float o[HSP / 8][4] = {}, m[2] = {-INFINITY, -INFINITY}, l[2] = {0, 0};
-    load_tile<HSP>(Q, RowsOf{NULL, q, q_row, 0}, 0, rows, 16 * WARPS_, hs, eights);
-    load_tile<HSP>(K, keys, 0, end, KB, hs, eights);
-    load_tile<HSP>(V, values, 0, end, KB, hs, eights);
+              end = q0 + rows, first = q0 + w * 16;  // the warp's first query
+    const float scale = 1.0f / sqrtf((float)hs), scale2 = scale * LOG2_E;
+    Attended<HSP> a = {};
+    float m[2] = {-INFINITY, -INFINITY}, l[2] = {0, 0};
+    load_tile<HSP, WARPS_, 16 * WARPS_>(own, same_rows(q, q_row), 0, rows, hs, eights);
+    load_pair<HSP, WARPS_>(buffer, keys, values, 0, end, hs, eights);
     cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();  // the queries have arrived, for all
+    const Factor<HSP> Q = factor_of<HSP>(own + w * 16 * Tile<HSP>::LD);
     for (int k0 = 0, stage = 0; k0 < end; k0 += KB, stage ^= 1) {
         cp_async_wait<0>();
-        __syncthreads();  // this block of keys has arrived, for all; and the last one is no longer
-                          // read
-        if (k0 + KB < end) {
-            load_tile<HSP>(K + (stage ^ 1) * T::SIZE, keys, k0 + KB, end, KB, hs, eights);
-            load_tile<HSP>(V + (stage ^ 1) * T::SIZE, values, k0 + KB, end, KB, hs, eights);
-        }
+        __syncthreads();  // this block of keys has arrived, for all; and the last one, or the
+                          // queries, are no longer read
+        const real *const K = buffer + 2 * stage * SIZE, *const V = K + SIZE;
+        real *const next = buffer + 2 * (stage ^ 1) * SIZE;
+        if (k0 + KB < end) load_pair<HSP, WARPS_>(next, keys, values, k0 + KB, end, hs, eights);
         cp_async_commit();
-        float s[KB / 8][4] = {};
-        warp_product<KB / 8, false, true>(s, Q + w * 16 * T::LD, T::LD, K + stage * T::SIZE, T::LD,
-                                          HSP);
-        float top[2] = {-INFINITY, -INFINITY};
+        float s[KB / 8][4];
+        products_of_rows<HSP, KB / 8>(s, Q, K);
+        if (k0 + KB > first + 1)  // some keys come after the query
+#pragma unroll
+            for (int j = 0; j < KB / 8; j++)
+                for (int i = 0; i < 4; i++) {
+                    const int key = k0 + 8 * j + 2 * t + i % 2, query = first + g + i / 2 * 8;
+                    s[j][i] = key <= query ? s[j][i] : -INFINITY;
+                }
+        float top[2] = {-INFINITY, -INFINITY}, top2[2], shrink[2];
 #pragma unroll
         for (int j = 0; j < KB / 8; j++)
-            for (int i = 0; i < 4; i++) {
-                const int key = k0 + 8 * j + 2 * t + i % 2, query = q0 + w * 16 + g + i / 2 * 8;
-                s[j][i] = key <= query ? s[j][i] * scale : -INFINITY;
-                top[i / 2] = fmaxf(top[i / 2], s[j][i]);
-            }
-        float shrink[2];
-        for (int i = 0; i < 2; i++) {  // the 64 scores of a row are in four lanes
+            for (int i = 0; i < 4; i++) top[i / 2] = fmaxf(top[i / 2], s[j][i]);
+        for (int i = 0; i < 2; i++) {  // the products of a row are in four lanes
             top[i] = fmaxf(top[i], __shfl_xor_sync(ALL, top[i], 1));
             top[i] = fmaxf(top[i], __shfl_xor_sync(ALL, top[i], 2));
             const float larger = fmaxf(m[i], top[i]);
-            shrink[i] = m[i] == larger ? 1 : __expf(m[i] - larger);
+            shrink[i] = m[i] == larger ? 1 : exp2_approx((m[i] - larger) * scale2);
             l[i] *= shrink[i];
             m[i] = larger;
-        }
-#pragma unroll
-        for (int j = 0; j < KB / 8; j++) {
-            float p[4], keep[4];
-            if constexpr (DROP)
-                keep_by_query(keep, noise, n0 + min(w * 16 + g, rows - 1),
-                              n0 + min(w * 16 + g + 8, rows - 1), k0 + 8 * j + 2 * t, h, NH);
-            for (int i = 0; i < 4; i++) {
-                p[i] = __expf(s[j][i] - m[i / 2]);
-                l[i / 2] += p[i];
-                if constexpr (DROP) p[i] *= keep[i];
-            }
-            put2(mine + g * T::LDP + 8 * j + 2 * t, p[0], p[1]);
-            put2(mine + (g + 8) * T::LDP + 8 * j + 2 * t, p[2], p[3]);
+            top2[i] = larger * scale2;
         }
 #pragma unroll
         for (int j = 0; j < HSP / 8; j++)
-            for (int i = 0; i < 4; i++) o[j][i] *= shrink[i / 2];
-        __syncwarp();
-        warp_product<HSP / 8, false, false>(o, mine, T::LDP, V + stage * T::SIZE, T::LD, KB);
-        __syncwarp();  // the probabilities have been read
+            for (int i = 0; i < 4; i++) a.o[j][i] *= shrink[i / 2];
+#pragma unroll
+        for (int c = 0; c < KB / 8; c += 2) {
+            for (int j = c; j < c + 2; j++) {
+                float keep[4];
+                if constexpr (DROP)
+                    keep_by_query(keep, noise, n0 + min(w * 16 + g, rows - 1),
+                                  n0 + min(w * 16 + g + 8, rows - 1), k0 + 8 * j + 2 * t, h, NH);
+                for (int i = 0; i < 4; i++) {
+                    s[j][i] = exp2_approx(fmaf(s[j][i], scale2, -top2[i / 2]));
+                    l[i / 2] += s[j][i];
+                    if constexpr (DROP) s[j][i] *= keep[i];
+                }
+            }
+            add_product<HSP, 2>(a.o, s + c, V + 8 * c * Tile<HSP>::LD);
+        }
     }
     for (int i = 0; i < 2; i++) {
         l[i] += __shfl_xor_sync(ALL, l[i], 1);
         l[i] += __shfl_xor_sync(ALL, l[i], 2);
+        a.inverse[i] = 1.0f / l[i];
+        a.lse[i] = fmaf(m[i], scale, logf(l[i]));
     }
-#pragma unroll
-    for (int j = 0; j < HSP / 8; j++)
-        for (int i = 0; i < 4; i++) {
-            const int row = w * 16 + g + i / 2 * 8, d = 8 * j + 2 * t + i % 2;
-            if (row < rows && d < hs) put(out + (size_t)row * out_row + d, o[j][i] / l[i / 2]);
-        }
-    for (int i = 0; i < 2 && lse && t == 0; i++) {
-        const int row = w * 16 + g + i * 8;
-        if (row < rows) lse[(size_t)row * lse_row] = m[i] + logf(l[i]);
-    }
+    return a;
 }
 
 /* The batch rows of a sequence: P rows of its parent from row `before` on, then T rows of its own
@@ -1576,197 +1684,240 @@ static __device__ bool find_block(const int *start, int S, int b, int *s, int *i
     return false;
 }
 
-/* Part 0 (queries), 1 (keys) or 2 (values) of head h of a sequence's rows. */
-static __device__ RowsOf part_of(const real *qkv, Rows r, int part, int h, int NH, int hs) {
-    const size_t C = (size_t)NH * (size_t)hs, at = (size_t)part * C + (size_t)(h * hs);
-    return RowsOf{qkv + (size_t)r.before * 3 * C + at, qkv + (size_t)r.own * 3 * C + at, 3 * C,
-                  r.P};
+/* The keys of head h in a sequence's rows. */
+static __device__ RowsOf keys_of(const real *qkv, Rows r, int h, int NH, int hs) {
+    const size_t C = (size_t)NH * (size_t)hs, at = C + (size_t)(h * hs);
+    return RowsOf{qkv + (size_t)r.before * 3 * C + at, qkv + (size_t)r.own * 3 * C + at,
+                  (int)(3 * C), r.P};
 }
 
+/* The blocks that shall fit on a multiprocessor, which limits their registers. Without a limit,
+   nvcc 13.0 takes a few more, and one block less fits. */
+static constexpr int forward_blocks(int hsp, bool drop) {
+    return hsp < 64 ? 5 - drop : hsp == 64 ? 4 - drop : hsp == 96 ? 3 : 2;
+}
+
+/* The blocks of the last queries, which have the most keys, are the first to run, so that no long
+   one is left over at the end. */
 template <int HSP, bool DROP>
-__global__ void attention_forward_kernel(real *out, float *lse, const real *qkv, const int *start,
-                                         const int *parent, int S, int NH, int hs, bool eights,
-                                         Noise noise) {
+__global__ void __launch_bounds__(32 * ATTENTION_WARPS, forward_blocks(HSP, DROP))
+    attention_forward_kernel(real *out, float *lse, const real *qkv, const int *start,
+                             const int *parent, int S, int NH, int hs, bool eights, Noise noise) {
     int s, i;
-    if (!find_block(start, S, (int)blockIdx.x, &s, &i)) return;
+    if (!find_block(start, S, (int)(gridDim.x - 1 - blockIdx.x), &s, &i)) return;
     const Rows r = rows_of(start, parent, s);
-    const int h = (int)blockIdx.y, n0 = r.own + i * KB;
+    const int h = (int)blockIdx.y, n0 = r.own + i * KB, rows = min(KB, r.T - i * KB),
+              w = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
     const size_t C = (size_t)NH * (size_t)hs;
-    attend<HSP, ATTENTION_WARPS, DROP>(
-        out + (size_t)n0 * C + (size_t)(h * hs), C, lse + (size_t)n0 * (size_t)NH + h, (size_t)NH,
-        qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C, min(KB, r.T - i * KB), r.P + i * KB,
-        part_of(qkv, r, 1, h, NH, hs), part_of(qkv, r, 2, h, NH, hs), hs, eights, noise, n0, h, NH);
+    const Attended<HSP> a = attend<HSP, ATTENTION_WARPS, DROP>(
+        qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C, rows, r.P + i * KB,
+        keys_of(qkv, r, h, NH, hs), C, hs, eights, noise, n0, h, NH);
+    put_sums<HSP>(out + (size_t)(n0 + w * 16) * C + (size_t)(h * hs), C, a.o, a.inverse[0],
+                  a.inverse[1], rows - w * 16, hs);
+    for (int k = 0; k < 2 && threadIdx.x % 4 == 0; k++) {
+        const int row = w * 16 + g + k * 8;
+        if (row < rows) lse[(size_t)(n0 + row) * (size_t)NH + (size_t)h] = a.lse[k];
+    }
 }
 
-/* delta (N,NH) = dout . out of each head, which the gradient of softmax subtracts. One warp per row
-   and head. */
-__global__ void attention_delta_kernel(float *delta, const real *dout, const real *out, int N,
-                                       int NH, int hs) {
-    const size_t item = (size_t)blockIdx.x * WARPS + threadIdx.x / 32;
-    const int lane = threadIdx.x % 32;
-    if (item >= (size_t)N * (size_t)NH) return;
-    float sum = 0;
-    for (int d = lane; d < hs; d += 32)
-        sum = fmaf(get(dout + item * (size_t)hs + d), get(out + item * (size_t)hs + d), sum);
-    sum = warp_sum(sum);
-    if (lane == 0) delta[item] = sum;
+/* sums (N,NH) is what the backward pass needs of a query in a head: x = lse log2 e, and
+   y = delta = dout . out, which the gradient of softmax subtracts. z and w make it 16 bytes, for
+   cp_async16. Eight lanes per row and head, which add W products at a time. */
+template <int W>
+__global__ void attention_sums_kernel(float4 *sums, const real *dout, const real *out,
+                                      const float *lse, int N, int NH, int hs) {
+    const size_t item = (size_t)blockIdx.x * (THREADS / 8) + threadIdx.x / 8;
+    const bool exists = item < (size_t)N * (size_t)NH;
+    float sum = 0, x[W], y[W];
+    for (int d = (int)(threadIdx.x % 8) * W; d < hs && exists; d += 8 * W) {
+        get<W>(x, dout + item * (size_t)hs + d);
+        get<W>(y, out + item * (size_t)hs + d);
+        for (int k = 0; k < W; k++) sum = fmaf(x[k], y[k], sum);
+    }
+    for (int d = 4; d; d /= 2) sum += __shfl_xor_sync(ALL, sum, d);
+    if (exists && threadIdx.x % 8 == 0) sums[item] = make_float4(lse[item] * LOG2_E, sum, 0, 0);
 }
 
 /*
  * p = softmax(scale q k^T), o = p v:
- *     dv = p^T do,  dp = do v^T,  ds = p (dp - delta) scale,  dq = ds k,  dk = ds^T q
+ *     dv = p^T do,  dp = do v^T,  ds = p (dp - delta),  dq = scale ds k,  dk = scale ds^T q
  *
- * For dq, a block of 64 queries loops over the keys.
+ * For dq, a block of 64 queries loops over the keys. A warp takes 16 keys at a time, so that the
+ * sums of its products need few registers.
  */
 template <int HSP, bool DROP>
-__global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qkv, const float *lse,
-                                    const float *delta, const int *start, const int *parent, int S,
+__global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qkv,
+                                    const float4 *sums, const int *start, const int *parent, int S,
                                     int NH, int hs, bool eights, Noise noise) {
-    using T = Tile<HSP>;
+    enum { LD = Tile<HSP>::LD, SIZE = Tile<HSP>::SIZE, W_ = ATTENTION_WARPS };
     SHARED_DYN(real, memory);
     int s_, i_;
-    if (!find_block(start, S, (int)blockIdx.x, &s_, &i_)) return;
+    if (!find_block(start, S, (int)(gridDim.x - 1 - blockIdx.x), &s_, &i_)) return;
     const Rows r = rows_of(start, parent, s_);
     const int h = (int)blockIdx.y, n0 = r.own + i_ * KB, q0 = r.P + i_ * KB,
               rows = min(KB, r.T - i_ * KB), end = q0 + rows;
-    const int lane = threadIdx.x % 32, w = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const int lane = threadIdx.x % 32, w = threadIdx.x / 32, g = lane / 4, t = lane % 4,
+              first = q0 + w * 16;  // the warp's first query
     const size_t C = (size_t)NH * (size_t)hs;
-    const float scale = 1.0f / sqrtf((float)hs);
-    real *const Q = memory, *const dO = Q + T::SIZE, *const K = dO + T::SIZE,
-                *const V = K + T::SIZE, *const mine = V + T::SIZE + w * 16 * T::LDP;
-    load_tile<HSP>(Q, RowsOf{NULL, qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C, 0}, 0, rows,
-                   KB, hs, eights);
-    load_tile<HSP>(dO, RowsOf{NULL, dout + (size_t)n0 * C + (size_t)(h * hs), C, 0}, 0, rows, KB,
-                   hs, eights);
-    float dq[HSP / 8][4] = {}, lse_[2], delta_[2];
+    const float scale = 1.0f / sqrtf((float)hs), scale2 = scale * LOG2_E;
+    const RowsOf keys = keys_of(qkv, r, h, NH, hs);
+    real *const buffer = memory, *const own = memory + OWN * SIZE;
+    load_tile<HSP, W_, KB>(own, same_rows(qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C), 0,
+                           rows, hs, eights);
+    load_tile<HSP, W_, KB>(own + SIZE, same_rows(dout + (size_t)n0 * C + (size_t)(h * hs), C), 0,
+                           rows, hs, eights);
+    load_pair<HSP, W_>(buffer, keys, C, 0, end, hs, eights);
+    cp_async_commit();
+    float dq[HSP / 8][4] = {}, lse2[2], delta[2];
     for (int i = 0; i < 2; i++) {
         const int row = w * 16 + g + i * 8;
-        lse_[i] = row < rows ? lse[(size_t)(n0 + row) * (size_t)NH + h] : 0;
-        delta_[i] = row < rows ? delta[(size_t)(n0 + row) * (size_t)NH + h] : 0;
+        const float4 x = row < rows ? sums[(size_t)(n0 + row) * (size_t)NH + (size_t)h]
+                                    : make_float4(0, 0, 0, 0);
+        lse2[i] = x.x;
+        delta[i] = x.y;
     }
-    for (int k0 = 0; k0 < end; k0 += KB) {
-        __syncthreads();  // the last block of keys is no longer read, nor what a warp wrote for
-                          // itself
-        load_tile<HSP>(K, part_of(qkv, r, 1, h, NH, hs), k0, end, KB, hs, eights);
-        load_tile<HSP>(V, part_of(qkv, r, 2, h, NH, hs), k0, end, KB, hs, eights);
-        cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();  // the queries have arrived, for all
+    const Factor<HSP> Q = factor_of<HSP>(own + w * 16 * LD),
+                      dO = factor_of<HSP>(own + SIZE + w * 16 * LD);
+    for (int k0 = 0, stage = 0; k0 < end; k0 += KB, stage ^= 1) {
         cp_async_wait<0>();
-        __syncthreads();
-        float s[KB / 8][4] = {}, dp[KB / 8][4] = {};
-        warp_product<KB / 8, false, true>(s, Q + w * 16 * T::LD, T::LD, K, T::LD, HSP);
-        warp_product<KB / 8, false, true>(dp, dO + w * 16 * T::LD, T::LD, V, T::LD, HSP);
-#pragma unroll
-        for (int j = 0; j < KB / 8; j++) {
-            float ds[4] = {}, keep[4] = {1, 1, 1, 1};
-            if constexpr (DROP)
-                keep_by_query(keep, noise, n0 + min(w * 16 + g, rows - 1),
-                              n0 + min(w * 16 + g + 8, rows - 1), k0 + 8 * j + 2 * t, h, NH);
-            for (int i = 0; i < 4; i++) {
-                const int row = w * 16 + g + i / 2 * 8, key = k0 + 8 * j + 2 * t + i % 2;
-                const bool seen = row < rows && key <= q0 + row;
-                if (!seen) continue;
-                const float p = __expf(fmaf(s[j][i], scale, -lse_[i / 2]));
-                ds[i] = p * (dp[j][i] * keep[i] - delta_[i / 2]) * scale;
+        __syncthreads();  // this block of keys has arrived, for all; and the last one, or the
+                          // queries, are no longer read
+        const real *const K = buffer + 2 * stage * SIZE, *const V = K + SIZE;
+        real *const next = buffer + 2 * (stage ^ 1) * SIZE;
+        if (k0 + KB < end) load_pair<HSP, W_>(next, keys, C, k0 + KB, end, hs, eights);
+        cp_async_commit();
+        for (int c = 0; c < KB && k0 + c < first + 16; c += 16) {  // not keys after all queries
+            float s[2][4], dp[2][4];
+            products_of_rows<HSP, 2>(s, Q, K + c * LD);
+            products_of_rows<HSP, 2>(dp, dO, V + c * LD);
+            if (k0 + c + 15 > first)  // some keys come after the query
+                for (int j = 0; j < 2; j++)
+                    for (int i = 0; i < 4; i++) {
+                        const int key = k0 + c + 8 * j + 2 * t + i % 2,
+                                  query = first + g + i / 2 * 8;
+                        s[j][i] = key <= query ? s[j][i] : -INFINITY;
+                        dp[j][i] = key <= query ? dp[j][i] : 0;
+                    }
+            for (int j = 0; j < 2; j++) {
+                float keep[4];
+                if constexpr (DROP)
+                    keep_by_query(keep, noise, n0 + min(w * 16 + g, rows - 1),
+                                  n0 + min(w * 16 + g + 8, rows - 1), k0 + c + 8 * j + 2 * t, h,
+                                  NH);
+                for (int i = 0; i < 4; i++) {
+                    const float p = exp2_approx(fmaf(s[j][i], scale2, -lse2[i / 2]));
+                    if constexpr (DROP) dp[j][i] *= keep[i];
+                    s[j][i] = p * (dp[j][i] - delta[i / 2]);  // ds
+                }
             }
-            put2(mine + g * T::LDP + 8 * j + 2 * t, ds[0], ds[1]);
-            put2(mine + (g + 8) * T::LDP + 8 * j + 2 * t, ds[2], ds[3]);
+            add_product<HSP, 2>(dq, s, K + c * LD);
         }
-        __syncwarp();
-        warp_product<HSP / 8, false, false>(dq, mine, T::LDP, K, T::LD, KB);
     }
-#pragma unroll
-    for (int j = 0; j < HSP / 8; j++)
-        for (int i = 0; i < 4; i++) {
-            const int row = w * 16 + g + i / 2 * 8, d = 8 * j + 2 * t + i % 2;
-            if (row < rows && d < hs)
-                put(dqkv + (size_t)(n0 + row) * 3 * C + (size_t)(h * hs + d), dq[j][i]);
-        }
+    put_sums<HSP>(dqkv + (size_t)(n0 + w * 16) * 3 * C + (size_t)(h * hs), 3 * C, dq, scale, scale,
+                  rows - w * 16, hs);
 }
 
 /* For dk and dv, a block of 64 keys loops over the queries that attend to them: those of its own
    sequence, then those of its continuations, in order. So one block adds the gradients of shared
-   keys, without atomics. In return s and dp are computed twice. */
+   keys, without atomics. In return s and dp are computed twice. They are transposed: a warp has 16
+   keys, and takes 16 queries at a time. A query's sums are in its row of the tile, behind the head.
+ */
 template <int HSP, bool DROP>
 __global__ void attention_dkv_kernel(real *dqkv, const real *dout, const real *qkv,
-                                     const float *lse, const float *delta, const int *start,
-                                     const int *parent, int S, int NH, int hs, bool eights,
-                                     Noise noise) {
-    using T = Tile<HSP>;
+                                     const float4 *sums, const int *start, const int *parent, int S,
+                                     int NH, int hs, bool eights, Noise noise) {
+    enum { LD = Tile<HSP>::LD, SIZE = Tile<HSP>::SIZE, W_ = ATTENTION_WARPS };
     SHARED_DYN(real, memory);
     int s_, i_;
     if (!find_block(start, S, (int)blockIdx.x, &s_, &i_)) return;
-    const Rows own = rows_of(start, parent, s_);
-    const int h = (int)blockIdx.y, m0 = own.own + i_ * KB, k0 = own.P + i_ * KB,
-              keys = min(KB, own.T - i_ * KB);
-    const int lane = threadIdx.x % 32, w = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const Rows mine = rows_of(start, parent, s_);
+    const int h = (int)blockIdx.y, m0 = mine.own + i_ * KB, k0 = mine.P + i_ * KB,
+              keys = min(KB, mine.T - i_ * KB);
+    const int lane = threadIdx.x % 32, w = threadIdx.x / 32, g = lane / 4, t = lane % 4,
+              first = k0 + w * 16;  // the warp's first key
     const size_t C = (size_t)NH * (size_t)hs;
-    const float scale = 1.0f / sqrtf((float)hs);
-    real *const K = memory, *const V = K + T::SIZE, *const Q = V + T::SIZE, *const dO = Q + T::SIZE,
-                *const P = dO + T::SIZE + w * 32 * T::LDP;
-    real *const dS = P + 16 * T::LDP;
-    float *const lse_ = (float *)(void *)(dO + T::SIZE + ATTENTION_WARPS * 32 * T::LDP),
-                 *const delta_ = lse_ + KB;
-    load_tile<HSP>(K, RowsOf{NULL, qkv + (size_t)m0 * 3 * C + C + (size_t)(h * hs), 3 * C, 0}, 0,
-                   keys, KB, hs, eights);
-    load_tile<HSP>(V, RowsOf{NULL, qkv + (size_t)m0 * 3 * C + 2 * C + (size_t)(h * hs), 3 * C, 0},
-                   0, keys, KB, hs, eights);
-    float dk[HSP / 8][4] = {}, dv[HSP / 8][4] = {};
-    for (int s = s_; s < S; s++) {
-        if (s != s_ && (!parent || parent[s] != s_)) continue;
+    const float scale = 1.0f / sqrtf((float)hs), scale2 = scale * LOG2_E;
+    real *const buffer = memory, *const own = memory + OWN * SIZE,
+                *const out = dqkv + (size_t)(m0 + w * 16) * 3 * C + (size_t)(h * hs);
+    // Starts to copy the queries from token `from` of sequence s on.
+    auto load = [&](real *to, int s, int from) {
         const Rows r = rows_of(start, parent, s);
-        for (int from = s == s_ ? i_ * KB : 0; from < r.T;
-             from += KB) {  // tokens of the sequence itself
-            const int n0 = r.own + from, q0 = r.P + from, rows = min(KB, r.T - from);
-            __syncthreads();  // the last block of queries is no longer read, nor what a warp wrote
-                              // for itself
-            load_tile<HSP>(Q, RowsOf{NULL, qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C, 0},
-                           0, rows, KB, hs, eights);
-            load_tile<HSP>(dO, RowsOf{NULL, dout + (size_t)n0 * C + (size_t)(h * hs), C, 0}, 0,
-                           rows, KB, hs, eights);
-            cp_async_commit();
-            for (int i = (int)threadIdx.x; i < KB; i += 32 * ATTENTION_WARPS) {
-                lse_[i] = i < rows ? lse[(size_t)(n0 + i) * (size_t)NH + h] : 0;
-                delta_[i] = i < rows ? delta[(size_t)(n0 + i) * (size_t)NH + h] : 0;
-            }
-            cp_async_wait<0>();
-            __syncthreads();
-            float s_t[KB / 8][4] = {},
-                           dp[KB / 8][4] = {};  // transposed: 16 keys per warp, 64 queries
-            warp_product<KB / 8, false, true>(s_t, K + w * 16 * T::LD, T::LD, Q, T::LD, HSP);
-            warp_product<KB / 8, false, true>(dp, V + w * 16 * T::LD, T::LD, dO, T::LD, HSP);
-#pragma unroll
-            for (int j = 0; j < KB / 8; j++) {
-                float p[4] = {}, ds[4] = {}, keep[4] = {1, 1, 1, 1};
+        const int n0 = r.own + from, rows = min(KB, r.T - from), i = (int)threadIdx.x;
+        load_tile<HSP, W_, KB>(to, same_rows(qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C), 0,
+                               rows, hs, eights);
+        load_tile<HSP, W_, KB>(to + SIZE, same_rows(dout + (size_t)n0 * C + (size_t)(h * hs), C), 0,
+                               rows, hs, eights);
+        if (i < rows)
+            cp_async16(to + i * LD + HSP, sums + (size_t)(n0 + i) * (size_t)NH + (size_t)h);
+        else if (i < KB)
+            *(float4 *)(void *)(to + i * LD + HSP) = make_float4(0, 0, 0, 0);
+    };
+    // Moves on to the next block of queries. There is none if *s becomes S.
+    auto advance = [&](int *s, int *from) {
+        *from += KB;
+        while (*s < S && *from >= start[*s + 1] - start[*s]) {
+            do ++*s;
+            while (*s < S && !(parent && parent[*s] == s_));
+            *from = 0;
+        }
+    };
+    int s = s_, from = i_ * KB;
+    load_pair<HSP, W_>(own, same_rows(qkv + (size_t)m0 * 3 * C + C + (size_t)(h * hs), 3 * C), C, 0,
+                       keys, hs, eights);
+    load(buffer, s, from);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();  // the keys have arrived, for all
+    const Factor<HSP> K = factor_of<HSP>(own + w * 16 * LD),
+                      V = factor_of<HSP>(own + SIZE + w * 16 * LD);
+    float dk[HSP / 8][4] = {}, dv[HSP / 8][4] = {};
+    for (int stage = 0; s < S; stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads();  // this block of queries has arrived, for all; and the last one, or the
+                          // keys, are no longer read
+        const real *const Q = buffer + 2 * stage * SIZE, *const dO = Q + SIZE;
+        const Rows r = rows_of(start, parent, s);
+        const int n0 = r.own + from, q0 = r.P + from, rows = min(KB, r.T - from);
+        advance(&s, &from);
+        if (s < S) load(buffer + 2 * (stage ^ 1) * SIZE, s, from);
+        cp_async_commit();
+        for (int c = 0; c < rows; c += 16) {
+            if (q0 + c + 15 < first) continue;  // all of these queries come before the keys
+            float p[2][4], ds[2][4];
+            products_of_rows<HSP, 2>(p, K, Q + c * LD);
+            products_of_rows<HSP, 2>(ds, V, dO + c * LD);  // dp
+            if (first + 15 > q0 + c)                       // some keys come after the query
+                for (int j = 0; j < 2; j++)
+                    for (int i = 0; i < 4; i++) {
+                        const int key = first + g + i / 2 * 8,
+                                  query = q0 + c + 8 * j + 2 * t + i % 2;
+                        p[j][i] = key <= query ? p[j][i] : -INFINITY;
+                        ds[j][i] = key <= query ? ds[j][i] : 0;
+                    }
+            for (int j = 0; j < 2; j++) {
+                const int column = c + 8 * j + 2 * t;
+                const float2 sums_[2] = {
+                    *(const float2 *)(const void *)(Q + column * LD + HSP),
+                    *(const float2 *)(const void *)(Q + (column + 1) * LD + HSP)};
+                float keep[4];
                 if constexpr (DROP)
-                    keep_by_key(keep, noise, n0 + min(8 * j + 2 * t, rows - 1),
-                                n0 + min(8 * j + 2 * t + 1, rows - 1), k0 + w * 16 + g, h, NH);
+                    keep_by_key(keep, noise, n0 + min(column, rows - 1),
+                                n0 + min(column + 1, rows - 1), first + g, h, NH);
                 for (int i = 0; i < 4; i++) {
-                    const int key = w * 16 + g + i / 2 * 8, column = 8 * j + 2 * t + i % 2;
-                    if (key >= keys || column >= rows || k0 + key > q0 + column) continue;
-                    p[i] = __expf(fmaf(s_t[j][i], scale, -lse_[column]));
-                    ds[i] = p[i] * (dp[j][i] * keep[i] - delta_[column]) * scale;
-                    p[i] *= keep[i];
-                }
-                for (int i = 0; i < 4; i += 2) {
-                    const int at = (g + i / 2 * 8) * T::LDP + 8 * j + 2 * t;
-                    put2(P + at, p[i], p[i + 1]);
-                    put2(dS + at, ds[i], ds[i + 1]);
+                    p[j][i] = exp2_approx(fmaf(p[j][i], scale2, -sums_[i % 2].x));
+                    if constexpr (DROP) ds[j][i] *= keep[i];
+                    ds[j][i] = p[j][i] * (ds[j][i] - sums_[i % 2].y);
+                    if constexpr (DROP) p[j][i] *= keep[i];
                 }
             }
-            __syncwarp();
-            warp_product<HSP / 8, false, false>(dv, P, T::LDP, dO, T::LD, KB);
-            warp_product<HSP / 8, false, false>(dk, dS, T::LDP, Q, T::LD, KB);
+            add_product<HSP, 2>(dv, p, dO + c * LD);
+            add_product<HSP, 2>(dk, ds, Q + c * LD);
         }
     }
-#pragma unroll
-    for (int j = 0; j < HSP / 8; j++)
-        for (int i = 0; i < 4; i++) {
-            const int row = w * 16 + g + i / 2 * 8, d = 8 * j + 2 * t + i % 2;
-            if (row >= keys || d >= hs) continue;
-            real *to = dqkv + (size_t)(m0 + row) * 3 * C + (size_t)(h * hs + d);
-            put(to + C, dk[j][i]);
-            put(to + 2 * C, dv[j][i]);
-        }
+    put_sums<HSP>(out + C, 3 * C, dk, scale, scale, keys - w * 16, hs);
+    put_sums<HSP>(out + 2 * C, 3 * C, dv, 1, 1, keys - w * 16, hs);
 }
 
 /* Calls f.at<HSP>() with hs rounded up to a size that the kernels are compiled for. */
@@ -1808,7 +1959,7 @@ struct AttentionForward {
     void at(void) const {
         auto kernel = noise.p > 0 ? attention_forward_kernel<HSP, true>
                                   : attention_forward_kernel<HSP, false>;
-        const size_t bytes = allow<shared_bytes(5, 1, HSP)>(kernel);
+        const size_t bytes = allow<shared_bytes(1, HSP)>(kernel);
         LAUNCH(kernel, dim3((unsigned)(N / KB + S), (unsigned)NH), 32 * ATTENTION_WARPS, bytes,
                stream, out, lse, qkv, start, parent, S, NH, hs, whole_chunks(hs) && aligned(qkv),
                noise);
@@ -1823,7 +1974,7 @@ void attention_forward(real *out, float *lse, const real *qkv, const int *start,
 struct AttentionBackward {
     real *dqkv;
     const real *dout, *qkv;
-    const float *lse, *delta;
+    const float4 *sums;
     const int *start, *parent;
     int N, S, NH, hs;
     Noise noise;
@@ -1833,13 +1984,13 @@ struct AttentionBackward {
         const bool eights = whole_chunks(hs) && aligned(qkv, dout);
         const bool drop = noise.p > 0;
         auto dq = drop ? attention_dq_kernel<HSP, true> : attention_dq_kernel<HSP, false>;
-        const size_t dq_bytes = allow<shared_bytes(4, 1, HSP)>(dq);
-        LAUNCH(dq, grid, 32 * ATTENTION_WARPS, dq_bytes, stream, dqkv, dout, qkv, lse, delta, start,
-               parent, S, NH, hs, eights, noise);
+        const size_t bytes = allow<shared_bytes(2, HSP)>(dq);
+        LAUNCH(dq, grid, 32 * ATTENTION_WARPS, bytes, stream, dqkv, dout, qkv, sums, start, parent,
+               S, NH, hs, eights, noise);
         auto dkv = drop ? attention_dkv_kernel<HSP, true> : attention_dkv_kernel<HSP, false>;
-        const size_t dkv_bytes = allow<shared_bytes(4, 2, HSP)>(dkv);
-        LAUNCH(dkv, grid, 32 * ATTENTION_WARPS, dkv_bytes, stream, dqkv, dout, qkv, lse, delta,
-               start, parent, S, NH, hs, eights, noise);
+        allow<shared_bytes(2, HSP)>(dkv);
+        LAUNCH(dkv, grid, 32 * ATTENTION_WARPS, bytes, stream, dqkv, dout, qkv, sums, start, parent,
+               S, NH, hs, eights, noise);
     }
 };
 
@@ -1848,11 +1999,13 @@ void attention_backward(real *dqkv, const real *dout, const real *qkv, const rea
                         int hs, Noise noise) {
     if (!N) return;
     const size_t items = (size_t)N * (size_t)NH;
-    float *delta = (float *)workspace(sizeof *delta * items);
-    LAUNCH(attention_delta_kernel, blocks_for(items, WARPS), THREADS, 0, stream, delta, dout, out,
-           N, NH, hs);
-    with_head_size(
-        hs, AttentionBackward{dqkv, dout, qkv, lse, delta, start, parent, N, S, NH, hs, noise});
+    float4 *sums = (float4 *)workspace(sizeof *sums * items);
+    auto kernel =
+        hs % 8 == 0 && aligned(dout, out) ? attention_sums_kernel<8> : attention_sums_kernel<1>;
+    LAUNCH(kernel, blocks_for(items, THREADS / 8), THREADS, 0, stream, sums, dout, out, lse, N, NH,
+           hs);
+    with_head_size(hs,
+                   AttentionBackward{dqkv, dout, qkv, sums, start, parent, N, S, NH, hs, noise});
 }
 
 /* A cache contains keys and values (slots,NH,2,positions,hs). */
@@ -1897,10 +2050,11 @@ __global__ void attention_cached_kernel(real *out, const real *cache, const real
     const size_t C = (size_t)NH * (size_t)hs, n = (size_t)group.row;
     const real *keys = cache + ((size_t)group.slot * (size_t)NH + (size_t)h) * 2 * head;
     const Noise none = {};
-    attend<HSP, 1, false>(out + n * C + (size_t)(h * hs), C, (float *)NULL, 0,
-                          qkv + n * 3 * C + (size_t)(h * hs), 3 * C, group.rows, group.position,
-                          RowsOf{NULL, keys, (size_t)hs, 0},
-                          RowsOf{NULL, keys + head, (size_t)hs, 0}, hs, eights, none, 0, h, NH);
+    const Attended<HSP> a =
+        attend<HSP, 1, false>(qkv + n * 3 * C + (size_t)(h * hs), 3 * C, group.rows, group.position,
+                              same_rows(keys, (size_t)hs), head, hs, eights, none, 0, h, NH);
+    put_sums<HSP>(out + n * C + (size_t)(h * hs), C, a.o, a.inverse[0], a.inverse[1], group.rows,
+                  hs);
 }
 
 struct AttentionCached {
@@ -1913,9 +2067,7 @@ struct AttentionCached {
     template <int HSP>
     void at(void) const {
         auto kernel = attention_cached_kernel<HSP>;
-        constexpr size_t pad = 16 / sizeof(real);
-        const size_t bytes =
-            allow<sizeof(real) * ((16 + 4 * KB) * (HSP + pad) + 16 * (KB + pad))>(kernel);
+        const size_t bytes = allow<shared_bytes(1, HSP)>(kernel);
         LAUNCH(kernel, dim3((unsigned)count, (unsigned)NH), 32, bytes, stream, out, cache, qkv,
                groups, head, NH, hs, whole_chunks(hs) && aligned(cache, qkv));
     }

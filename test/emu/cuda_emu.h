@@ -3,10 +3,10 @@
  *
  * kernels.cu includes either NVIDIA's headers or this one. Everything it uses of CUDA is here under
  * its own name: the types, blocks of threads, barriers, warp operations, shared memory, and the
- * twins of the few wrappers that are PTX on a GPU (mma_bf16, ldmatrix_x4, cp_async16). The calls of
- * the runtime are in cuda_runtime_emu.h, cuBLASLt is in cublaslt_emu.h. A launch runs at once and
- * has ended when LAUNCH returns, unless it is in a second stream (cuda_runtime_emu.h). It is made
- * to find mistakes:
+ * twins of the few wrappers that are PTX on a GPU (mma_bf16, ldmatrix_x4, cp_async16, exp2_approx).
+ * The calls of the runtime are in cuda_runtime_emu.h, cuBLASLt is in cublaslt_emu.h. A launch runs
+ * at once and has ended when LAUNCH returns, unless it is in a second stream (cuda_runtime_emu.h).
+ * It is made to find mistakes:
  *
  *   - Each CUDA thread runs as far as it can, until it waits for others, in an order that
  *     CUDA_EMU_ORDER chooses: forward, reverse, roundrobin or random:SEED. So do blocks. A missing
@@ -808,6 +808,12 @@ inline void ldmatrix_x4_trans(uint32_t r[4], const void *shared_row, int line = 
 // The C library declares these two names for itself.
 #define __expf(x) expf(x)
 #define __logf(x) logf(x)
+
+/* Exact here, but for a result that is a denormal, which is 0 there too. */
+inline float exp2_approx(float x) {
+    const float y = exp2f(x);
+    return fabsf(y) < 0x1p-126f ? 0 : y;
+}
 
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 inline float __fdividef(float x, float y) { return x / y; }

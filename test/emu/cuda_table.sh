@@ -52,14 +52,10 @@ c++filt <"$dir/said" | awk '
         shared = match($0, /[0-9]+ bytes smem/) ? substr($0, RSTART, RLENGTH) + 0 : 0
         threads = 256
         if (name ~ /^attention_(forward|dq|dkv|cached)/) {
-            # as in shared_bytes() and attention_cached() of kernels.cu: rows of a head and 16
-            # bytes, rows of 64 probabilities and 16 bytes, and 128 floats
+            # as in shared_bytes() of kernels.cu: 4 tiles of 64 rows of a head and 16 bytes
             match(name, /[0-9]+/)
-            row = 2 * substr(name, RSTART, RLENGTH) + 16
-            cached = name ~ /cached/
-            threads = cached ? 32 : 128
-            rows = name ~ /forward/ ? 5 * 64 : cached ? 16 + 4 * 64 : 4 * 64
-            shared = rows * row + threads / 2 * (name ~ /dkv/ ? 2 : 1) * 144 + (cached ? 0 : 512)
+            shared = 4 * 64 * (2 * substr(name, RSTART, RLENGTH) + 16)
+            threads = name ~ /cached/ ? 32 : 128
         }
         blocks = int(int(16384 / up(registers * 32, 256)) * 4 / (threads / 32))
         blocks = least(blocks, int(228 * 1024 / (up(shared, 128) + 1024)))

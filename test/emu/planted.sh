@@ -100,30 +100,68 @@ a barrier is missing before rows of the embedding are compared | embedding
     /ids\[threadIdx.x\] = /{n;s/__syncthreads();//}
 a barrier is missing in the sums over columns | linear
     /sums\[w\]\[lane\] = sum;/{n;s/__syncthreads();//}
-a barrier is missing before a block of keys is read | attention, large
-    /for (int k0 = 0, stage = 0/,/load_tile/s/__syncthreads();//
-a barrier is missing before queries are overwritten | attention, large
-    /const int n0 = r.own + from/,/load_tile/s/__syncthreads();//
-a barrier of a warp is missing before its probabilities are read | attention, large
-    /o\[j\]\[i\] \*= shrink/{n;s/__syncwarp();//}
+a barrier is missing before a block of keys is read, forward | attention, large
+    /Attended<HSP> attend(/,/^}/{/for (int k0 = 0/,/load_tile/s/__syncthreads();//}
+a barrier is missing before a block of keys is read, dq | attention, large
+    /void attention_dq_kernel/,/^}/{/for (int k0 = 0/,/load_tile/s/__syncthreads();//}
+a barrier is missing before queries are overwritten, dk and dv | attention, large
+    /for (int stage = 0; s < S/,/advance/s/__syncthreads();//
+a barrier is missing before registers are filled, forward | attention, large
+    /Attended<HSP> attend(/,/factor_of/s/__syncthreads();//
+a barrier is missing before registers are filled, dq | attention, large
+    /void attention_dq_kernel/,/factor_of/s/__syncthreads();//
+a barrier is missing before registers are filled, dk and dv | attention, large
+    /void attention_dkv_kernel/,/factor_of/s/__syncthreads();//
 a wait is missing for keys and values, forward | attention, large
-    /for (int k0 = 0, stage = 0/,/load_tile/s/cp_async_wait<0>();//
+    /Attended<HSP> attend(/,/^}/{/for (int k0 = 0/,/load_tile/s/cp_async_wait<0>();//}
+a wait is missing for the queries, forward | attention, large
+    /Attended<HSP> attend(/,/factor_of/s/cp_async_wait<0>();//
 a wait is missing for keys and values, dq | attention, large
     /void attention_dq_kernel/,/^}/s/cp_async_wait<0>();//
 a wait is missing for queries, dk and dv | attention, large
-    /const int n0 = r.own + from/,/cp_async_wait/s/cp_async_wait<0>();//
+    /for (int stage = 0; s < S/,/advance/s/cp_async_wait<0>();//
 the other of two buffers is read | attention, large
-    s/K + stage \* T::SIZE/K + (stage ^ 1) * T::SIZE/
+    s/K = buffer + 2 \* stage \* SIZE/K = buffer + 2 * (stage ^ 1) * SIZE/
+the next keys go to the buffer that is read | attention, large
+    s/next = buffer + 2 \* (stage ^ 1) \* SIZE/next = buffer + 2 * stage * SIZE/
+the next queries go to the buffer that is read | attention, large
+    s/load(buffer + 2 \* (stage ^ 1) \* SIZE/load(buffer + 2 * stage * SIZE/
+a fragment has its upper rows twice | attention, large
+    s/bf16_pair(left\[2\], left\[3\])/bf16_pair(left[0], left[1])/
+a fragment has its columns in another order | attention, large
+    s/= {bf16_pair(left\[0\], left\[1\])/= {bf16_pair(left[1], left[0])/
+a column of a product is taken from another lane | attention, large
+    s/has = lane - t + k % 8 \/ 2/has = lane - t + k % 4/
 the causal mask hides the token itself | attention, large
-    s/key <= query ? s/key < query ? s/
+    /Attended<HSP> attend(/,/^}/s/key <= query ?/key < query ?/
 the causal mask of dq shows one token more | attention, large
-    s/key <= q0 + row;/key <= q0 + row + 1;/
+    /void attention_dq_kernel/,/^}/s/key <= query ?/key <= query + 1 ?/
 the causal mask of dk and dv hides the token itself | attention, large
-    s/k0 + key > q0 + column/k0 + key >= q0 + column/
+    /void attention_dkv_kernel/,/^}/s/key <= query ?/key < query ?/
+a block of keys that needs the causal mask goes without | attention, large
+    s/if (k0 + KB > first + 1)/if (k0 + KB > first + 16)/
+16 keys that need the causal mask go without, dq | attention, large
+    s/if (k0 + c + 15 > first)/if (k0 + c > first)/
+16 queries that need the causal mask go without, dk and dv | attention, large
+    s/if (first + 15 > q0 + c)/if (first > q0 + c)/
+16 keys too many are left out, dq | attention, large
+    s/k0 + c < first + 16; c += 16/k0 + c < first; c += 16/
+16 queries too many are left out, dk and dv | attention, large
+    s/if (q0 + c + 15 < first) continue;/if (q0 + c < first + 1) continue;/
+what is known of a query is not cleared beyond the last | attention, large
+    s/else if (i < KB)/else if (i < 0)/
+an exponential of base 2 gets a logarithm of base e | attention, large
+    s/lse\[item\] \* LOG2_E/lse[item]/
+a continuation's first queries are left out, dk and dv | attention, large
+    /auto advance/,/};/s/\*from = 0;/*from = KB;/
+dk is not scaled | attention, large
+    s/3 \* C, dk, scale, scale/3 * C, dk, 1, 1/
+lanes are left out of the sum over a head | attention, large
+    s/for (int d = 4; d; d \/= 2) sum +=/for (int d = 2; d; d \/= 2) sum +=/
 a row beyond the tile's last is loaded | attention, large
     s/from = t < end \&\& c < hs/from = t <= end \&\& c < hs/
 a row beyond the last is written | attention, large
-    s/if (row < rows \&\& d < hs) put(out/if (row <= rows \&\& d < hs) put(out/
+    s/if (row >= rows || c >= hs) continue;/if (row > rows || c >= hs) continue;/
 a shared beginning's keys end one token early | attention, large
     s/start\[p + 1\] - start\[p\], start\[s\]/start[p + 1] - start[p] - 1, start[s]/
 a sequence's blocks are counted from a lane too late | attention, large
