@@ -898,6 +898,76 @@ START_TEST(asynchronous) {
 }
 END_TEST
 
+/* ---- Streams --------------------------------------------------------------------------------- */
+
+__global__ void twice_kernel(float *out, const float *in) {
+    out[threadIdx.x] = 2 * in[threadIdx.x];
+}
+
+/* The first stream brings a number, the second doubles it, and the first doubles it again and
+ * overwrites it. bug: the wait that is missing; 0: none. */
+static bool two_streams_right(int bug) {
+    enum { N = 32 };
+    const std::vector<float> none(N);
+    float *a = device(none), *b = device(none), *c = device(none), *here;
+    cudaStream_t first, second;
+    cudaEvent_t brought, doubled;
+    cudaStreamCreate(&first);
+    cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking);
+    cudaEventCreateWithFlags(&brought, cudaEventDisableTiming);
+    cudaEventCreate(&doubled);
+    cudaMallocHost(&here, 2 * N * sizeof(float));
+    for (int i = 0; i < N; i++) here[i] = (float)i;
+    cudaStreamWaitEvent(second, doubled, 0);  // was not recorded: waits for nothing
+    cudaMemcpyAsync(a, here, N * sizeof(float), cudaMemcpyHostToDevice, first);
+    cudaEventRecord(brought, first);
+    if (bug != 1) cudaStreamWaitEvent(second, brought, 0);
+    LAUNCH(twice_kernel, 1, N, 0, second, b, a);
+    cudaEventRecord(doubled, second);
+    if (bug != 2 && bug != 3) cudaStreamWaitEvent(first, doubled, 0);
+    if (bug != 2) cudaMemsetAsync(a, 0, N * sizeof(float), first);
+    if (bug == 3) cudaStreamWaitEvent(first, doubled, 0);
+    LAUNCH(twice_kernel, 1, N, 0, first, c, b);
+    cudaMemcpyAsync(here + N, c, N * sizeof(float), cudaMemcpyDeviceToHost, first);
+    bug == 4 ? cudaStreamSynchronize(second) : cudaStreamSynchronize(first);
+    bool right = true;
+    for (int i = 0; i < N; i++) right = right && here[N + i] == 4 * (float)i;
+    cudaDeviceSynchronize();
+    cudaFreeHost(here);
+    for (float *p : {a, b, c}) cudaFree(p);
+    for (cudaStream_t s : {first, second}) cudaStreamDestroy(s);
+    for (cudaEvent_t e : {brought, doubled}) cudaEventDestroy(e);
+    return right;
+}
+
+START_TEST(two_streams) {
+    FOR_ORDERS(o) ck_must(two_streams_right(0), "%s", *o);
+    for (int bug = 1; bug <= 4; bug++) {
+        bool shown = false;
+        FOR_ORDERS(o) shown = shown || !two_streams_right(bug);
+        ck_assert_msg(shown, "right in every order without wait %d", bug);
+    }
+}
+END_TEST
+
+/* The stream NULL comes after all that was given to others before. */
+START_TEST(the_stream_null) {
+    FOR_ORDERS(o) {
+        float *a = device(std::vector<float>(32, 3)), *b = device(std::vector<float>(32, 0));
+        cudaStream_t first, second;
+        cudaStreamCreate(&first);
+        cudaStreamCreate(&second);
+        LAUNCH(twice_kernel, 1, 32, 0, first, a, a);
+        LAUNCH(twice_kernel, 1, 32, 0, NULL, b, a);
+        LAUNCH(twice_kernel, 1, 32, 0, second, b, b);
+        ck_assert(take(b, 32)[31] == 24);
+        cudaFree(a);
+        cudaStreamDestroy(second);
+        cudaStreamDestroy(first);
+    }
+}
+END_TEST
+
 /* ---- cuBLASLt -------------------------------------------------------------------------------- */
 
 struct Product {
@@ -1225,6 +1295,8 @@ int main() {
     tcase_add_test(t, memory);
     tcase_add_test(t, copies);
     tcase_add_test(t, asynchronous);
+    tcase_add_test(t, two_streams);
+    tcase_add_test(t, the_stream_null);
     tcase_add_loop_test(t, products, 0, 3);
     tcase_add_test(t, missing_products);
     tcase_add_test(t, bad_products);

@@ -5,8 +5,13 @@
  *
  * Memory of the device is memory of the host in a list of its own. A copy in the wrong direction or
  * past an end is found, as is, under AddressSanitizer, a host that reads device memory without a
- * copy. Streams do not run at the same time, but an asynchronous copy from or to pinned memory is
- * not done before somebody waits for it.
+ * copy. An asynchronous copy to pinned memory has not arrived before somebody waits for it.
+ *
+ * Streams do not run at the same time, but what is given to a stream may run late. In the orders
+ * forward and roundrobin the first stream that was created runs at once, and any other only when
+ * the host or another stream waits for it. In reverse it is the other way round. In random orders
+ * it is drawn. So a missing wait shows: what should have come before has not happened yet. An
+ * operation of the stream NULL waits for all streams and runs at once.
  *
  * Calls that would fail on a GPU through no fault of the program (no device, no memory) return an
  * error as there; mistakes end the program.
@@ -22,7 +27,11 @@
 #include <string.h>
 #include <time.h>
 
+#include <deque>
+#include <functional>
 #include <map>
+#include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -201,7 +210,8 @@ enum {
     cudaHostRegisterPortable = 1,
     cudaHostRegisterMapped = 2,
     cudaHostRegisterReadOnly = 8,
-    cudaStreamNonBlocking = 1
+    cudaStreamNonBlocking = 1,
+    cudaEventDisableTiming = 2
 };
 
 struct cudaDeviceProp {
@@ -280,26 +290,121 @@ inline void check_red_zones() {
                                "an allocation of the device");
 }
 
+}  // namespace cuda_emu
+
+/* What cudaEventRecord put into a stream. */
+struct cuda_emu_record {
+    struct CUstream_st *stream;
+    bool done;
+    struct timespec at;
+};
+typedef struct CUevent_st {
+    std::shared_ptr<cuda_emu_record> last;  // NULL: not recorded yet
+} * cudaEvent_t;
+
+namespace cuda_emu {
+
+/* An operation of a stream: it waits for a record, then runs, then is recorded. Each may be empty.
+ */
+struct Operation {
+    std::shared_ptr<cuda_emu_record> after;
+    std::function<void()> run;
+    std::shared_ptr<cuda_emu_record> record;
+};
+
+}  // namespace cuda_emu
+
+typedef struct CUstream_st {
+    std::deque<cuda_emu::Operation> queue;
+} * cudaStream_t;
+
+namespace cuda_emu {
+
+inline std::vector<cudaStream_t> &streams = *new std::vector<cudaStream_t>;  // as they were created
+
+/* How often something happened that no result shows, for tests. */
+inline std::map<std::string, long> &counts = *new std::map<std::string, long>;
+
+EMU void run_until(const std::shared_ptr<cuda_emu_record> &record);
+
+EMU void run_next(cudaStream_t stream) {
+    Operation o = std::move(stream->queue.front());
+    stream->queue.pop_front();
+    if (o.after && !o.after->done) run_until(o.after);
+    if (o.run) o.run();
+    if (!o.record) return;
+    clock_gettime(CLOCK_MONOTONIC, &o.record->at);
+    o.record->done = true;
+}
+
+EMU void run_until(const std::shared_ptr<cuda_emu_record> &record) {
+    while (!record->done) run_next(record->stream);
+}
+
+EMU void run_all(cudaStream_t stream) {
+    while (!stream->queue.empty()) run_next(stream);
+}
+
+EMU void run_all() {
+    for (cudaStream_t stream : streams) run_all(stream);
+}
+
+/* Gives an operation to a stream, and runs what this order runs now. */
+EMU void enqueue(cudaStream_t stream, Operation o) {
+    Unseen unseen;
+    if (!stream) {
+        run_all();
+        CUstream_st at_once;
+        at_once.queue.push_back(std::move(o));
+        return run_all(&at_once);
+    }
+    stream->queue.push_back(std::move(o));
+    read_order();
+    if (order == RANDOM) {
+        static uint64_t drawn = random_state;
+        std::swap(drawn, random_state);
+        for (cudaStream_t s : streams)
+            for (uint32_t n = random_below(4); n && !s->queue.empty(); n--) run_next(s);
+        std::swap(drawn, random_state);
+    } else if ((stream == streams[0]) == (order != REVERSE)) {
+        run_all(stream);
+    }
+}
+
 /* An asynchronous copy from or to pinned memory. What goes to the host arrives when somebody waits
    for it and is NaN before; what comes from the host must not change before. */
 struct Copy {
+    cudaStream_t stream;
     unsigned char *host;
+    size_t bytes;
     std::vector<unsigned char> data;
-    bool to_host;
+    bool to_host, made;
 };
-inline std::vector<Copy> copies;
+inline std::vector<std::shared_ptr<Copy>> copies;
 
-inline void finish_copies() {
-    for (Copy &c : copies) {
+/* Those that have been made in a stream, or with NULL in any. */
+inline void finish_copies(cudaStream_t stream) {
+    for (size_t i = 0; i < copies.size();) {
+        const Copy &c = *copies[i];
+        if (!c.made || (stream && c.stream != stream)) {
+            i++;
+            continue;
+        }
         if (c.to_host)
-            memcpy(c.host, c.data.data(), c.data.size());
-        else if (memcmp(c.host, c.data.data(), c.data.size()))
+            memcpy(c.host, c.data.data(), c.bytes);
+        else if (memcmp(c.host, c.data.data(), c.bytes))
             fail(
                 "the source of an asynchronous copy of %zu bytes to the device was changed before "
                 "it was waited for",
-                c.data.size());
+                c.bytes);
+        copies.erase(copies.begin() + (long)i);
     }
-    copies.clear();
+}
+
+/* The host waits for a stream, or for all. */
+inline void wait_for(cudaStream_t stream) {
+    stream ? run_all(stream) : run_all();
+    finish_copies(stream);
 }
 
 struct ErrorText {
@@ -328,6 +433,11 @@ inline long devices() { return setting("CUDA_EMU_DEVICES", 1); }
 inline size_t total_memory() { return (size_t)setting("CUDA_EMU_MEMORY", 4L << 30); }
 
 }  // namespace cuda_emu
+
+/* For tests in C, which have no cuda_emu.h and may be linked without it. */
+extern "C" __attribute__((used, weak)) long cuda_emu_count(const char *what) {
+    return cuda_emu::counts[what];
+}
 
 inline const char *cudaGetErrorName(cudaError_t e) { return cuda_emu::error_text(e)->name; }
 inline const char *cudaGetErrorString(cudaError_t e) { return cuda_emu::error_text(e)->text; }
@@ -394,7 +504,7 @@ inline cudaError_t cudaMalloc(void **p, size_t bytes) {
 inline cudaError_t cudaFree(void *p) {
     using namespace cuda_emu;
     if (!p) return cudaSuccess;
-    finish_copies();
+    wait_for(NULL);
     auto m = memories.find((uintptr_t)p);
     if (m == memories.end() || !m->second.device)
         fail("cudaFree: %p is not the beginning of an allocation of the device", p);
@@ -412,7 +522,7 @@ inline cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned) {
 }
 
 inline cudaError_t cudaHostUnregister(void *p) {
-    cuda_emu::finish_copies();
+    cuda_emu::wait_for(NULL);
     auto m = cuda_emu::memories.find((uintptr_t)p);
     if (m == cuda_emu::memories.end() || m->second.device)
         cuda_emu::fail("cudaHostUnregister, cudaFreeHost: %p is not pinned memory", p);
@@ -444,11 +554,10 @@ cudaError_t cudaMallocHost(T **p, size_t bytes) {
     return cudaMallocHost((void **)p, bytes);
 }
 
-typedef struct CUstream_st *cudaStream_t;
-
 namespace cuda_emu {
 
-inline void copy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, bool asynchronous) {
+inline void copy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, bool asynchronous,
+                 cudaStream_t stream) {
     size_t left;
     const Memory *t = find(to, &left), *f = find(from, &left);
     bool to_device = t && t->device, from_device = f && f->device;
@@ -461,39 +570,65 @@ inline void copy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, 
     if (to_device) device_memory(to, bytes, name[kind]);
     if (from_device) device_memory(from, bytes, name[kind]);
     unsigned char *host = (unsigned char *)(from_device ? to : const_cast<void *>(from));
+    const bool pinned = to_device != from_device && (to_device ? f : t);
+    counts[to_device && !from_device ? "copies to the device" : "other copies"]++;
     bool overlaps = false;
-    for (Copy &c : copies) overlaps |= host < c.host + c.data.size() && c.host < host + bytes;
-    if (!asynchronous || overlaps) finish_copies();
-    Open open;
-    if (asynchronous && to_device != from_device && (to_device ? f : t)) {  // pinned
-        const unsigned char *data = (const unsigned char *)from;
-        copies.push_back({host, std::vector<unsigned char>(data, data + bytes), from_device});
-        if (from_device)
-            memset(to, 0xff, bytes);
-        else
-            memcpy(to, from, bytes);
-    } else {
-        memmove(to, from, bytes);
+    for (auto &c : copies) overlaps |= host < c->host + c->bytes && c->host < host + bytes;
+    if (overlaps) wait_for(NULL);
+    if (!asynchronous || (from_device && !to_device && !pinned))
+        wait_for(asynchronous ? stream : NULL);
+    if (to_device && from_device) {
+        return enqueue(stream, {NULL,
+                                [=] {
+                                    Open open;
+                                    memmove(to, from, bytes);
+                                },
+                                NULL});
     }
+    if (!asynchronous || (from_device && !pinned) || !(to_device || from_device)) {
+        Open open;
+        memmove(to, from, bytes);
+        return;
+    }
+    // Pageable memory is copied before the call returns, to go to the device later
+    auto c = std::make_shared<Copy>(Copy{stream, host, bytes, {}, from_device, false});
+    if (to_device) c->data.assign(host, host + bytes);
+    if (from_device) memset(to, 0xff, bytes);
+    if (pinned) copies.push_back(c);
+    enqueue(stream, {NULL,
+                     [=] {
+                         Open open;
+                         c->made = true;
+                         if (c->to_host)
+                             c->data.assign((const unsigned char *)from,
+                                            (const unsigned char *)from + bytes);
+                         else
+                             memcpy(to, c->data.data(), bytes);
+                     },
+                     NULL});
 }
 
 }  // namespace cuda_emu
 
 inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
-    cuda_emu::copy(to, from, bytes, kind, false);
+    cuda_emu::copy(to, from, bytes, kind, false, NULL);
     return cudaSuccess;
 }
 
 inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
-                                   cudaStream_t = NULL) {
-    cuda_emu::copy(to, from, bytes, kind, true);
+                                   cudaStream_t stream = NULL) {
+    cuda_emu::copy(to, from, bytes, kind, true, stream);
     return cudaSuccess;
 }
 
-inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t = NULL) {
+inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream = NULL) {
     cuda_emu::device_memory(p, bytes, "cudaMemset");
-    cuda_emu::Open open;
-    memset(p, value, bytes);
+    cuda_emu::enqueue(stream, {NULL,
+                               [=] {
+                                   cuda_emu::Open open;
+                                   memset(p, value, bytes);
+                               },
+                               NULL});
     return cudaSuccess;
 }
 
@@ -502,37 +637,53 @@ inline cudaError_t cudaMemset(void *p, int value, size_t bytes) {
 }
 
 inline cudaError_t cudaStreamCreate(cudaStream_t *stream) {
-    return *stream = (cudaStream_t)malloc(1), cudaSetDevice(0);
+    cuda_emu::streams.push_back(*stream = new CUstream_st());
+    return cudaSetDevice(0);
 }
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
     return cudaStreamCreate(stream);
 }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    return cuda_emu::wait_for(stream), cudaSuccess;
+}
+inline cudaError_t cudaDeviceSynchronize() { return cuda_emu::wait_for(NULL), cudaSuccess; }
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-    return free(stream), cuda_emu::finish_copies(), cudaSuccess;
+    cuda_emu::wait_for(stream);
+    for (size_t i = 0; i < cuda_emu::streams.size(); i++)
+        if (cuda_emu::streams[i] == stream)
+            cuda_emu::streams.erase(cuda_emu::streams.begin() + (long)i);
+    return delete stream, cudaSuccess;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
-    return cuda_emu::finish_copies(), cudaSuccess;
-}
-inline cudaError_t cudaDeviceSynchronize() { return cuda_emu::finish_copies(), cudaSuccess; }
-
-typedef struct CUevent_st {
-    struct timespec at;
-} * cudaEvent_t;
 
 inline cudaError_t cudaEventCreate(cudaEvent_t *event) {
     return *event = new CUevent_st(), cudaSuccess;
 }
-inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t = NULL) {
-    return clock_gettime(CLOCK_MONOTONIC, &event->at), cudaSuccess;
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
+    return cudaEventCreate(event);
 }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
-    return cuda_emu::finish_copies(), cudaSuccess;
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = NULL) {
+    event->last = std::make_shared<cuda_emu_record>(cuda_emu_record{stream, false, {0, 0}});
+    cuda_emu::enqueue(stream, {NULL, nullptr, event->last});
+    return cudaSuccess;
+}
+/* What is given to the stream from now on comes after what was given to another before the event
+ * was last recorded there. */
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
+    if (event->last) cuda_emu::enqueue(stream, {event->last, nullptr, NULL});
+    return cudaSuccess;
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    if (!event->last) return cudaSuccess;
+    cuda_emu::run_until(event->last);
+    return cuda_emu::finish_copies(event->last->stream), cudaSuccess;
 }
 
 inline cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to) {
-    *milliseconds = (float)((double)(to->at.tv_sec - from->at.tv_sec) * 1e3 +
-                            (double)(to->at.tv_nsec - from->at.tv_nsec) / 1e6);
+    cuda_emu::run_until(from->last);
+    cuda_emu::run_until(to->last);
+    *milliseconds = (float)((double)(to->last->at.tv_sec - from->last->at.tv_sec) * 1e3 +
+                            (double)(to->last->at.tv_nsec - from->last->at.tv_nsec) / 1e6);
     return cudaSuccess;
 }
 
