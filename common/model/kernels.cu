@@ -23,8 +23,9 @@
 #    include <cuda_bf16.h>
 #    include <cuda_runtime.h>
 
-#    define LAUNCH(kernel, grid, block, smem, stream, ...) \
-        (kernel<<<grid, block, smem, stream>>>(__VA_ARGS__), CUDA(cudaGetLastError()))
+#    define LAUNCH(kernel, grid, block, smem, stream, ...)                   \
+        (kernel<<<grid, block, smem, (cudaStream_t)(stream)>>>(__VA_ARGS__), \
+         CUDA(cudaGetLastError()))
 #    define SHARED(T, name, dimensions)   \
         using name##_type = T dimensions; \
         __shared__ __align__(16) name##_type name
@@ -94,9 +95,18 @@ static_assert(sizeof(real) == 4 || sizeof(real) == 2, "real is float or bf16");
 
 /* ---- The device ------------------------------------------------------------------------------ */
 
-static cudaStream_t stream;  // the queue in use, which is one of these two
-static cudaStream_t first, second;
-static cudaEvent_t begin;  // of the second one
+/* All work is given to the GPU in order, as operations of `stream`. Only the products of weight
+   gradients are given to a second stream, `beside`, to run beside operations that do not need them.
+   Whoever writes `stream` waits for the second stream first. So only those operations overlap that
+   say stream.own, and they check what they touch (runs_beside). */
+static struct Stream {
+    cudaStream_t own;  // the queue in use (kernels.h, device_beside): the first one or the other
+    operator cudaStream_t() const;
+} stream;
+static struct {
+    cudaStream_t first, other;
+    cudaEvent_t begin;  // of the other one
+} queue;
 static cublasLtHandle_t cublas;
 static cudaDeviceProp properties;
 
@@ -123,6 +133,53 @@ static void cublas_check(cublasStatus_t status, const char *call, int line) {
 }
 #define CUBLAS(call) cublas_check(call, #call, __LINE__)
 
+/* The second stream, and what its operations touch that have not been waited for. */
+enum { BESIDE_MOST = 24 };
+typedef struct {
+    uintptr_t from, to;
+} Span;
+static struct {
+    cudaStream_t own;
+    cudaEvent_t begin, end;
+    int count;
+    Span span[BESIDE_MOST];
+} beside;
+
+/* `stream`, after all that was given to the second stream. */
+Stream::operator cudaStream_t() const {
+    if (beside.count) {
+        beside.count = 0;
+        CUDA(cudaEventRecord(beside.end, beside.own));
+        CUDA(cudaStreamWaitEvent(own, beside.end, 0));
+    }
+    return own;
+}
+
+static Span span_of(const void *p, size_t bytes) {
+    return Span{(uintptr_t)p, (uintptr_t)p + (p ? bytes : 0)};
+}
+
+/* The stream for an operation that writes to these spans: stream.own if it can run beside what the
+   second stream does, else `stream`. What the operation reads must not be a gradient of a weight,
+   which is all that the second stream writes. */
+template <class... S>
+static cudaStream_t runs_beside(S... written) {
+    for (int i = 0; i < beside.count; i++)
+        if (((written.from < beside.span[i].to && beside.span[i].from < written.to) || ...))
+            return stream;
+    return stream.own;
+}
+
+/* Returns the second stream, for a product of a, b and c, after all that was given to `stream` up
+   to begin_beside(). */
+static void begin_beside(void) { CUDA(cudaEventRecord(beside.begin, stream.own)); }
+static cudaStream_t second_stream(Span a, Span b, Span c) {
+    if (beside.count + 3 > BESIDE_MOST) (void)(cudaStream_t)stream;
+    CUDA(cudaStreamWaitEvent(beside.own, beside.begin, 0));
+    for (Span s : {a, b, c}) beside.span[beside.count++] = s;
+    return beside.own;
+}
+
 void device_init(void) {
     if (cublas) return;
     int devices = 0;
@@ -142,8 +199,11 @@ void device_init(void) {
             "%s has compute capability %d.%d and 8.0 is needed (bf16; GPUs since Ampere, 2020); "
             "run the program without _cuda in its name",
             properties.name, properties.major, properties.minor);
-    CUDA(cudaStreamCreate(&first));
-    stream = first;
+    CUDA(cudaStreamCreate(&queue.first));
+    stream.own = queue.first;
+    CUDA(cudaStreamCreate(&beside.own));
+    CUDA(cudaEventCreateWithFlags(&beside.begin, cudaEventDisableTiming));
+    CUDA(cudaEventCreateWithFlags(&beside.end, cudaEventDisableTiming));
     CUDA(cudaMallocHost((void **)&staging, STAGING));
     CUBLAS(cublasLtCreate(&cublas));
 }
@@ -176,21 +236,21 @@ size_t device_memory_free(void) {
 
 static void wait_for_stream(void) {
     CUDA(cudaStreamSynchronize(stream));
-    if (stream == first) staged = 0;
+    if (stream.own == queue.first) staged = 0;
 }
 
 void device_wait(void) { wait_for_stream(); }
 
-void device_beside(bool beside) {
-    if (beside && !second) {
-        CUDA(cudaStreamCreate(&second));
-        CUDA(cudaEventCreateWithFlags(&begin, cudaEventDisableTiming));
+void device_beside(bool on) {
+    if (on && !queue.other) {
+        CUDA(cudaStreamCreate(&queue.other));
+        CUDA(cudaEventCreateWithFlags(&queue.begin, cudaEventDisableTiming));
     }
-    if (beside) {
-        CUDA(cudaEventRecord(begin, first));
-        CUDA(cudaStreamWaitEvent(second, begin, 0));
+    if (on) {
+        CUDA(cudaEventRecord(queue.begin, stream));
+        CUDA(cudaStreamWaitEvent(queue.other, queue.begin, 0));
     }
-    stream = beside ? second : first;
+    stream.own = on ? queue.other : queue.first;
 }
 
 void *device_stream(void) { return stream; }
@@ -225,7 +285,7 @@ void device_copy(void *to, const void *from, size_t bytes) {
 }
 void device_write(void *device, const void *host, size_t bytes) {
     if (!bytes) return;
-    const bool stages = bytes <= STAGED_MOST && stream == first;
+    const bool stages = bytes <= STAGED_MOST && stream.own == queue.first;
     if (stages) {
         if (staged + bytes > STAGING) wait_for_stream();
         memcpy(staging + staged, host, bytes);
@@ -487,14 +547,14 @@ __global__ void add_sums_kernel(float *a, float *b, const float2 *part, int chun
 }
 
 template <class F>
-static void add_column_sums(float *a, float *b, F f, int N, int C) {
+static void add_column_sums(float *a, float *b, F f, int N, int C, cudaStream_t on = NULL) {
     if ((!a && !b) || !N) return;
+    if (!on) on = stream;
     const int chunks = (N + ROWS - 1) / ROWS;
     float2 *part = (float2 *)workspace(sizeof *part * (size_t)chunks * (size_t)C);
     LAUNCH((chunk_sums_kernel<F>), dim3(blocks_for((size_t)C, 32), (unsigned)chunks), THREADS, 0,
-           stream, part, f, N, C);
-    LAUNCH(add_sums_kernel, blocks_for((size_t)C, THREADS), THREADS, 0, stream, a, b, part, chunks,
-           C);
+           on, part, f, N, C);
+    LAUNCH(add_sums_kernel, blocks_for((size_t)C, THREADS), THREADS, 0, on, a, b, part, chunks, C);
 }
 
 /* ---- The matrix product, by cuBLASLt --------------------------------------------------------- */
@@ -623,15 +683,18 @@ __global__ void plain_product_kernel(Out *C, size_t c_stride, Matrix A, Matrix B
  * the batch is K, as in the gradient of a weight, and not M. With pre (M,N), which has the stride
  * of C, the result is stored in pre, and C becomes its GELU. Returns false if cuBLASLt cannot do
  * this; then nothing is computed. Without pre the kernel above does what cuBLASLt cannot, which may
- * be a product of odd widths.
+ * be a product of odd widths. on: the stream, if it is not `stream`.
  */
 template <class Out>
 static bool product(int M, int N, int K, Matrix A, Matrix B, Out *C, size_t c_stride,
-                    const real *bias, bool add, bool rows_are_k, real *pre = NULL) {
+                    const real *bias, bool add, bool rows_are_k, real *pre = NULL,
+                    cudaStream_t on = NULL) {
+    if (!on) on = stream;
     if (!M || !N || (!K && add)) return true;
     if (!K && pre) return false;
     if (!K) {  // an empty sum
-        for (int i = 0; i < M; i++) device_zero(C + (size_t)i * c_stride, sizeof(Out) * (size_t)N);
+        for (int i = 0; i < M; i++)
+            CUDA(cudaMemsetAsync(C + (size_t)i * c_stride, 0, sizeof(Out) * (size_t)N, on));
         return true;
     }
     const cudaDataType_t stored = FP32 ? CUDA_R_32F : CUDA_R_16BF,
@@ -666,7 +729,7 @@ static bool product(int M, int N, int K, Matrix A, Matrix B, Out *C, size_t c_st
         cublasLtMatmulDescDestroy(d);
         if (pre) return false;
         LAUNCH(plain_product_kernel<Out>, blocks_for((size_t)M * (size_t)N, THREADS), THREADS, 0,
-               stream, C, c_stride, A, B, bias, add, M, N, K);
+               on, C, c_stride, A, B, bias, add, M, N, K);
         return true;
     }
     cublasLtMatrixLayout_t b = B.transposed ? layout(stored, (uint64_t)K, (uint64_t)N, B.stride)
@@ -676,7 +739,7 @@ static bool product(int M, int N, int K, Matrix A, Matrix B, Out *C, size_t c_st
     cublasLtMatrixLayout_t c = layout(type, (uint64_t)N, (uint64_t)M, c_stride);
     const float one = 1, zero = 0;
     CUBLAS(cublasLtMatmul(cublas, d, &one, B.p, b, A.p, a, add ? &one : &zero, C, c, C, c, way,
-                          NULL, 0, stream));
+                          NULL, 0, on));
     cublasLtMatrixLayoutDestroy(a);
     cublasLtMatrixLayoutDestroy(b);
     cublasLtMatrixLayoutDestroy(c);
@@ -774,7 +837,8 @@ void linear_backward_input(real *dinp, const real *dout, const real *weight, int
                            int OC) {
     // out = inp weight:  dinp = dout weight^T
     product(N, IC, OC, Matrix{dout, (size_t)OC, false}, Matrix{weight, (size_t)OC, true}, dinp,
-            (size_t)IC, (const real *)NULL, false, false);
+            (size_t)IC, (const real *)NULL, false, false, NULL,
+            runs_beside(span_of(dinp, sizeof *dinp * (size_t)N * (size_t)IC)));
 }
 
 struct Column {
@@ -788,10 +852,16 @@ struct Column {
 void linear_backward_weight(float *dweight, float *dbias, const real *inp, const real *dout, int N,
                             int IC, int OC) {
     // out = inp weight:  dweight = inp^T dout
-    if (dweight)
-        product(IC, OC, N, Matrix{inp, (size_t)IC, true}, Matrix{dout, (size_t)OC, false}, dweight,
-                (size_t)OC, (const real *)NULL, true, true);
-    add_column_sums(dbias, (float *)NULL, Column{dout, (size_t)OC}, N, OC);
+    // A product of few tiles leaves most of the GPU idle, so it runs beside dbias and what follows
+    const size_t in = (size_t)IC, out = (size_t)OC, n = (size_t)N;
+    begin_beside();
+    add_column_sums(dbias, (float *)NULL, Column{dout, out}, N, OC,
+                    runs_beside(span_of(dbias, sizeof *dbias * out)));
+    if (!dweight || !N) return;
+    product(IC, OC, N, Matrix{inp, in, true}, Matrix{dout, out, false}, dweight, out,
+            (const real *)NULL, true, true, NULL,
+            second_stream(span_of(inp, sizeof *inp * n * in), span_of(dout, sizeof *dout * n * out),
+                          span_of(dweight, sizeof *dweight * in * out)));
 }
 
 /* ---- Projection ------------------------------------------------------------------------------ */
@@ -1055,12 +1125,15 @@ __global__ void layernorm_forward_kernel(real *sum, real *out, float *mean, floa
 void layernorm_forward(real *sum, real *out, float *mean, float *rstd, const real *x, const real *y,
                        const real *weight, const real *bias, int N, int C, float epsilon) {
     if (!N) return;
+    const size_t bytes = sizeof(real) * (size_t)N * (size_t)C, rows = sizeof *mean * (size_t)N;
+    const cudaStream_t on = runs_beside(span_of(y ? sum : NULL, bytes), span_of(out, bytes),
+                                        span_of(mean, rows), span_of(rstd, rows));
     if (C % 8 == 0 && aligned(sum, out, x, y, weight, bias))
-        LAUNCH(layernorm_forward_kernel<8>, blocks_for((size_t)N, WARPS), THREADS, 0, stream, sum,
-               out, mean, rstd, x, y, weight, bias, N, C, epsilon);
+        LAUNCH(layernorm_forward_kernel<8>, blocks_for((size_t)N, WARPS), THREADS, 0, on, sum, out,
+               mean, rstd, x, y, weight, bias, N, C, epsilon);
     else
-        LAUNCH(layernorm_forward_kernel<1>, blocks_for((size_t)N, WARPS), THREADS, 0, stream, sum,
-               out, mean, rstd, x, y, weight, bias, N, C, epsilon);
+        LAUNCH(layernorm_forward_kernel<1>, blocks_for((size_t)N, WARPS), THREADS, 0, on, sum, out,
+               mean, rstd, x, y, weight, bias, N, C, epsilon);
 }
 
 template <int W>

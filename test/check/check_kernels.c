@@ -125,6 +125,9 @@ static void release(void) {
     forget();
 }
 
+/* How often the emulated GPU did something that no result shows. NULL without one. */
+long cuda_emu_count(const char *what) __attribute__((weak));
+
 /* Before each test. A failed test may have left its arrays. */
 static void begin(void) {
     device_init();
@@ -804,6 +807,111 @@ START_TEST(linear_reference) {
     ck_gradient(dinp, ref_inp, REF_N * REF_IC, linear_loss);
     ck_gradient(dweight, ref_weight, REF_IC * REF_OC, linear_loss);
     ck_gradient(dbias, ref_bias, REF_OC, linear_loss);
+}
+END_TEST
+
+/* A device may compute gradients of weights beside what comes next. Whatever that is, it must not
+   change them, nor see them before they are complete. The names in parentheses are the functions
+   themselves: on_device.h's macros of their names would wait. */
+enum {
+    BESIDE_N = 37,
+    BESIDE_C = 24,
+    BESIDE_ALL = BESIDE_N * BESIDE_C,
+    BESIDE_W = BESIDE_C * BESIDE_C
+};
+typedef enum {
+    NOTHING,
+    IN_PLACE,
+    SUMS,
+    ZEROS,
+    OTHER_INPUT,
+    NORM,
+    COPY,
+    READING,
+    MANY,
+    HEAD,
+    AFTER_ALL,
+} Next;
+
+static void check_beside(Next next) {
+    enum { N = BESIDE_N, C = BESIDE_C, MOST = 12 };
+    AT("next %d", (int)next);
+    const int times = next == MANY ? MOST : 1;
+    float *inp = reals(BESIDE_ALL, 1), *dout = reals(BESIDE_ALL, 1), *weight = reals(BESIDE_W, 1),
+          *other = reals(BESIDE_ALL, 1), *ones = filled(C, 1), *sum = room(BESIDE_W),
+          *dweight = reals(BESIDE_W, 1), *dbias = reals(C, 1), *dinp = room(BESIDE_ALL);
+    // on the device, before anything of it is waited for
+    real *inp_ = device_alloc(BESIDE_ALL * sizeof *inp_ * MOST),
+         *dout_ = device_alloc(BESIDE_ALL * sizeof *dout_),
+         *weight_ = device_alloc(BESIDE_W * sizeof *weight_),
+         *ones_ = device_alloc(C * sizeof *ones_),
+         *dinp_ = device_alloc(BESIDE_ALL * sizeof *dinp_);
+    float *sum_ = device_alloc(BESIDE_W * sizeof *sum_),
+          *dweight_ = device_alloc(BESIDE_W * sizeof *dweight_),
+          *dbias_ = device_alloc(C * sizeof *dbias_), *rows_ = device_alloc(2 * N * sizeof *rows_);
+    device_write(dweight_, dweight, BESIDE_W * sizeof *dweight);
+    device_write(dbias_, dbias, C * sizeof *dbias);
+    real_write(ones_, ones, C);
+    real_write(weight_, weight, BESIDE_W);
+    real_write(dout_, dout, BESIDE_ALL);
+    for (int i = 0; i < times; i++) real_write(inp_ + i * BESIDE_ALL, inp, BESIDE_ALL);
+    for (int i = 0; i < times; i++)
+        (linear_backward_weight)(dweight_, dbias_, inp_ + i * BESIDE_ALL, dout_, N, C, C);
+    real *to = next == IN_PLACE || next == MANY ? inp_ : dinp_;
+    if (next == ZEROS) {
+        device_zero(inp_, BESIDE_ALL * sizeof *inp_);
+    } else if (next == OTHER_INPUT) {
+        real_write(inp_, other, BESIDE_ALL);
+    } else if (next == NORM) {
+        (layernorm_forward)(NULL, inp_, rows_, rows_ + N, dout_, NULL, ones_, ones_, N, C, 1e-5f);
+    } else if (next == COPY) {
+        device_copy(inp_, dout_, BESIDE_ALL * sizeof *inp_);
+    } else if (next == SUMS) {
+        (add_floats)(sum_, dweight_, BESIDE_W);
+    } else if (next == HEAD) {
+        (head_backward)(NULL, dweight_, inp_, dout_, NULL, N, C, C, C);
+    } else if (next == READING) {
+        float *now = room(BESIDE_W);
+        device_read(now, dweight_, BESIDE_W * sizeof *now);
+        device_write(sum_, now, BESIDE_W * sizeof *now);
+    }
+    (linear_backward_input)(to, dout_, weight_, N, C, C);
+    if (next == MANY) device_zero(inp_ + BESIDE_ALL, BESIDE_ALL * sizeof *inp_ * (MOST - 1));
+    if (next == AFTER_ALL) {
+        device_zero(dout_, BESIDE_ALL * sizeof *dout_);
+        (add_floats)(sum_, dweight_, BESIDE_W);
+    }
+    // the same, where each function is waited for
+    for (int i = 0; i < times; i++) linear_backward_weight(dweight, dbias, inp, dout, N, C, C);
+    memcpy(sum, dweight, BESIDE_W * sizeof *sum);
+    if (next == HEAD) head_backward(NULL, dweight, inp, dout, NULL, N, C, C, C);
+    linear_backward_input(dinp, dout, weight, N, C, C);
+    float *dweight_seen = room(BESIDE_W), *dbias_seen = room(C), *dinp_seen = room(BESIDE_ALL),
+          *sum_seen = room(BESIDE_W);
+    real_read(dinp_seen, to, BESIDE_ALL);
+    device_read(dweight_seen, dweight_, BESIDE_W * sizeof *dweight_seen);
+    device_read(dbias_seen, dbias_, C * sizeof *dbias_seen);
+    device_read(sum_seen, sum_, BESIDE_W * sizeof *sum_seen);
+    ck_bits(dinp_seen, dinp, BESIDE_ALL);
+    ck_bits(dweight_seen, dweight, BESIDE_W);
+    ck_bits(dbias_seen, dbias, C);
+    if (next == SUMS || next == AFTER_ALL || next == READING) ck_bits(sum_seen, sum, BESIDE_W);
+    device_free(inp_, BESIDE_ALL * sizeof *inp_ * MOST);
+    device_free(dout_, BESIDE_ALL * sizeof *dout_);
+    device_free(weight_, BESIDE_W * sizeof *weight_);
+    device_free(ones_, C * sizeof *ones_);
+    device_free(dinp_, BESIDE_ALL * sizeof *dinp_);
+    device_free(sum_, BESIDE_W * sizeof *sum_);
+    device_free(dweight_, BESIDE_W * sizeof *dweight_);
+    device_free(dbias_, C * sizeof *dbias_);
+    device_free(rows_, 2 * N * sizeof *rows_);
+    release();
+}
+
+START_TEST(what_runs_beside_a_weight_gradient_does_not_change_it) {
+    for (Next next = NOTHING; next <= AFTER_ALL; next++) check_beside(next);
+    // the gradient of a weight was computed beside others, where that can be seen
+    if (cuda_emu_count) ck_assert_int_gt(cuda_emu_count("products of other streams"), 0);
 }
 END_TEST
 
@@ -3114,7 +3222,8 @@ static int run_all(const char *name) {
         head_reference, logprob_reference, sample_reference, adamw_reference);
     ADD("embedding", embedding);
     ADD("linear", linear_values, linear_is_the_documented_chain_to_the_bit,
-        linear_shows_nan_in_its_row_only, scale_multiplies);
+        linear_shows_nan_in_its_row_only, what_runs_beside_a_weight_gradient_does_not_change_it,
+        scale_multiplies);
     ADD("bf16", linear_in_bf16_is_the_documented_chain, head_in_bf16_is_the_documented_chain);
     ADD("nf4", nf4_codes_change_at_the_thresholds, nf4_blocks_run_along_the_input_channels,
         nf4_shows_what_is_not_finite, nf4_scales_are_quantised_to_the_dynamic_map);

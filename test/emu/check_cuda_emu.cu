@@ -848,45 +848,6 @@ START_TEST(copies) {
 }
 END_TEST
 
-__global__ void add_kernel(float *x, float y) { x[threadIdx.x] += y; }
-
-/* Work of a second stream must have waited for the first one. It is done at once, or, in other
- * orders than forward, when somebody waits for it. */
-START_TEST(a_second_stream) {
-    cudaStream_t first, second;
-    cudaEvent_t event;
-    cudaStreamCreate(&first);
-    cudaStreamCreate(&second);
-    cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
-    FOR_ORDERS(o) {
-        const bool late = o != orders;
-        float *d = device(std::vector<float>(32, 1)), *e = device(std::vector<float>(32, 5)), seen;
-        LAUNCH(add_kernel, 1, 32, 0, first, d, 1.0f);
-        dies("kernel add_kernel in a stream that has not waited",
-             [=] { LAUNCH(add_kernel, 1, 32, 0, second, d, 1.0f); });
-        cudaEventRecord(event, first);
-        cudaStreamWaitEvent(second, event, 0);
-        LAUNCH(add_kernel, 1, 32, 0, second, d, 2.0f);  // 4
-        cudaMemcpyAsync(e, d, 128, cudaMemcpyDeviceToDevice, second);
-        cudaMemsetAsync(d, 0, 4, second);
-        cudaMemcpy(&seen, e, 4, cudaMemcpyDeviceToHost);
-        ck_assert(seen == (late ? 5 : 4));
-        LAUNCH(add_kernel, 1, 32, 0, first, d, 0.0f);
-        dies("cudaMemsetAsync in a stream that has not waited",
-             [=] { cudaMemsetAsync(d, 0, 4, second); });
-        ck_assert_int_eq(cudaStreamQuery(second), late ? cudaErrorNotReady : cudaSuccess);
-        ck_assert_int_eq(cudaGetLastError(), late ? cudaErrorNotReady : cudaSuccess);
-        ck_assert_int_eq(cudaStreamQuery(second), cudaSuccess);
-        ck_assert(take(e, 32)[31] == 4);
-        const std::vector<float> x = take(d, 32);
-        ck_assert(x[0] == 0 && x[1] == 4);
-    }
-    cudaEventDestroy(event);
-    cudaStreamDestroy(second);
-    cudaStreamDestroy(first);
-}
-END_TEST
-
 /* Pinned memory, asynchronously: reading too early gives NaN, and a change too early is reported.
  */
 START_TEST(asynchronous) {
@@ -934,6 +895,77 @@ START_TEST(asynchronous) {
     cudaEventDestroy(to);
     cudaStreamDestroy(stream);
     cudaFree(d);
+}
+END_TEST
+
+/* ---- Streams --------------------------------------------------------------------------------- */
+
+__global__ void twice_kernel(float *out, const float *in) {
+    out[threadIdx.x] = 2 * in[threadIdx.x];
+}
+
+/* The first stream brings a number, the second doubles it, and the first doubles it again and
+ * overwrites it. bug: the wait that is missing; 0: none. */
+static bool two_streams_right(int bug) {
+    enum { N = 32 };
+    const std::vector<float> none(N);
+    float *a = device(none), *b = device(none), *c = device(none), *here;
+    cudaStream_t first, second;
+    cudaEvent_t brought, doubled;
+    cudaStreamCreate(&first);
+    cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking);
+    cudaEventCreateWithFlags(&brought, cudaEventDisableTiming);
+    cudaEventCreate(&doubled);
+    cudaMallocHost(&here, 2 * N * sizeof(float));
+    for (int i = 0; i < N; i++) here[i] = (float)i;
+    cudaStreamWaitEvent(second, doubled, 0);  // was not recorded: waits for nothing
+    cudaMemcpyAsync(a, here, N * sizeof(float), cudaMemcpyHostToDevice, first);
+    cudaEventRecord(brought, first);
+    if (bug != 1) cudaStreamWaitEvent(second, brought, 0);
+    LAUNCH(twice_kernel, 1, N, 0, second, b, a);
+    cudaEventRecord(doubled, second);
+    if (bug != 2 && bug != 3) cudaStreamWaitEvent(first, doubled, 0);
+    if (bug != 2) cudaMemsetAsync(a, 0, N * sizeof(float), first);
+    if (bug == 3) cudaStreamWaitEvent(first, doubled, 0);
+    LAUNCH(twice_kernel, 1, N, 0, first, c, b);
+    cudaMemcpyAsync(here + N, c, N * sizeof(float), cudaMemcpyDeviceToHost, first);
+    bug == 4 ? cudaStreamSynchronize(second) : cudaStreamSynchronize(first);
+    ck_assert_int_eq(cudaStreamQuery(bug == 4 ? second : first), cudaSuccess);
+    bool right = true;
+    for (int i = 0; i < N; i++) right = right && here[N + i] == 4 * (float)i;
+    cudaDeviceSynchronize();
+    cudaFreeHost(here);
+    for (float *p : {a, b, c}) cudaFree(p);
+    for (cudaStream_t s : {first, second}) cudaStreamDestroy(s);
+    for (cudaEvent_t e : {brought, doubled}) cudaEventDestroy(e);
+    return right;
+}
+
+START_TEST(two_streams) {
+    FOR_ORDERS(o) ck_must(two_streams_right(0), "%s", *o);
+    for (int bug = 1; bug <= 4; bug++) {
+        bool shown = false;
+        FOR_ORDERS(o) shown = shown || !two_streams_right(bug);
+        ck_assert_msg(shown, "right in every order without wait %d", bug);
+    }
+}
+END_TEST
+
+/* The stream NULL comes after all that was given to others before. */
+START_TEST(the_stream_null) {
+    FOR_ORDERS(o) {
+        float *a = device(std::vector<float>(32, 3)), *b = device(std::vector<float>(32, 0));
+        cudaStream_t first, second;
+        cudaStreamCreate(&first);
+        cudaStreamCreate(&second);
+        LAUNCH(twice_kernel, 1, 32, 0, first, a, a);
+        LAUNCH(twice_kernel, 1, 32, 0, NULL, b, a);
+        LAUNCH(twice_kernel, 1, 32, 0, second, b, b);
+        ck_assert(take(b, 32)[31] == 24);
+        cudaFree(a);
+        cudaStreamDestroy(second);
+        cudaStreamDestroy(first);
+    }
 }
 END_TEST
 
@@ -1264,7 +1296,8 @@ int main() {
     tcase_add_test(t, memory);
     tcase_add_test(t, copies);
     tcase_add_test(t, asynchronous);
-    tcase_add_test(t, a_second_stream);
+    tcase_add_test(t, two_streams);
+    tcase_add_test(t, the_stream_null);
     tcase_add_loop_test(t, products, 0, 3);
     tcase_add_test(t, missing_products);
     tcase_add_test(t, bad_products);

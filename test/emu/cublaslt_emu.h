@@ -379,6 +379,67 @@ inline float gelu_slope(float x) {
     return 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * gelu_a * (1 + 3 * gelu_b * x * x);
 }
 
+/* What an epilogue does. aux: with an auxiliary matrix. */
+struct Epilogue {
+    bool add_bias, sum_a, sum_b, use_gelu, aux;
+};
+
+inline Epilogue epilogue_of(unsigned e) {
+    const bool use_gelu = e != CUBLASLT_EPILOGUE_DGELU && (e & 32);
+    return {e == CUBLASLT_EPILOGUE_BIAS || e == CUBLASLT_EPILOGUE_GELU_BIAS ||
+                e == CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
+            e == CUBLASLT_EPILOGUE_BGRADA, e == CUBLASLT_EPILOGUE_BGRADB, use_gelu,
+            e == CUBLASLT_EPILOGUE_DGELU || (use_gelu && (e & 128))};
+}
+
+/* The part of cublasLtMatmul that runs later. */
+struct Described {
+    const cublasLtMatmulDesc *d;
+    const cublasLtMatrixLayout *la, *lb, *lc, *ld;
+};
+
+inline void run_product(Described described, const void *A, const void *B, const void *C, void *D,
+                        size_t m, size_t n, size_t k, bool ta, bool tb, float scale, float keep,
+                        cudaDataType_t bias_type, bool backwards) {
+    auto [d, la, lb, lc, ld] = described;
+    const Epilogue e = epilogue_of(d->epilogue);
+    Open open;
+    std::vector<float> result(m * n);
+    for (int batch = 0; batch < ld->batch; batch++) {
+        auto at = [&](const void *p, const cublasLtMatrixLayout *l) {
+            return (unsigned char *)const_cast<void *>(p) +
+                   (size_t)batch * (size_t)l->stride * bytes_of(l->type);
+        };
+        const void *a = at(A, la), *b = at(B, lb), *c = at(C, lc);
+        void *out = at(D, ld);
+        product(result.data(), m, n, k, a, la, ta, b, lb, tb, backwards);
+        for (size_t j = 0; j < n; j++) {
+            for (size_t i = 0; i < m; i++) {
+                float x = scale * result[i + j * m];
+                if (keep != 0) x = fmaf(keep, load(c, i + j * (size_t)lc->ld, lc->type), x);
+                if (e.add_bias) x += load(d->bias, i, bias_type);
+                if (e.aux && e.use_gelu) store(d->aux, i + j * (size_t)d->aux_ld, ld->type, x);
+                if (e.aux && !e.use_gelu)
+                    x *= gelu_slope(load(d->aux, i + j * (size_t)d->aux_ld, ld->type));
+                if (e.use_gelu) x = gelu(x);
+                store(out, i + j * (size_t)ld->ld, ld->type, x);
+            }
+        }
+        for (size_t i = 0; i < (e.sum_a ? m : e.sum_b ? n : 0); i++) {
+            float sum = 0;
+            for (size_t l = 0; l < k; l++)
+                sum +=
+                    e.sum_a
+                        ? load(a, ta ? l + i * (size_t)la->ld : i + l * (size_t)la->ld, la->type)
+                        : load(b, tb ? i + l * (size_t)lb->ld : l + i * (size_t)lb->ld, lb->type);
+            store(d->bias, i, bias_type, sum);
+        }
+    }
+}
+
+/* The first stream that was created. */
+inline cudaStream_t streams_first() { return streams.empty() ? NULL : streams[0]; }
+
 }  // namespace cuda_emu
 
 inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t d,
@@ -390,8 +451,6 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
     using namespace cuda_emu;
     if (!handle) return CUBLAS_STATUS_NOT_INITIALIZED;
     if (long status = setting("CUDA_EMU_CUBLAS", 0)) return (cublasStatus_t)status;
-    if (stream && stream->later) fail("cublasLtMatmul in a second stream");
-    first_stream++;
     kernel = "cublasLtMatmul";
     bool ta = d->trans[0] == CUBLAS_OP_T, tb = d->trans[1] == CUBLAS_OP_T;
     size_t m = ld->rows, n = ld->columns, k = ta ? la->rows : la->columns;
@@ -423,11 +482,7 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
         device_memory(workspace, workspace_bytes, "the workspace"),
             aligned(workspace, 16, "workspace");
     unsigned e = d->epilogue;
-    bool add_bias = e == CUBLASLT_EPILOGUE_BIAS || e == CUBLASLT_EPILOGUE_GELU_BIAS ||
-                    e == CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
-    bool sum_a = e == CUBLASLT_EPILOGUE_BGRADA, sum_b = e == CUBLASLT_EPILOGUE_BGRADB;
-    bool use_gelu = e != CUBLASLT_EPILOGUE_DGELU && (e & 32),
-         aux = e == CUBLASLT_EPILOGUE_DGELU || (use_gelu && (e & 128));
+    auto [add_bias, sum_a, sum_b, use_gelu, aux] = epilogue_of(e);
     if (!add_bias && !sum_a && !sum_b && !use_gelu && !aux && e != CUBLASLT_EPILOGUE_DEFAULT)
         fail("epilogue %u is not emulated", e);
     cudaDataType_t bias_type = d->bias_type < 0 ? ld->type : (cudaDataType_t)d->bias_type;
@@ -442,38 +497,16 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
     if (aux) matrix("the epilogue's auxiliary matrix", d->aux, &laux, m, n, ld->batch, 16);
     if ((sum_a || sum_b) && ld->batch > 1) fail("a bias gradient of a batch is not emulated");
 
-    Open open;
-    std::vector<float> result(m * n);
-    for (int batch = 0; batch < ld->batch; batch++) {
-        auto at = [&](const void *p, cublasLtMatrixLayout_t l) {
-            return (unsigned char *)const_cast<void *>(p) +
-                   (size_t)batch * (size_t)l->stride * bytes_of(l->type);
-        };
-        const void *a = at(A, la), *b = at(B, lb), *c = at(C, lc);
-        void *out = at(D, ld);
-        product(result.data(), m, n, k, a, la, ta, b, lb, tb, algo && algo->backwards);
-        for (size_t j = 0; j < n; j++) {
-            for (size_t i = 0; i < m; i++) {
-                float x = scale * result[i + j * m];
-                if (keep != 0) x = fmaf(keep, load(c, i + j * (size_t)lc->ld, lc->type), x);
-                if (add_bias) x += load(d->bias, i, bias_type);
-                if (aux && use_gelu) store(d->aux, i + j * (size_t)d->aux_ld, ld->type, x);
-                if (aux && !use_gelu)
-                    x *= gelu_slope(load(d->aux, i + j * (size_t)d->aux_ld, ld->type));
-                if (use_gelu) x = gelu(x);
-                store(out, i + j * (size_t)ld->ld, ld->type, x);
-            }
-        }
-        for (size_t i = 0; i < (sum_a ? m : sum_b ? n : 0); i++) {
-            float sum = 0;
-            for (size_t l = 0; l < k; l++)
-                sum +=
-                    sum_a ? load(a, ta ? l + i * (size_t)la->ld : i + l * (size_t)la->ld, la->type)
-                          : load(b, tb ? i + l * (size_t)lb->ld : l + i * (size_t)lb->ld, lb->type);
-            store(d->bias, i, bias_type, sum);
-        }
-    }
+    // What is described may be forgotten when this returns
     kernel = NULL;
+    counts[stream == streams_first() ? "products" : "products of other streams"]++;
+    enqueue(stream, {NULL,
+                     [=, d_ = *d, la_ = *la, lb_ = *lb, lc_ = *lc, ld_ = *ld,
+                      backwards = algo && algo->backwards] {
+                         run_product({&d_, &la_, &lb_, &lc_, &ld_}, A, B, C, D, m, n, k, ta, tb,
+                                     scale, keep, bias_type, backwards);
+                     },
+                     NULL});
     return CUBLAS_STATUS_SUCCESS;
 }
 

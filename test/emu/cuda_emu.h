@@ -5,8 +5,8 @@
  * its own name: the types, blocks of threads, barriers, warp operations, shared memory, and the
  * twins of the few wrappers that are PTX on a GPU (mma_bf16, ldmatrix_x4, cp_async16, exp2_approx).
  * The calls of the runtime are in cuda_runtime_emu.h, cuBLASLt is in cublaslt_emu.h. A launch runs
- * at once and has ended when LAUNCH returns, unless it is in a second stream (cuda_runtime_emu.h).
- * It is made to find mistakes:
+ * when its stream does (cuda_runtime_emu.h), one launch after the other. It is made to find
+ * mistakes:
  *
  *   - Each CUDA thread runs as far as it can, until it waits for others, in an order that
  *     CUDA_EMU_ORDER chooses: forward, reverse, roundrobin or random:SEED. So do blocks. A missing
@@ -28,7 +28,7 @@
  * of kernels.cu has.
  *
  * Left out: parts of CUDA that kernels.cu does not use; pointers inside a structure that a kernel
- * is given (any other must be the device's); streams that run at the same time; weak memory beyond
+ * is given (any other must be the device's); graphs; weak memory beyond
  * the races that show; the rounding of approximate instructions (they are exact here) and of tensor
  * cores (here a chain over k); and speed. Only one thread of the host may use it.
  */
@@ -972,14 +972,23 @@ void check_arguments(std::tuple<P...> &arguments, std::index_sequence<I...>) {
     (check_argument((int)I + 1, std::get<I>(arguments)), ...);
 }
 
-template <class... P>
-struct Call {
-    void (*function)(P...);
-    std::tuple<P...> arguments;
+/* As with nvcc, what is in <<< >>> is evaluated before the arguments. */
+struct Launch {
+    const char *name;
+    dim3 grid, threads;
+    size_t dynamic;
+    cudaStream_t stream;
+    template <class... P>
+    void operator()(void (*function)(P...), std::common_type_t<P>... given) const;
 };
 
 template <class... P>
-void run(const char *name, dim3 grid, dim3 threads, size_t dynamic, Call<P...> call) {
+void Launch::operator()(void (*function)(P...), std::common_type_t<P>... given) const {
+    struct Call {
+        void (*function)(P...);
+        std::tuple<P...> arguments;
+    };
+    auto call = std::make_shared<Call>(Call{function, std::tuple<P...>(given...)});
     if (kernel) fail("%s is launched from inside a kernel", name);
     kernel = name;
     size_t n = (size_t)threads.x * threads.y * threads.z;
@@ -988,7 +997,7 @@ void run(const char *name, dim3 grid, dim3 threads, size_t dynamic, Call<P...> c
              threads.x, threads.y, threads.z);
     if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
         fail("a grid of %u x %u x %u blocks", grid.x, grid.y, grid.z);
-    auto allowed = dynamic_limit.find((const void *)call.function);
+    auto allowed = dynamic_limit.find((const void *)call->function);
     if (dynamic > shared_most())
         fail("%zu bytes of dynamic shared memory; a block has at most %zu", dynamic, shared_most());
     if (dynamic > SHARED_DEFAULT &&
@@ -997,37 +1006,38 @@ void run(const char *name, dim3 grid, dim3 threads, size_t dynamic, Call<P...> c
             "%zu bytes of dynamic shared memory; more than %d need "
             "cudaFuncSetAttribute(MaxDynamicSharedMemorySize)",
             dynamic, (int)SHARED_DEFAULT);
-    check_arguments(call.arguments, std::index_sequence_for<P...>());
-    read_order();
-    gridDim = grid;
-    blockDim = threads;
-    block.threads = (int)n;
-    block.shared_limit = allowed == dynamic_limit.end() ? (size_t)SHARED_DEFAULT : shared_most();
-    block.body = [](void *p) {
-        std::apply(((Call<P...> *)p)->function, ((Call<P...> *)p)->arguments);
-    };
-    block.arguments = &call;
-    {
-        Open open;
-        release(&block.started);
-        run_grid(dynamic);
-        acquire(&block.done);
-    }
-    check_red_zones();
+    check_arguments(call->arguments, std::index_sequence_for<P...>());
     kernel = NULL;
-}
-
-template <class... P>
-void launch(const char *name, dim3 grid, dim3 threads, size_t dynamic, cudaStream_t stream,
-            void (*function)(P...), std::common_type_t<P>... given) {
-    const Call<P...> call = {function, std::tuple<P...>(given...)};
-    enqueue(stream, name, [=] { run(name, grid, threads, dynamic, call); });
+    counts["launches"]++;
+    const size_t limit = allowed == dynamic_limit.end() ? (size_t)SHARED_DEFAULT : shared_most();
+    enqueue(stream, {NULL,
+                     [=, name = name, grid = grid, threads = threads, dynamic = dynamic] {
+                         kernel = name;
+                         read_order();
+                         gridDim = grid;
+                         blockDim = threads;
+                         block.threads = (int)n;
+                         block.shared_limit = limit;
+                         block.body = [](void *p) {
+                             std::apply(((Call *)p)->function, ((Call *)p)->arguments);
+                         };
+                         block.arguments = call.get();
+                         {
+                             Open open;
+                             release(&block.started);
+                             run_grid(dynamic);
+                             acquire(&block.done);
+                         }
+                         check_red_zones();
+                         kernel = NULL;
+                     },
+                     NULL});
 }
 
 }  // namespace cuda_emu
 
 #define LAUNCH(kernel, grid, block, smem, stream, ...) \
-    cuda_emu::launch("kernel " #kernel, grid, block, smem, stream, kernel, ##__VA_ARGS__)
+    cuda_emu::Launch{"kernel " #kernel, grid, block, smem, stream}(kernel, ##__VA_ARGS__)
 
 template <class F>
 cudaError_t cudaFuncSetAttribute(F *function, cudaFuncAttribute attribute, int value) {

@@ -5,13 +5,13 @@
  *
  * Memory of the device is memory of the host in a list of its own. A copy in the wrong direction or
  * past an end is found, as is, under AddressSanitizer, a host that reads device memory without a
- * copy. An asynchronous copy from or to pinned memory is not done before somebody waits for it.
+ * copy. An asynchronous copy to pinned memory has not arrived before somebody waits for it.
  *
- * Streams do not run at the same time, but in the two orders that show what is not waited for. The
- * first stream does its work at once. What a later one gets must have waited, by an event, for all
- * that the first one has got so far. It is done at once as well if CUDA_EMU_ORDER is forward, and
- * otherwise only when somebody waits for it. So what the first stream does meanwhile comes after it
- * or before it. A later stream has kernels, copies and memset, and no cuBLASLt.
+ * Streams do not run at the same time, but what is given to a stream may run late. In the orders
+ * forward and roundrobin the first stream that was created runs at once, and any other only when
+ * the host or another stream waits for it. In reverse it is the other way round. In random orders
+ * it is drawn. So a missing wait shows: what should have come before has not happened yet. An
+ * operation of the stream NULL waits for all streams and runs at once.
  *
  * Calls that would fail on a GPU through no fault of the program (no device, no memory) return an
  * error as there; mistakes end the program.
@@ -27,8 +27,11 @@
 #include <string.h>
 #include <time.h>
 
+#include <deque>
 #include <functional>
 #include <map>
+#include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -288,69 +291,121 @@ inline void check_red_zones() {
                                "an allocation of the device");
 }
 
-/* An asynchronous copy from or to pinned memory. What goes to the host arrives when somebody waits
-   for it and is NaN before; what comes from the host must not change before. */
-struct Copy {
-    unsigned char *host;
-    std::vector<unsigned char> data;
-    bool to_host;
+}  // namespace cuda_emu
+
+/* What cudaEventRecord put into a stream. */
+struct cuda_emu_record {
+    struct CUstream_st *stream;
+    bool done;
+    struct timespec at;
 };
-inline std::vector<Copy> copies;
+typedef struct CUevent_st {
+    std::shared_ptr<cuda_emu_record> last;  // NULL: not recorded yet
+} * cudaEvent_t;
 
-/* ---- streams */
+namespace cuda_emu {
 
-inline uint64_t first_stream;  // how much the first stream has got
+/* An operation of a stream: it waits for a record, then runs, then is recorded. Each may be empty.
+ */
+struct Operation {
+    std::shared_ptr<cuda_emu_record> after;
+    std::function<void()> run;
+    std::shared_ptr<cuda_emu_record> record;
+};
 
 }  // namespace cuda_emu
 
 typedef struct CUstream_st {
-    bool later;       // not the first one
-    uint64_t waited;  // for so much of the first one
-    std::vector<std::function<void()>> work;
+    std::deque<cuda_emu::Operation> queue;
 } * cudaStream_t;
 
 namespace cuda_emu {
 
-inline std::vector<cudaStream_t> &streams = *new std::vector<cudaStream_t>;
+inline std::vector<cudaStream_t> &streams = *new std::vector<cudaStream_t>;  // as they were created
 
-/* Does what the stream has got. */
-inline void finish(cudaStream_t stream) {
-    if (!stream) return;
-    std::vector<std::function<void()>> work;
-    work.swap(stream->work);
-    for (auto &w : work) w();
+/* How often something happened that no result shows, for tests. */
+inline std::map<std::string, long> &counts = *new std::map<std::string, long>;
+
+EMU void run_until(const std::shared_ptr<cuda_emu_record> &record);
+
+EMU void run_next(cudaStream_t stream) {
+    Operation o = std::move(stream->queue.front());
+    stream->queue.pop_front();
+    if (o.after && !o.after->done) run_until(o.after);
+    if (o.run) o.run();
+    if (!o.record) return;
+    clock_gettime(CLOCK_MONOTONIC, &o.record->at);
+    o.record->done = true;
 }
 
-inline void finish_streams() {
-    for (cudaStream_t s : streams) finish(s);
+EMU void run_until(const std::shared_ptr<cuda_emu_record> &record) {
+    while (!record->done) run_next(record->stream);
 }
 
-/* The stream gets work, which `what` names. */
-template <class F>
-void enqueue(cudaStream_t stream, const char *what, F work) {
-    if (!stream || !stream->later) {
-        first_stream++;
-        work();
-        return;
+EMU void run_all(cudaStream_t stream) {
+    while (!stream->queue.empty()) run_next(stream);
+}
+
+EMU void run_all() {
+    for (cudaStream_t stream : streams) run_all(stream);
+}
+
+/* Gives an operation to a stream, and runs what this order runs now. */
+EMU void enqueue(cudaStream_t stream, Operation o) {
+    Unseen unseen;
+    if (!stream) {
+        run_all();
+        CUstream_st at_once;
+        at_once.queue.push_back(std::move(o));
+        return run_all(&at_once);
     }
-    if (stream->waited < first_stream)
-        fail("%s in a stream that has not waited for all that the first stream has got", what);
-    stream->work.push_back(work);
+    stream->queue.push_back(std::move(o));
     read_order();
-    if (order == FORWARD) finish(stream);
+    if (order == RANDOM) {
+        static uint64_t drawn = random_state;
+        std::swap(drawn, random_state);
+        for (cudaStream_t s : streams)
+            for (uint32_t n = random_below(4); n && !s->queue.empty(); n--) run_next(s);
+        std::swap(drawn, random_state);
+    } else if ((stream == streams[0]) == (order != REVERSE)) {
+        run_all(stream);
+    }
 }
 
-inline void finish_copies() {
-    for (Copy &c : copies) {
+/* An asynchronous copy from or to pinned memory. What goes to the host arrives when somebody waits
+   for it and is NaN before; what comes from the host must not change before. */
+struct Copy {
+    cudaStream_t stream;
+    unsigned char *host;
+    size_t bytes;
+    std::vector<unsigned char> data;
+    bool to_host, made;
+};
+inline std::vector<std::shared_ptr<Copy>> copies;
+
+/* Those that have been made in a stream, or with NULL in any. */
+inline void finish_copies(cudaStream_t stream) {
+    for (size_t i = 0; i < copies.size();) {
+        const Copy &c = *copies[i];
+        if (!c.made || (stream && c.stream != stream)) {
+            i++;
+            continue;
+        }
         if (c.to_host)
-            memcpy(c.host, c.data.data(), c.data.size());
-        else if (memcmp(c.host, c.data.data(), c.data.size()))
+            memcpy(c.host, c.data.data(), c.bytes);
+        else if (memcmp(c.host, c.data.data(), c.bytes))
             fail(
                 "the source of an asynchronous copy of %zu bytes to the device was changed before "
                 "it was waited for",
-                c.data.size());
+                c.bytes);
+        copies.erase(copies.begin() + (long)i);
     }
-    copies.clear();
+}
+
+/* The host waits for a stream, or for all. */
+inline void wait_for(cudaStream_t stream) {
+    stream ? run_all(stream) : run_all();
+    finish_copies(stream);
 }
 
 struct ErrorText {
@@ -380,6 +435,11 @@ inline long devices() { return setting("CUDA_EMU_DEVICES", 1); }
 inline size_t total_memory() { return (size_t)setting("CUDA_EMU_MEMORY", 4L << 30); }
 
 }  // namespace cuda_emu
+
+/* For tests in C, which have no cuda_emu.h and may be linked without it. */
+extern "C" __attribute__((used, weak)) long cuda_emu_count(const char *what) {
+    return cuda_emu::counts[what];
+}
 
 inline const char *cudaGetErrorName(cudaError_t e) { return cuda_emu::error_text(e)->name; }
 inline const char *cudaGetErrorString(cudaError_t e) { return cuda_emu::error_text(e)->text; }
@@ -458,8 +518,7 @@ inline cudaError_t cudaMalloc(void **p, size_t bytes) {
 inline cudaError_t cudaFree(void *p) {
     using namespace cuda_emu;
     if (!p) return cudaSuccess;
-    finish_streams();
-    finish_copies();
+    wait_for(NULL);
     auto m = memories.find((uintptr_t)p);
     if (m == memories.end() || !m->second.device)
         fail("cudaFree: %p is not the beginning of an allocation of the device", p);
@@ -477,7 +536,7 @@ inline cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned) {
 }
 
 inline cudaError_t cudaHostUnregister(void *p) {
-    cuda_emu::finish_copies();
+    cuda_emu::wait_for(NULL);
     auto m = cuda_emu::memories.find((uintptr_t)p);
     if (m == cuda_emu::memories.end() || m->second.device)
         cuda_emu::fail("cudaHostUnregister, cudaFreeHost: %p is not pinned memory", p);
@@ -511,7 +570,8 @@ cudaError_t cudaMallocHost(T **p, size_t bytes) {
 
 namespace cuda_emu {
 
-inline void copy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, bool asynchronous) {
+inline void copy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, bool asynchronous,
+                 cudaStream_t stream) {
     size_t left;
     const Memory *t = find(to, &left), *f = find(from, &left);
     bool to_device = t && t->device, from_device = f && f->device;
@@ -524,44 +584,65 @@ inline void copy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, 
     if (to_device) device_memory(to, bytes, name[kind]);
     if (from_device) device_memory(from, bytes, name[kind]);
     unsigned char *host = (unsigned char *)(from_device ? to : const_cast<void *>(from));
+    const bool pinned = to_device != from_device && (to_device ? f : t);
+    counts[to_device && !from_device ? "copies to the device" : "other copies"]++;
     bool overlaps = false;
-    for (Copy &c : copies) overlaps |= host < c.host + c.data.size() && c.host < host + bytes;
-    if (!asynchronous || overlaps) finish_copies();
-    Open open;
-    if (asynchronous && to_device != from_device && (to_device ? f : t)) {  // pinned
-        const unsigned char *data = (const unsigned char *)from;
-        copies.push_back({host, std::vector<unsigned char>(data, data + bytes), from_device});
-        if (from_device)
-            memset(to, 0xff, bytes);
-        else
-            memcpy(to, from, bytes);
-    } else {
-        memmove(to, from, bytes);
+    for (auto &c : copies) overlaps |= host < c->host + c->bytes && c->host < host + bytes;
+    if (overlaps) wait_for(NULL);
+    if (!asynchronous || (from_device && !to_device && !pinned))
+        wait_for(asynchronous ? stream : NULL);
+    if (to_device && from_device) {
+        return enqueue(stream, {NULL,
+                                [=] {
+                                    Open open;
+                                    memmove(to, from, bytes);
+                                },
+                                NULL});
     }
+    if (!asynchronous || (from_device && !pinned) || !(to_device || from_device)) {
+        Open open;
+        memmove(to, from, bytes);
+        return;
+    }
+    // Pageable memory is copied before the call returns, to go to the device later
+    auto c = std::make_shared<Copy>(Copy{stream, host, bytes, {}, from_device, false});
+    if (to_device) c->data.assign(host, host + bytes);
+    if (from_device) memset(to, 0xff, bytes);
+    if (pinned) copies.push_back(c);
+    enqueue(stream, {NULL,
+                     [=] {
+                         Open open;
+                         c->made = true;
+                         if (c->to_host)
+                             c->data.assign((const unsigned char *)from,
+                                            (const unsigned char *)from + bytes);
+                         else
+                             memcpy(to, c->data.data(), bytes);
+                     },
+                     NULL});
 }
 
 }  // namespace cuda_emu
 
 inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
-    cuda_emu::copy(to, from, bytes, kind, false);
+    cuda_emu::copy(to, from, bytes, kind, false, NULL);
     return cudaSuccess;
 }
 
 inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
                                    cudaStream_t stream = NULL) {
-    const bool later = stream && stream->later;
-    cuda_emu::enqueue(stream, "cudaMemcpyAsync",
-                      [=] { cuda_emu::copy(to, from, bytes, kind, !later); });
-    if (later && kind != cudaMemcpyDeviceToDevice) cuda_emu::finish(stream);
+    cuda_emu::copy(to, from, bytes, kind, true, stream);
     return cudaSuccess;
 }
 
 inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream = NULL) {
-    cuda_emu::enqueue(stream, "cudaMemsetAsync", [=] {
-        cuda_emu::device_memory(p, bytes, "cudaMemset");
-        cuda_emu::Open open;
-        memset(p, value, bytes);
-    });
+    cuda_emu::device_memory(p, bytes, "cudaMemset");
+    cuda_emu::enqueue(stream, {NULL,
+                               [=] {
+                                   cuda_emu::Open open;
+                                   memset(p, value, bytes);
+                               },
+                               NULL});
     return cudaSuccess;
 }
 
@@ -570,41 +651,29 @@ inline cudaError_t cudaMemset(void *p, int value, size_t bytes) {
 }
 
 inline cudaError_t cudaStreamCreate(cudaStream_t *stream) {
-    *stream = new CUstream_st{!cuda_emu::streams.empty(), 0, {}};
-    cuda_emu::streams.push_back(*stream);
+    cuda_emu::streams.push_back(*stream = new CUstream_st());
     return cuda_emu::check_device(0);
 }
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
     return cudaStreamCreate(stream);
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    cuda_emu::finish(stream);
-    if (!stream || !stream->later) cuda_emu::finish_copies();
-    return cudaSuccess;
+    return cuda_emu::wait_for(stream), cudaSuccess;
 }
 /* The first answer is no if there is something to do. */
 inline cudaError_t cudaStreamQuery(cudaStream_t stream) {
-    const bool ready = !stream || stream->work.empty();
-    cudaStreamSynchronize(stream);
+    const bool ready = !stream || stream->queue.empty();
+    cuda_emu::wait_for(stream);
     return cuda_emu::error(ready ? cudaSuccess : cudaErrorNotReady);
 }
+inline cudaError_t cudaDeviceSynchronize() { return cuda_emu::wait_for(NULL), cudaSuccess; }
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-    cuda_emu::finish(stream);
-    cuda_emu::finish_copies();
+    cuda_emu::wait_for(stream);
     for (size_t i = 0; i < cuda_emu::streams.size(); i++)
         if (cuda_emu::streams[i] == stream)
-            cuda_emu::streams.erase(cuda_emu::streams.begin() + (long)i--);
+            cuda_emu::streams.erase(cuda_emu::streams.begin() + (long)i);
     return delete stream, cudaSuccess;
 }
-inline cudaError_t cudaDeviceSynchronize() {
-    return cuda_emu::finish_streams(), cuda_emu::finish_copies(), cudaSuccess;
-}
-
-typedef struct CUevent_st {
-    struct timespec at;
-    cudaStream_t stream;
-    uint64_t reached;  // of the first stream
-} * cudaEvent_t;
 
 inline cudaError_t cudaEventCreate(cudaEvent_t *event) {
     return *event = new CUevent_st(), cudaSuccess;
@@ -614,25 +683,27 @@ inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
 }
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = NULL) {
-    event->stream = stream;
-    event->reached = cuda_emu::first_stream;
-    return clock_gettime(CLOCK_MONOTONIC, &event->at), cudaSuccess;
+    event->last = std::make_shared<cuda_emu_record>(cuda_emu_record{stream, false, {0, 0}});
+    cuda_emu::enqueue(stream, {NULL, nullptr, event->last});
+    return cudaSuccess;
+}
+/* What is given to the stream from now on comes after what was given to another before the event
+ * was last recorded there. */
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
+    if (event->last) cuda_emu::enqueue(stream, {event->last, nullptr, NULL});
+    return cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-    return cudaStreamSynchronize(event->stream);
-}
-/* Of a later stream an event is all that it has got. */
-inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
-    if (event->stream && event->stream->later)
-        cuda_emu::finish(event->stream);
-    else if (stream && stream->later && stream->waited < event->reached)
-        stream->waited = event->reached;
-    return cudaSuccess;
+    if (!event->last) return cudaSuccess;
+    cuda_emu::run_until(event->last);
+    return cuda_emu::finish_copies(event->last->stream), cudaSuccess;
 }
 
 inline cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to) {
-    *milliseconds = (float)((double)(to->at.tv_sec - from->at.tv_sec) * 1e3 +
-                            (double)(to->at.tv_nsec - from->at.tv_nsec) / 1e6);
+    cuda_emu::run_until(from->last);
+    cuda_emu::run_until(to->last);
+    *milliseconds = (float)((double)(to->last->at.tv_sec - from->last->at.tv_sec) * 1e3 +
+                            (double)(to->last->at.tv_nsec - from->last->at.tv_nsec) / 1e6);
     return cudaSuccess;
 }
 

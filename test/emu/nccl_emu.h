@@ -6,8 +6,7 @@
  *   - A send and the receive that it meets have different counts.
  *   - Two processes send to each other outside of a group, and neither receives. Other deadlocks
  * end after two minutes; a send never ends before it is received.
- *   - What is sent or received is not memory of the device, or not all of one allocation, or the
- *     stream has not waited for the kernels so far (cuda_runtime_emu.h).
+ *   - What is sent or received is not memory of the device, or not all of one allocation.
  *   - The processes have different ids, or ranks that are not those of MPI.
  *
  * As there, a GPU that two processes use is an error that ncclCommInitRank returns. CUDA_EMU_NCCL=6
@@ -123,7 +122,7 @@ inline ncclResult_t add(const Transfer &t) {
     if (groups) return ncclSuccess;
     std::vector<Transfer> one;
     one.swap(group);
-    enqueue(t.stream, "ncclSend or ncclRecv", [=] { transfer(one); });
+    enqueue(t.stream, {NULL, [=] { transfer(one); }, NULL});
     return ncclSuccess;
 }
 
@@ -190,7 +189,7 @@ inline ncclResult_t ncclGroupEnd() {
     for (const Transfer &t : all)
         if (t.stream != all[0].stream) fail("a group with two streams is not emulated");
     all[0].comm->exchanges++;
-    enqueue(all[0].stream, "a group of ncclSend and ncclRecv", [=] { transfer(all); });
+    enqueue(all[0].stream, {NULL, [=] { transfer(all); }, NULL});
     return ncclSuccess;
 }
 

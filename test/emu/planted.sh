@@ -208,6 +208,16 @@ the input of GELU is written to rows too far apart | gelu
     s/_AUX_LD, (int64_t)c_stride/_AUX_LD, (int64_t)c_stride + 8/
 GELU overwrites its input instead of writing its output | gelu
     /linear_forward(pre, inp/{n;s/gelu_forward(out/gelu_forward(pre/}
+a second stream does not wait for the first | linear
+    /cudaStreamWaitEvent(beside.own, beside.begin/d
+the first stream does not wait for the second | linear
+    /cudaStreamWaitEvent(own, beside.end/d
+the first stream waits for itself instead of the second | linear
+    s/cudaEventRecord(beside.end, beside.own)/cudaEventRecord(beside.end, own)/
+a weight gradient's factor is overwritten while it is read | linear
+    /for (int i = 0; i < beside.count; i++)/,/return stream.own/s/return stream;/return stream.own;/
+what runs on the second stream is forgotten when there is much of it | linear
+    s/if (beside.count + 3 > BESIDE_MOST) (void)(cudaStream_t)stream/if (beside.count + 3 > BESIDE_MOST) beside.count = 0/
 the algorithm of a product depends on the number of rows | linear
     /const Kind kind = {/,/}/{s/rows_are_k ? M : 0/M/;s/rows_are_k ? 0 : K/K/}
 a threshold of NF4 belongs to the code above | nf4

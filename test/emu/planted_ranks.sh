@@ -48,7 +48,7 @@ while IFS='|' read -r name file && IFS= read -r plant; do
     printf '%s %s\n      %s\n' "$([ -n "$by" ] && echo ✓ || echo ✗)" "$name" "${by:-NOTHING}"
 done <<'LIST'
 the second queue does not wait for the first one | common/model/kernels.cu
-    s/CUDA(cudaStreamWaitEvent(second, begin, 0));//
+    s/CUDA(cudaStreamWaitEvent(queue.other, queue.begin, 0));//
 a send and a receive are not in a group | common/model/exchange_nccl.cu
     s/check(ncclGroup[A-Za-z]*(), "[a-z ]*");//
 fewer numbers are received than are sent | common/model/exchange_nccl.cu
