@@ -84,7 +84,8 @@ COMPILE  = $(CC) $(COMPILE_FLAGS)
 SANITIZED_WAYS = $(WAYS)
 # $(call compile_way,WAY)
 compile_way = $(filter-out $(SANITIZE),$(COMPILE)) $(if $(filter $(1),$(SANITIZED_WAYS)),$(SANITIZE))
-COMPILE_CU = $(CXX) $(STDXX) $(WARN) $(CFLAGS) $(FP) $(AVX2) $(SANITIZE) -Icommon -MMD -MP
+CU_FLAGS = $(STDXX) $(WARN) $(CFLAGS) $(FP) $(AVX2) $(SANITIZE) -Icommon -MMD -MP
+COMPILE_CU = $(CXX) $(CU_FLAGS)
 LDLIBS  := $(shell pkg-config --libs $(LIBS) 2>/dev/null) -lm $(LINE_LIBS)
 INCLUDE := $(shell pkg-config --cflags $(LIBS) 2>/dev/null)
 %/line.o: INCLUDE += $(line_$(LINE_EDITOR))
@@ -205,7 +206,7 @@ $(B)/emu/kernels.o $(B)/emu_bf16/kernels.o: $(B)/%/kernels.o: common/model/kerne
 
 $(B)/emu/exchange_nccl.o $(B)/emu_bf16/exchange_nccl.o: $(B)/%/exchange_nccl.o: \
         common/model/exchange_nccl.cu | $(B)/% cxx mpicc
-	$(MPI_CXX) $(wordlist 2,99,$(COMPILE_CU)) -include test/emu/nccl_emu.h -x c++ -c $< -o $@
+	$(MPI_CXX) $(CU_FLAGS) -include test/emu/nccl_emu.h -x c++ -c $< -o $@
 
 # make ppo_cuda PRECISION=fp32 stores and multiplies floats instead of bf16.
 PRECISION ?= bf16
@@ -265,8 +266,7 @@ $(PROGRAMS): %: $(B)/% FORCE
 # --- tests --------------------------------------------------------------------------------------
 
 .PHONY: all avx2_only format format-check tidy cxx nvcc mpicc test test_emu test_cuda planted \
-        planted_ranks \
-        cuda_table cuda_check \
+        planted_ranks cuda_table cuda_check \
         torture network asan ubsan asan_ubsan asan_mpi ubsan_mpi tsan tsan_cuda fuzz fuzz_flags \
         bench bench_cuda bench_compare \
         tiny tiny-out tiny-check demo demo_bf16 plots page help clean $(MODELS) FORCE
@@ -338,8 +338,8 @@ emu-ranks: $(foreach kind,$(EMU),$(addprefix $(B)/$(kind)/full_ft_,mpi nccl)) FO
 planted: $(B)/emu/check_kernels $(B)/emu_bf16/check_kernels planted_ranks FORCE
 	CXX="$(CXX)" sh test/emu/planted.sh $(B)
 planted_ranks: $(addprefix $(B)/emu/full_ft_,mpi nccl) FORCE
-	COMPILE='$(COMPILE)' COMPILE_CU='$(COMPILE_CU)' MPI_CXX='$(MPI_CXX)' LDLIBS='$(LDLIBS)' \
-	    sh test/emu/planted_ranks.sh $(B)/emu
+	COMPILE='$(COMPILE)' CXX='$(CXX)' CU_FLAGS='$(CU_FLAGS)' MPI_CXX='$(MPI_CXX)' \
+	    LDLIBS='$(LDLIBS)' sh test/emu/planted_ranks.sh $(B)/emu
 
 # The kernel and model tests on a GPU
 test_cuda: nvcc

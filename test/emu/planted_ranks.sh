@@ -18,9 +18,9 @@ mpi_cxx() { eval "$MPI_CXX \"\$@\""; }
 caught() {
     case $1 in
         *.c) $COMPILE -O1 -c "$1" -o "$dir/copy.o" ;;
-        *_nccl.cu) mpi_cxx ${COMPILE_CU#* } -O1 -include test/emu/nccl_emu.h -x c++ -c "$1" \
+        *_nccl.cu) mpi_cxx $CU_FLAGS -O1 -include test/emu/nccl_emu.h -x c++ -c "$1" \
             -o "$dir/copy.o" ;;
-        *) $COMPILE_CU -O1 -include test/emu/cuda_emu.h -x c++ -c "$1" -o "$dir/copy.o" ;;
+        *) $CXX $CU_FLAGS -O1 -include test/emu/cuda_emu.h -x c++ -c "$1" -o "$dir/copy.o" ;;
     esac
     case $1 in *_nccl.cu) nccl= ;; *) nccl=$build/exchange_nccl.o ;; esac
     mpi_cxx -fopenmp "$build/full_ft.o" "${build%/*}/ranks_mpi.o" "$dir/copy.o" $nccl \
