@@ -193,7 +193,8 @@ static void generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation
             device_write(m->target, drawn, sizeof(int) * (size_t)R);
             scatter_rows(m->kept, m->norm, m->target, R, m->config.n_embd);
         }
-        head_forward(m->logits, m->norm, m->parts[WTE].w, R, m->config.n_embd, V, m->ldv);
+        head_forward(m->logits, m->norm, m->parts[WTE].w, R, m->config.n_embd, m->vocabulary,
+                     m->ldv);
         // 4. sample one token for each, with the sequence's own random number
         for (int r = 0; r < R; r++) {
             const Slot *t = &slot[drawing[r]];

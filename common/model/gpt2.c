@@ -350,14 +350,14 @@ void gpt2_logprob(GPT2 *m, const int *target, float temperature, float *logp, fl
     for (int from = (R - 1) / m->logit_rows * m->logit_rows; from >= 0; from -= m->logit_rows) {
         int rows = R - from < m->logit_rows ? R - from : m->logit_rows;
         real *in = m->head_in + (size_t)from * (size_t)C;
-        head_forward(m->logits, in, m->parts[WTE].w, rows, C, V, m->ldv);
+        head_forward(m->logits, in, m->parts[WTE].w, rows, C, m->vocabulary, m->ldv);
         logprob_forward(m->logp + from, entropy ? m->entropy + from : NULL, m->lse + from,
                         best ? m->best + from : NULL, m->logits, m->target + from, m->beta, rows, V,
                         m->ldv);
         if (!m->head_in_is_grad) continue;
         logprob_backward(m->logits, m->lse + from, NULL, m->target + from, m->dlogp + from, NULL,
                          m->beta, rows, V, m->ldv);
-        head_backward(in, NULL, m->logits, NULL, m->parts[WTE].w, rows, C, V, m->ldv);
+        head_backward(in, NULL, m->logits, NULL, m->parts[WTE].w, rows, C, m->vocabulary, m->ldv);
     }
     if (m->head_in_is_grad) m->logits_kept = 0;
     device_read(m->host_float, m->logp, sizeof(float) * (size_t)R);
@@ -384,7 +384,7 @@ static real *logits_of(GPT2 *m, int from, int rows) {
     m->logits_kept = 0;
     device_precision(m->precision);
     head_forward(m->logits, m->head_in + (size_t)from * (size_t)C, m->parts[WTE].w, rows, C,
-                 m->config.vocab_size, m->ldv);
+                 m->vocabulary, m->ldv);
     return m->logits;
 }
 
@@ -489,8 +489,9 @@ static void vocabulary_backward(GPT2 *m, const float *dlogp, const float *dentro
         logprob_backward(logits, m->lse + from, m->entropy + from, m->target + from,
                          m->dlogp + from, dentropy ? m->dentropy + from : NULL, m->beta, rows, V,
                          m->ldv);
-        head_backward(NULL, m->parts[WTE].g, logits, in, m->parts[WTE].w, rows, C, V, m->ldv);
-        head_backward(in, NULL, logits, NULL, m->parts[WTE].w, rows, C, V,
+        head_backward(NULL, m->parts[WTE].g, logits, in, m->parts[WTE].w, rows, C, m->vocabulary,
+                      m->ldv);
+        head_backward(in, NULL, logits, NULL, m->parts[WTE].w, rows, C, m->vocabulary,
                       m->ldv);  // in place: head_in is no longer needed
     }
     scatter_rows(m->d_norm, m->head_in, m->row, R, C);

@@ -126,6 +126,7 @@ void logprob_backward(real *logits, const float *lse, const float *entropy, cons
             store(x + j, beta_ * (p * factor), V - j);
         }
         x[target[r]] += beta * dlogp[r];
+        for (int j = V; j < ldv; j++) x[j] = 0;
     }
 }
 

@@ -2238,6 +2238,11 @@ void scale_rows(real *x, const float *factor, int R, int C) {
     each(ScaleRows{x, factor, (size_t)C}, (size_t)R * (size_t)C, C % 8 == 0 && aligned(x));
 }
 
+/* The stride of a row of logits is a multiple of 16 bytes, but cuBLASLt's kernels for tensor cores
+   want this of the dimensions as well, and GPT-2 has 50,257 tokens, an odd number. So products are
+   over 50,304: of whole tiles, with rows of wte and columns of dlogits that are zero. */
+int vocabulary_rows(int V) { return (V + 63) / 64 * 64; }
+
 void head_forward(real *logits, const real *inp, const real *wte, int R, int C, int V, int ldv) {
     product(R, V, C, Matrix{inp, (size_t)C, false}, Matrix{wte, (size_t)C, true}, logits,
             (size_t)ldv, (const real *)NULL, false, false);
@@ -2372,6 +2377,7 @@ __global__ void logprob_backward_kernel(real *logits, const float *lse, const fl
         if (dentropy_ != 0) d -= p * dentropy_ * (fmaxf(-1e4f, log_p) + entropy_);
         v = beta * d;
     });
+    for (int j = V + (int)threadIdx.x; j < ldv; j += THREADS) put(x + j, 0);
 }
 
 void logprob_backward(real *logits, const float *lse, const float *entropy, const int *target,

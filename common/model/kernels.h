@@ -279,6 +279,11 @@ void attention_cached(real *out, real *cache, const real *qkv, const int *slot, 
 
 /* ---- The loss head: logits over the vocabulary for selected rows ----------------------------- */
 
+/* The rows of wte in memory, V or more. Those from V on are zero, and stay zero. On a GPU they make
+   products over the vocabulary as fast as those of whole tiles; only these products include them,
+   as further logits. */
+int vocabulary_rows(int V);
+
 /* out[r] = inp[row[r]] */
 void gather_rows(real *out, const real *inp, const int *row, int R, int C);
 /* out[row[r]] = inp[r] */
@@ -296,7 +301,7 @@ void head_backward(real *dinp, float *dwte, const real *dlogits, const real *inp
 void logprob_forward(float *logp, float *entropy, float *lse, int *best, const real *logits,
                      const int *target, float beta, int R, int V, int ldv);
 /* Replaces logits by dlogits:  beta (dlogp (1[j = target] - p_j) - dentropy p_j (log p_j +
-   entropy)). dentropy and entropy may be NULL. */
+   entropy)), and columns V .. ldv by 0. dentropy and entropy may be NULL. */
 void logprob_backward(real *logits, const float *lse, const float *entropy, const int *target,
                       const float *dlogp, const float *dentropy, float beta, int R, int V, int ldv);
 /* Per row, kl = sum_j p_j (log p_j - log q_j), p = softmax(beta logits_p), q = softmax(beta

@@ -79,11 +79,17 @@ static void plan_tensors(GPT2Tensor *table, int own, const GPT2Config *c,
     }
 }
 
-/* The number of elements of these tensors, each rounded up so that the next one starts on a cache
+size_t gpt2_room(const GPT2Tensor *t) {
+    return strcmp(t->name, "wte.weight") != 0
+               ? t->n
+               : (size_t)vocabulary_rows(t->shape[0]) * (size_t)t->shape[1];
+}
+
+/* The room of these tensors, each rounded up so that the next one starts on a cache
    line. */
 static size_t parameters(const GPT2Tensor *t, int count) {
     size_t n = 0;
-    for (int i = 0; i < count; i++) n += (t[i].n + 15) / 16 * 16;
+    for (int i = 0; i < count; i++) n += (gpt2_room(t + i) + 15) / 16 * 16;
     return n;
 }
 
@@ -161,7 +167,8 @@ static void assign_addresses(GPT2 *m, Arena *a, GPT2Memory *memory) {
     memory->activations = a->used - mark;
 
     mark = a->used;
-    m->ldv = (c->vocab_size + 15) / 16 * 16;
+    m->vocabulary = vocabulary_rows(c->vocab_size);
+    m->ldv = (m->vocabulary + 15) / 16 * 16;
     const bool frozen = lim->train && lim->trains != TRAIN_ALL;
     const int bytes = gpt2_is_lean(lim) ? LOGIT_BYTES_LEAN
                       : frozen          ? LOGIT_BYTES_FROZEN
@@ -302,7 +309,7 @@ GPT2 *gpt2_create(const GPT2Config *config, bool mapped) {
 /* Releases a weight of a mapped model: a copy, or the pages of the file. */
 static void release_weight(Parts *p, const GPT2Tensor *t) {
     if (p->owns_w)
-        device_free(p->w, t->n * (p->half ? sizeof(uint16_t) : sizeof(real)));
+        device_free(p->w, gpt2_room(t) * (p->half ? sizeof(uint16_t) : sizeof(real)));
     else if (p->half)
         device_unmap(p->w, t->n / 2);
     else
@@ -317,7 +324,7 @@ static void convert(GPT2 *m, bool to_bf16) {
         const GPT2Tensor *t = &m->tensor[i];
         Parts *p = &m->parts[i];
         if (!gpt2_is_factor(t) || p->half == to_bf16) continue;
-        const size_t bytes = t->n * (to_bf16 ? sizeof(uint16_t) : sizeof(float));
+        const size_t bytes = gpt2_room(t) * (to_bf16 ? sizeof(uint16_t) : sizeof(float));
         void *memory = bytes > device_memory_free() ? NULL : device_alloc(bytes);
         if (!memory) no_memory("the model", bytes);
         if (to_bf16)
@@ -524,7 +531,7 @@ void gpt2_write(GPT2 *m, int i, GPT2Part part, size_t offset, size_t n, const fl
 
 bool gpt2_map(GPT2 *m, int i, const void *data) {
     if ((m->parts[i].w = device_map(data, m->tensor[i].n))) return true;
-    size_t bytes = m->tensor[i].n * sizeof(real);
+    size_t bytes = gpt2_room(&m->tensor[i]) * sizeof(real);
     if (bytes > device_memory_free() || !(m->parts[i].w = device_alloc(bytes)))
         no_memory("the model", bytes);
     m->parts[i].owns_w = true;

@@ -40,12 +40,16 @@ enum { SHORT = sizeof(real) < sizeof(float) };
    124M. 200 MB hold 994 rows of GPT-2's vocabulary.
    With a frozen embedding, logits would be the largest array after the weights, and need not be
    computed twice (gpt2_logprob), so they get less: 52 MB hold 258 rows. A GPU in bf16 gets more,
-   because it needs many rows at once to be fast: 1,650 MB hold 16,410 rows, and 400 MB 3,978. */
+   because it needs many rows at once to be fast: 1,650 MB hold 16,400 rows, and 400 MB 3,975. */
 enum {
     LOGIT_BYTES = (SHORT ? 1650 : 200) * 1000 * 1000,
     LOGIT_BYTES_FROZEN = (SHORT ? 400 : 52) * 1000 * 1000,
     LOGIT_BYTES_LEAN = 28 * 1000 * 1000
 };
+
+/* The numbers that a tensor, or its gradient, takes in memory: wte may have more rows there than
+   the vocabulary (kernels.h, vocabulary_rows). */
+size_t gpt2_room(const GPT2Tensor *t);
 
 /* Device addresses of a tensor's parts. g is NULL if it does not train, master also unless SHORT.
  */
@@ -126,6 +130,7 @@ struct GPT2 {
     real *head_in;           // (scored,C) rows of norm that have a target
     real *logits;            // (logit_rows,ldv)
     int logit_rows, ldv;
+    int vocabulary;                 // rows of wte in memory, and columns of logits' products
     float *logp, *entropy, *lse;    // (scored)
     float *dlogp, *dentropy;        // (scored)
     int *best, *target, *row;       // (scored) row: index of the token in the batch

@@ -98,7 +98,7 @@ size_t shards_lay_out(GPT2 *m, const GPT2Tensor *t) {
     const size_t unit = LINE * (size_t)count;
     size_t *size = (size_t *)xcalloc((size_t)groups, sizeof *size), left = 0, arena = 0;
     for (int i = 0; i < m->tensors; i++) {
-        const size_t n = t[i].trains ? whole_lines(t[i].n) : 0;
+        const size_t n = t[i].trains ? whole_lines(gpt2_room(t + i)) : 0;
         size[group_of(m, i)] += n;
         left += n;
     }
@@ -120,7 +120,7 @@ size_t shards_lay_out(GPT2 *m, const GPT2Tensor *t) {
     for (int i = 0; i < m->tensors && m->parts; i++) {
         if (!t[i].trains) continue;
         m->parts[i].at = size[group_of(m, i)];
-        size[group_of(m, i)] += whole_lines(t[i].n);
+        size[group_of(m, i)] += whole_lines(gpt2_room(t + i));
     }
     free(size);
     return arena;

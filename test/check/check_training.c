@@ -97,6 +97,32 @@ START_TEST(a_gradient_that_is_not_finite_changes_nothing) {
 }
 END_TEST
 
+/* What a GPU has beyond the vocabulary, so that products are of whole tiles, is zero and remains so
+   in training: weights, masters, gradients. */
+START_TEST(rows_beyond_the_vocabulary_remain_zero) {
+    const AdamW o = ADAMW(0.02f, 0.1f, 1);
+    Text *t = text_of(MIDDLING);
+    GPT2 *m = model(&MIDDLING->config, fit(t, true, false));
+    const size_t V = (size_t)m->config.vocab_size, C = (size_t)m->config.n_embd,
+                 beyond = ((size_t)m->vocabulary - V) * C;
+    float *x = floats(beyond + 1);
+    ck_assert_int_ge(m->vocabulary, m->config.vocab_size);
+    ck_assert_int_ge(m->ldv, m->vocabulary);
+    for (int step = 1; step <= 3; step++) {
+        learn(m, t, NULL);
+        AT("step %d", step);
+        device_read(x, m->parts[WTE].g + V * C, sizeof(float) * beyond);
+        ck_zero(x, beyond);
+        gpt2_step(m, &o, step);
+        real_read(x, m->parts[WTE].w + V * C, beyond);
+        ck_zero(x, beyond);
+        if (m->parts[WTE].master)
+            device_read(x, m->parts[WTE].master + V * C, sizeof(float) * beyond);
+        ck_zero(x, beyond);
+    }
+}
+END_TEST
+
 /* ---- Gradients and slopes -------------------------------------------------------------------- */
 
 /* Along the gradient g of a tensor, the slope of the loss is |g|^2. Central differences in float
@@ -526,7 +552,8 @@ int main(void) {
     omp_set_num_threads(1);
     Suite *suite = suite_create("training");
     ADD("step", a_step_is_that_of_the_reference, a_small_gradient_is_not_clipped,
-        cleared_gradients_are_forgotten, a_gradient_that_is_not_finite_changes_nothing);
+        rows_beyond_the_vocabulary_remain_zero, cleared_gradients_are_forgotten,
+        a_gradient_that_is_not_finite_changes_nothing);
     ADD("scalar head", a_scalar_head_reads_the_final_norm_and_trains);
     ADD("shared beginnings", outputs_that_are_not_needed_change_no_bit, a_batch_may_need_no_output,
         continuations_have_the_bits_of_whole_sequences);

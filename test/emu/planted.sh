@@ -168,6 +168,8 @@ a sequence's blocks are counted from a lane too late | attention, large
     s/if (lane >= d) sum += below;/if (lane > d) sum += below;/
 a slot's keys begin before the previous slot's keys have ended | cache
     s/(size_t)h) \* 2 \* head;/(size_t)h) * head;/
+a column beyond the vocabulary keeps its logit | logprob
+    /void logprob_backward_kernel/,/^}/s/for (int j = V + (int)threadIdx.x/for (int j = V + 1 + (int)threadIdx.x/
 lanes are left out of the sum over a warp | layernorm
     /T warp_sum(T x) {/{n;s/d = 16/d = 8/}
 the last channel is left out of the variance | layernorm
