@@ -5,9 +5,9 @@
  * computes the large products, and this file everything else. The rule of product.c holds here too:
  * an output element is accumulated by one thread, or by one group of threads in one fixed order.
  * There are no atomic additions, so the same run gives the same bits. The results of a token do not
- * depend on the number of rows in the batch: product() uses the same algorithm for every product of
- * a given width, and attention uses the same blocks of keys for a sequence in training, for one
- * that shares a prefix, and in decoding.
+ * depend on the number of rows in the batch: product() uses algorithms of the same bits for every
+ * product of a given width, and attention uses the same blocks of keys for a sequence in training,
+ * for one that shares a prefix, and in decoding.
  *
  * A C++ compiler compiles the same file with test/emu/cuda_emu.h, which runs it on a CPU, slowly
  * and with many checks. So it is tested without a GPU. For this purpose kernels are launched with
@@ -585,78 +585,272 @@ static void prefer(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttribu
 }
 
 /*
- * The algorithm ("way") that cuBLASLt uses for a product. The heuristic is called once for each
- * kind of product, always with ASKED rows, a typical number in a training step. If the algorithm
- * depended on the number of rows, a token's bits would depend on its batch. Algorithms that split
- * the sum over k are excluded.
+ * The algorithm ("way") that cuBLASLt uses for a product is chosen for a kind of product and a
+ * range of rows, the multiples of the same few tiles.
+ *
+ * If the rows are those of the result, one of them must have the same bits in any number of rows:
+ * alone, in decoding and in training. So a way is first chosen for ASKED rows, a typical number in
+ * a training step. Fewer rows have a way of their own only if it gives the same bits, which is
+ * tried once on numbers that show any other order of summation (same_bits). Where the way for ASKED
+ * rows is refused, more rows are computed than are needed, until it is accepted.
+ *
+ * If the rows are the terms of each sum, as in the gradient of a weight, the bits are those of one
+ * batch. They depend on the number of its rows in any case, so the way may, too.
+ *
+ * Ways that split the sum over k are excluded.
  */
-enum { ASKED = 4096, WAYS = 256 };
+enum { ASKED = 4096, WAYS = 512 };
 
 typedef struct {
     int M, N, K, ta, tb, type, epilogue, beta,
         alignment[4];  // of A, B, C, bias; M or K is 0 if it is the number of rows
 } Kind;
 
-/* NULL if there is none: cuBLASLt may lack an epilogue. */
-static const cublasLtMatmulAlgo_t *way_of(Kind kind, cublasLtMatmulDesc_t d) {
-    static struct {
-        Kind kind;
-        bool found;
-        cublasLtMatmulAlgo_t algorithm;
-    } ways[WAYS];
-    static int count;
-    for (int i = 0; i < count; i++)
-        if (!memcmp(&ways[i].kind, &kind, sizeof kind))
-            return ways[i].found ? &ways[i].algorithm : NULL;
-    if (count == WAYS) count = 0;  // a model needs a dozen; if there are more, start again
-    const uint64_t M = (uint64_t)(kind.M ? kind.M : ASKED), N = (uint64_t)kind.N,
-                   K = (uint64_t)(kind.K ? kind.K : ASKED);
+typedef struct {
+    bool found;  // cuBLASLt may lack an epilogue, or an odd width
+    cublasLtMatmulAlgo_t algorithm;
+} Way;
+
+/* The most rows that have the same way as so many. */
+static int range_of(const Kind *kind, int rows) {
+    const int last = kind->K ? 256 : 16384;
+    for (int most = 16; most <= last; most *= 4)
+        if (rows <= most) return most;
+    return kind->K ? ASKED : last;
+}
+
+static size_t rounded_up(size_t n, size_t to) { return to > 1 ? (n + to - 1) / to * to : n; }
+
+/* The strides of A, B and C if they are contiguous but for their alignment. */
+typedef struct {
+    size_t a, b, c;
+} Strides;
+
+static Strides strides_of(const Kind *kind, int rows) {
+    const size_t N = (size_t)kind->N, M = (size_t)(kind->M ? kind->M : rows),
+                 K = (size_t)(kind->K ? kind->K : rows);
+    return Strides{rounded_up(kind->ta ? M : K, (size_t)kind->alignment[0] / sizeof(real)),
+                   rounded_up(kind->tb ? K : N, (size_t)kind->alignment[1] / sizeof(real)),
+                   rounded_up(N, (size_t)(kind->alignment[2] / kind->type))};
+}
+
+/* C with its rows, and what the epilogue reads and writes beside. */
+static cublasLtMatmulDesc_t description(const Kind *kind, const real *bias, void *pre,
+                                        size_t stride) {
+    cublasLtMatmulDesc_t d;
+    CUBLAS(cublasLtMatmulDescCreate(&d, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    describe(d, CUBLASLT_MATMUL_DESC_TRANSA, (int32_t)(kind->tb ? CUBLAS_OP_T : CUBLAS_OP_N));
+    describe(d, CUBLASLT_MATMUL_DESC_TRANSB, (int32_t)(kind->ta ? CUBLAS_OP_T : CUBLAS_OP_N));
+    describe(d, CUBLASLT_MATMUL_DESC_EPILOGUE, (uint32_t)kind->epilogue);
+    if (bias) describe(d, CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)bias);
+    if (pre) {
+        describe(d, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, pre);
+        describe(d, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, (int64_t)stride);
+    }
+    return d;
+}
+
+/* What cuBLASLt is given of A, B and C: column-major, so the second factor comes first. */
+typedef struct {
+    cublasLtMatrixLayout_t a, b, c;
+} Layouts;
+
+static Layouts layouts_of(const Kind *kind, int rows, Strides s) {
     const cudaDataType_t stored = FP32 ? CUDA_R_32F : CUDA_R_16BF,
-                         type = kind.type == 4 ? CUDA_R_32F : CUDA_R_16BF;
-    // As in product(), the matrices are column-major, so the second factor comes first. Strides are
-    // those of contiguous matrices, rounded up to the same alignment.
-    const size_t round = (size_t)kind.alignment[0] / sizeof(real),
-                 out_round = (size_t)(kind.alignment[2] / kind.type);
-    auto up = [](size_t n, size_t to) { return to > 1 ? (n + to - 1) / to * to : n; };
-    cublasLtMatrixLayout_t b =
-        kind.tb ? layout(stored, K, N, up(K, round)) : layout(stored, N, K, up(N, round));
-    cublasLtMatrixLayout_t a =
-        kind.ta ? layout(stored, M, K, up(M, round)) : layout(stored, K, M, up(K, round));
-    cublasLtMatrixLayout_t c = layout(type, N, M, up(N, out_round));
+                         type = kind->type == 4 ? CUDA_R_32F : CUDA_R_16BF;
+    const uint64_t M = (uint64_t)(kind->M ? kind->M : rows), N = (uint64_t)kind->N,
+                   K = (uint64_t)(kind->K ? kind->K : rows);
+    return Layouts{kind->ta ? layout(stored, M, K, s.a) : layout(stored, K, M, s.a),
+                   kind->tb ? layout(stored, K, N, s.b) : layout(stored, N, K, s.b),
+                   layout(type, N, M, s.c)};
+}
+
+static void forget(Layouts l) {
+    for (cublasLtMatrixLayout_t x : {l.a, l.b, l.c}) cublasLtMatrixLayoutDestroy(x);
+}
+
+/* The ways that cuBLASLt offers for so many rows, the fastest first. Returns how many. */
+enum { OFFERED = 8 };
+static int offered(Way ways[OFFERED], const Kind *kind, int rows, cublasLtMatmulDesc_t d) {
+    const Layouts l = layouts_of(kind, rows, strides_of(kind, rows));
     cublasLtMatmulPreference_t preference;
     CUBLAS(cublasLtMatmulPreferenceCreate(&preference));
     prefer(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (uint64_t)0);
     prefer(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
            (uint32_t)CUBLASLT_REDUCTION_SCHEME_NONE);
-    prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)kind.alignment[1]);
-    prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)kind.alignment[0]);
-    prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)kind.alignment[2]);
-    prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)kind.alignment[2]);
-    cublasLtMatmulHeuristicResult_t found[8];
-    int n = 0, chosen = -1;
-    const cublasStatus_t answer =
-        cublasLtMatmulAlgoGetHeuristic(cublas, d, b, a, c, c, preference, 8, found, &n);
+    prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)kind->alignment[1]);
+    prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)kind->alignment[0]);
+    prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)kind->alignment[2]);
+    prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)kind->alignment[2]);
+    cublasLtMatmulHeuristicResult_t found[OFFERED];
+    int n = 0, count = 0;
+    const cublasStatus_t answer = cublasLtMatmulAlgoGetHeuristic(cublas, d, l.b, l.a, l.c, l.c,
+                                                                 preference, OFFERED, found, &n);
     if (answer == CUBLAS_STATUS_NOT_SUPPORTED)
         n = 0;
     else
         CUBLAS(answer);
-    for (int i = 0; i < n && chosen < 0; i++) {
+    for (int i = 0; i < n; i++) {
         int32_t parts = 0;
         size_t written;
         CUBLAS(cublasLtMatmulAlgoConfigGetAttribute(&found[i].algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM,
                                                     &parts, sizeof parts, &written));
         if (found[i].state == CUBLAS_STATUS_SUCCESS && found[i].workspaceSize == 0 && parts <= 1)
-            chosen = i;
+            ways[count++] = Way{true, found[i].algo};
     }
-    ways[count].kind = kind;
-    ways[count].found = chosen >= 0;
-    if (chosen >= 0) ways[count].algorithm = found[chosen].algo;
     cublasLtMatmulPreferenceDestroy(preference);
-    cublasLtMatrixLayoutDestroy(a);
-    cublasLtMatrixLayoutDestroy(b);
-    cublasLtMatrixLayoutDestroy(c);
-    count++;
-    return chosen >= 0 ? &ways[count - 1].algorithm : NULL;
+    forget(l);
+    return count;
+}
+
+/* One call of cuBLASLt. C is stored as kind says. */
+static cublasStatus_t multiply(const Kind *kind, const Way *way, cublasLtMatmulDesc_t d, int rows,
+                               Strides s, const real *A, const real *B, void *C, cudaStream_t on) {
+    const Layouts l = layouts_of(kind, rows, s);
+    const float one = 1, zero = 0;
+    const cublasStatus_t status =
+        cublasLtMatmul(cublas, d, &one, B, l.b, A, l.a, kind->beta ? &one : &zero, C, l.c, C, l.c,
+                       &way->algorithm, NULL, 0, on);
+    forget(l);
+    return status;
+}
+
+/* Does cuBLASLt not compute this number of rows in this way? Nothing has been computed then. */
+static bool refused(cublasStatus_t status) {
+    return status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE;
+}
+
+/* Memory for a product of more rows than are needed. */
+static real *spare_rows(size_t bytes) {
+    static real *memory;
+    static size_t have;
+    if (bytes <= have) return memory;
+    if (memory) device_free(memory, have);
+    if (!(memory = (real *)device_alloc(bytes)))
+        die("out of memory for %zu bytes of a product on %s; use a smaller "
+            "--per_device_train_batch_size",
+            bytes, device_name());
+    have = bytes;
+    return memory;
+}
+
+/* The product of rows that their way refuses, among more rows, whose results are not needed. */
+static void multiply_among_more(const Kind *kind, const Way *way, int rows, Strides s,
+                                const real *A, const real *B, const real *bias, real *C,
+                                real *pre) {
+    const size_t K = (size_t)kind->K, N = (size_t)kind->N, last = (size_t)rows - 1,
+                 a_bytes = sizeof(real) * (last * s.a + K),
+                 c_bytes = sizeof(real) * (last * s.c + N);
+    cublasStatus_t status = CUBLAS_STATUS_NOT_SUPPORTED;
+    for (int more = rows; refused(status) && more < ASKED;) {
+        more = more < ASKED / 2 ? 2 * more : ASKED;
+        const size_t a = rounded_up((size_t)more * s.a, 128),
+                     c = rounded_up((size_t)more * s.c, 128);
+        real *there = spare_rows(sizeof(real) * (a + 2 * c)), *C_there = there + a,
+             *pre_there = pre ? C_there + c : NULL;
+        device_copy(there, A, a_bytes);
+        device_copy(C_there, C, c_bytes);  // also what is between its rows
+        if (pre) device_copy(pre_there, pre, c_bytes);
+        cublasLtMatmulDesc_t d = description(kind, bias, pre_there, s.c);
+        status = multiply(kind, way, d, more, s, there, B, C_there, stream);
+        cublasLtMatmulDescDestroy(d);
+        if (status != CUBLAS_STATUS_SUCCESS) continue;
+        device_copy(C, C_there, c_bytes);
+        if (pre) device_copy(pre, pre_there, c_bytes);
+    }
+    CUBLAS(status);
+}
+
+/* Numbers whose sums of products show the order of summation: the second half of the terms of each
+   sum are those of the first half with the other sign. So the sum is 0 but for its rounding errors,
+   and for a last term if their number is odd. Any other order changes these. The numbers have all
+   bits of a real and sizes of 1 to 2^24. The terms are the columns, or the rows if they are `down`.
+   negative: whether the second half has the other sign, which only one of two factors may have. */
+struct Cancelling {
+    real *x;
+    size_t stride;
+    uint32_t half;
+    bool down, negative;
+    template <int W>
+    __device__ void at(size_t i) const {
+        const uint32_t row = (uint32_t)(i / stride), column = (uint32_t)(i % stride),
+                       k = down ? row : column, other = down ? column : row;
+        const Random4 r = random4(1, 0, 0, 0, other, k < 2 * half ? k % half : k);
+        const float size = ldexpf(1 + (float)(r.v[0] >> 9) * 0x1p-23f, (int)(r.v[1] % 24));
+        const bool minus = (r.v[2] % 2 == 1) != (negative && k >= half && k < 2 * half);
+        put(x + i, minus ? -size : size);
+    }
+};
+
+/* Do two ways give each element of so many rows the same bits? */
+static bool same_bits(const Kind *kind, const Way *way, const Way *other, int rows) {
+    const Strides s = strides_of(kind, rows);
+    const size_t K = (size_t)kind->K, N = (size_t)kind->N, R = (size_t)rows,
+                 a = rounded_up(R * s.a, 128), b = rounded_up((kind->tb ? N : K) * s.b, 128),
+                 c = rounded_up(R * s.c, 128), bias = rounded_up(N, 128),
+                 bytes = sizeof(real) * (a + b + bias + 4 * c);
+    const bool gelu = kind->epilogue == CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
+               biased = gelu || kind->epilogue == CUBLASLT_EPILOGUE_BIAS;
+    if (bytes > device_memory_free()) return false;  // cannot be tried
+    real *A = (real *)device_alloc(bytes);
+    if (!A) return false;
+    real *const B = A + a, *const bias_ = B + b, *const C = bias_ + bias;
+    const uint32_t half = (uint32_t)(K > 1 ? K / 2 : 1);
+    each(Cancelling{A, s.a, half, false, true}, R * s.a, false);
+    each(Cancelling{B, s.b, half, !kind->tb, false}, (kind->tb ? N : K) * s.b, false);
+    each(Cancelling{bias_, N, (uint32_t)N, false, false}, N, false);
+    for (int i = 0; i < 4; i++)
+        each(Cancelling{C + (size_t)i * c, s.c, (uint32_t)s.c, false, false}, R * s.c, false);
+    bool accepted = true;
+    for (int i = 0; i < 2; i++) {
+        real *const to = C + 2 * (size_t)i * c, *const pre = gelu ? to + c : NULL;
+        cublasLtMatmulDesc_t d = description(kind, biased ? bias_ : NULL, pre, s.c);
+        const cublasStatus_t status = multiply(kind, i ? other : way, d, rows, s, A, B, to, stream);
+        cublasLtMatmulDescDestroy(d);
+        if (i && refused(status))
+            multiply_among_more(kind, other, rows, s, A, B, biased ? bias_ : NULL, to, pre);
+        else if (!i && refused(status))
+            accepted = false;
+        else
+            CUBLAS(status);
+    }
+    char *seen = (char *)xmalloc(sizeof(real) * 4 * c);
+    device_read(seen, C, sizeof(real) * 4 * c);
+    const size_t each_bytes = sizeof(real) * 2 * c;
+    const bool same = accepted && !memcmp(seen, seen + each_bytes, each_bytes);
+    free(seen);
+    device_free(A, bytes);
+    return same;
+}
+
+static Way way_of(const Kind *kind, int rows, cublasLtMatmulDesc_t d) {
+    static struct {
+        Kind kind;
+        int most;
+        Way way;
+    } ways[WAYS];
+    static int count;
+    const int most = range_of(kind, rows);
+    for (int i = 0; i < count; i++)
+        if (ways[i].most == most && !memcmp(&ways[i].kind, kind, sizeof *kind)) return ways[i].way;
+    Way offers[OFFERED], way = {};
+    const int n = offered(offers, kind, most, d);
+    if (kind->M || most == ASKED) {
+        if (n) way = offers[0];
+    } else {
+        way = way_of(kind, ASKED, d);
+        bool same = !way.found;
+        for (int i = 0; i < n && !same; i++) {
+            same = !memcmp(&offers[i].algorithm, &way.algorithm, sizeof way.algorithm) ||
+                   same_bits(kind, &offers[i], &way, most);
+            if (same) way = offers[i];
+        }
+    }
+    if (count == WAYS) count = 0;  // a model needs a few dozen; if there are more, start again
+    ways[count].kind = *kind;
+    ways[count].most = most;
+    ways[count++].way = way;
+    return way;
 }
 
 /* A product for which cuBLASLt has no way: one thread per element of C, without tensor cores. */
@@ -697,21 +891,9 @@ static bool product(int M, int N, int K, Matrix A, Matrix B, Out *C, size_t c_st
             CUDA(cudaMemsetAsync(C + (size_t)i * c_stride, 0, sizeof(Out) * (size_t)N, on));
         return true;
     }
-    const cudaDataType_t stored = FP32 ? CUDA_R_32F : CUDA_R_16BF,
-                         type = sizeof(Out) == 4 ? CUDA_R_32F : CUDA_R_16BF;
-    cublasLtMatmulDesc_t d;
-    CUBLAS(cublasLtMatmulDescCreate(&d, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    describe(d, CUBLASLT_MATMUL_DESC_TRANSA, (int32_t)(B.transposed ? CUBLAS_OP_T : CUBLAS_OP_N));
-    describe(d, CUBLASLT_MATMUL_DESC_TRANSB, (int32_t)(A.transposed ? CUBLAS_OP_T : CUBLAS_OP_N));
     const uint32_t epilogue = pre    ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS
                               : bias ? CUBLASLT_EPILOGUE_BIAS
                                      : CUBLASLT_EPILOGUE_DEFAULT;
-    describe(d, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
-    if (bias) describe(d, CUBLASLT_MATMUL_DESC_BIAS_POINTER, (const void *)bias);
-    if (pre) {
-        describe(d, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, (void *)pre);
-        describe(d, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, (int64_t)c_stride);
-    }
     const Kind kind = {
         rows_are_k ? M : 0,
         N,
@@ -724,26 +906,31 @@ static bool product(int M, int N, int K, Matrix A, Matrix B, Out *C, size_t c_st
         {alignment_of((uintptr_t)A.p | (A.stride * sizeof(real))),
          alignment_of((uintptr_t)B.p | (B.stride * sizeof(real))),
          alignment_of((uintptr_t)C | (c_stride * sizeof(Out))), alignment_of((uintptr_t)bias)}};
-    const cublasLtMatmulAlgo_t *way = way_of(kind, d);
-    if (!way) {
-        cublasLtMatmulDescDestroy(d);
+    const int rows = rows_are_k ? K : M;
+    const Strides strides = {A.stride, B.stride, c_stride};
+    cublasLtMatmulDesc_t d = description(&kind, bias, pre, c_stride);
+    Way way = way_of(&kind, rows, d);
+    cublasStatus_t status = way.found ? multiply(&kind, &way, d, rows, strides, A.p, B.p, C, on)
+                                      : CUBLAS_STATUS_SUCCESS;
+    if (refused(status) && rows_are_k) {
+        Way offers[OFFERED];
+        way.found = offered(offers, &kind, rows, d) > 0;
+        status = way.found ? multiply(&kind, &offers[0], d, rows, strides, A.p, B.p, C, on)
+                           : CUBLAS_STATUS_SUCCESS;
+    }
+    cublasLtMatmulDescDestroy(d);
+    if (!way.found) {
         if (pre) return false;
         LAUNCH(plain_product_kernel<Out>, blocks_for((size_t)M * (size_t)N, THREADS), THREADS, 0,
                on, C, c_stride, A, B, bias, add, M, N, K);
         return true;
     }
-    cublasLtMatrixLayout_t b = B.transposed ? layout(stored, (uint64_t)K, (uint64_t)N, B.stride)
-                                            : layout(stored, (uint64_t)N, (uint64_t)K, B.stride);
-    cublasLtMatrixLayout_t a = A.transposed ? layout(stored, (uint64_t)M, (uint64_t)K, A.stride)
-                                            : layout(stored, (uint64_t)K, (uint64_t)M, A.stride);
-    cublasLtMatrixLayout_t c = layout(type, (uint64_t)N, (uint64_t)M, c_stride);
-    const float one = 1, zero = 0;
-    CUBLAS(cublasLtMatmul(cublas, d, &one, B.p, b, A.p, a, add ? &one : &zero, C, c, C, c, way,
-                          NULL, 0, on));
-    cublasLtMatrixLayoutDestroy(a);
-    cublasLtMatrixLayoutDestroy(b);
-    cublasLtMatrixLayoutDestroy(c);
-    cublasLtMatmulDescDestroy(d);
+    if constexpr (sizeof(Out) == sizeof(real))
+        if (refused(status) && !rows_are_k) {
+            multiply_among_more(&kind, &way, rows, strides, A.p, B.p, bias, (real *)C, pre);
+            return true;
+        }
+    CUBLAS(status);
     return true;
 }
 

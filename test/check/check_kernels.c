@@ -810,6 +810,61 @@ START_TEST(linear_reference) {
 }
 END_TEST
 
+/* A row has the same bits in any number of rows, though cuBLASLt chooses by that number: where it
+   offers a way of the same bits for few rows, and (CUDA_EMU_OTHER) where it offers none and refuses
+   the way for many. */
+static void check_few_rows(int IC, int OC, bool others) {
+    enum { N = 300 };
+    static const int few[] = {1, 3, 7, 8, 16, 17, 64, 65, 100, 257};
+    AT("IC=%d OC=%d", IC, OC);
+    if (others) setenv("CUDA_EMU_OTHER", "1", 1);
+    const size_t in = (size_t)IC, out = (size_t)OC, stride = out + 8;
+    float *inp = reals(N * in, 1), *weight = reals(in * out, 1), *bias = reals(out, 1),
+          *was = reals(N * out, 1);
+    freeze();
+    // by rows: all, then few
+    float *linear[2], *dinp[2], *added[2], *pre[2], *gelu[2], *logits[2];
+    for (int i = -1; i < LENGTH(few); i++) {
+        const int n = i < 0 ? N : few[i], k = i >= 0;
+        const size_t rows = (size_t)n;
+        linear[k] = room(rows * out);
+        dinp[k] = room(rows * in);
+        added[k] = copy(was, rows * out);
+        pre[k] = room(rows * out);
+        gelu[k] = room(rows * out);
+        logits[k] = filled(rows * stride, 7);
+        linear_forward(linear[k], inp, weight, bias, n, IC, OC);
+        linear_backward_input(dinp[k], was, weight, n, IC, OC);
+        projection_forward(added[k], inp, weight, NULL, true, n, IC, OC);
+        linear_gelu_forward(gelu[k], pre[k], inp, weight, bias, n, IC, OC);
+        head_forward(logits[k], inp, weight, n, IC, OC, OC + 8);
+        for (int r = 0; r < n; r++)
+            for (int c = OC; c < OC + 8; c++)
+                ck_true(logits[k][(size_t)r * stride + (size_t)c] == 7);
+        if (!k) continue;
+        ck_bits(linear[1], linear[0], rows * out);
+        ck_bits(dinp[1], dinp[0], rows * in);
+        ck_bits(added[1], added[0], rows * out);
+        ck_bits(pre[1], pre[0], rows * out);
+        ck_bits(gelu[1], gelu[0], rows * out);
+        ck_bits(logits[1], logits[0], rows * stride);
+        float *dweight = filled(in * out, 0), *dbias = filled(out, 0);
+        linear_backward_weight(dweight, dbias, inp, was, n, IC, OC);
+    }
+    unsetenv("CUDA_EMU_OTHER");
+    release();
+}
+
+START_TEST(few_rows_have_the_bits_of_many) {
+    check_few_rows(48, 32, false);
+    check_few_rows(3, 5, false);
+    // no product was tried in vain
+    if (cuda_emu_count) ck_assert_int_eq(cuda_emu_count("refused products"), 0);
+    check_few_rows(32, 48, true);
+    if (cuda_emu_count) ck_assert_int_gt(cuda_emu_count("refused products"), 0);
+}
+END_TEST
+
 /* A device may compute gradients of weights beside what comes next. Whatever that is, it must not
    change them, nor see them before they are complete. The names in parentheses are the functions
    themselves: on_device.h's macros of their names would wait. */
@@ -3230,8 +3285,8 @@ static int run_all(const char *name) {
         head_reference, logprob_reference, sample_reference, adamw_reference);
     ADD("embedding", embedding);
     ADD("linear", linear_values, linear_is_the_documented_chain_to_the_bit,
-        linear_shows_nan_in_its_row_only, what_runs_beside_a_weight_gradient_does_not_change_it,
-        scale_multiplies);
+        linear_shows_nan_in_its_row_only, few_rows_have_the_bits_of_many,
+        what_runs_beside_a_weight_gradient_does_not_change_it, scale_multiplies);
     ADD("bf16", linear_in_bf16_is_the_documented_chain, head_in_bf16_is_the_documented_chain);
     ADD("nf4", nf4_codes_change_at_the_thresholds, nf4_blocks_run_along_the_input_channels,
         nf4_shows_what_is_not_finite, nf4_scales_are_quantised_to_the_dynamic_map);

@@ -5,11 +5,13 @@
  *     D (m,n) = epilogue(alpha op(A) (m,k) op(B) (k,n) + beta C (m,n))         every matrix
  * column-major, with a leading dimension
  *
- * A sum is the chain of fused multiply-adds over k in order, from 0; for a way that was asked about
- * fewer than 128 columns of D, from the last k to the first, since on a GPU the order depends on
- * the way, too, and is another besides: results differ in the last bits. GELU is the tanh form.
- * What a call would touch must be memory of the device, and descriptions must fit each other; else
- * the program ends with a sentence, where cuBLASLt returns a number or reads what it should not.
+ * A sum is the chain of fused multiply-adds over k in order, from 0; for a way of family 2, which
+ * is the first that is offered for fewer than 128 columns of D, from the last k to the first, since
+ * on a GPU the order depends on the way, too, and is another besides: results differ in the last
+ * bits. A way that was offered for many columns, or a long k, is refused where there are few, as it
+ * may be on a GPU. GELU is the tanh form. What a call would touch must be memory of the device, and
+ * descriptions must fit each other; else the program ends with a sentence, where cuBLASLt returns a
+ * number or reads what it should not.
  *
  * Left out: other types than float and bf16, and all else that the choice of a way changes.
  */
@@ -108,6 +110,7 @@ typedef struct {
     uint32_t config[7];
     uint32_t workspace, kind, width[4];  // what it was chosen for: bytes of workspace, types and
                                          // transposes, bytes read at once of A, B, C, D
+    uint32_t least[2];                   // columns of D, and k
     bool backwards;                      // over k
 } cublasLtMatmulAlgo_t;
 typedef struct {
@@ -220,9 +223,11 @@ inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(
 
 /* ---- Algorithms ------------------------------------------------------------------------------ */
 
-/* There is only one, but it is offered as three, and as on a GPU each is good only for what it was
- * chosen for: the second one splits k, which a caller who wants one order of summation must turn
- * down, and all need workspace if they can have it. */
+/* There are two, one for each order over k, but three are offered, and as on a GPU each is good
+ * only for what it was chosen for: the second one splits k, which a caller who wants one order of
+ * summation must turn down, and all need workspace if they can have it. For few columns of D the
+ * first has the other order, and the third is that for many columns with smaller tiles; with
+ * CUDA_EMU_OTHER=1 all have the other order. */
 
 namespace cuda_emu {
 
@@ -264,12 +269,18 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
     for (int i = 0; i < *count; i++) {
         cublasLtMatmulAlgo_t *algo = &(results[i] = {}).algo;
         bool split = i == 1 && preference->reduction;
-        algo->config[CUBLASLT_ALGO_CONFIG_TILE_ID] = 20 - (unsigned)i;
+        const uint64_t columns = out->columns,
+                       k = d->trans[0] == CUBLAS_OP_T ? a->rows : a->columns;
+        algo->config[CUBLASLT_ALGO_CONFIG_ID] =
+            columns < 128 && (i == 0 || cuda_emu::setting("CUDA_EMU_OTHER", 0)) ? 2 : 1;
+        algo->config[CUBLASLT_ALGO_CONFIG_TILE_ID] = (columns < 128 ? 10 : 20) - (unsigned)i;
         algo->config[CUBLASLT_ALGO_CONFIG_SPLITK_NUM] = split ? 4 : 1;
         algo->config[CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME] = split ? 2 : 0;
         algo->workspace = (uint32_t)std::min<uint64_t>(preference->workspace / 2, 1 << 20);
         algo->kind = cuda_emu::kind(d, a, c);
-        algo->backwards = out->columns < 128;
+        algo->backwards = algo->config[CUBLASLT_ALGO_CONFIG_ID] == 2;
+        algo->least[0] = columns < 128 ? 1 : 8;
+        algo->least[1] = (uint32_t)(k / 64);
         const cublasLtMatrixLayout *layouts[4] = {a, b, c, out};
         for (int l = 0; l < 4; l++)
             algo->width[l] = cuda_emu::width(layouts[l], preference->alignment[l]);
@@ -497,8 +508,10 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
     if (aux) matrix("the epilogue's auxiliary matrix", d->aux, &laux, m, n, ld->batch, 16);
     if ((sum_a || sum_b) && ld->batch > 1) fail("a bias gradient of a batch is not emulated");
 
-    // What is described may be forgotten when this returns
     kernel = NULL;
+    if (algo && (n < algo->least[0] || k < algo->least[1]))
+        return counts["refused products"]++, CUBLAS_STATUS_NOT_SUPPORTED;
+    // What is described may be forgotten when this returns
     counts[stream == streams_first() ? "products" : "products of other streams"]++;
     enqueue(stream, {NULL,
                      [=, d_ = *d, la_ = *la, lb_ = *lb, lc_ = *lc, ld_ = *ld,
