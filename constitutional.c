@@ -283,6 +283,7 @@ static bool hold_dialogues(Transcripts *t, TrainingSet *set, const Run *run, con
     }
     transcripts_report(t, finished, &dropped);
     if (!finished || !run->total_steps) return finished;
+    transcripts_complete(t);
     Records learned = {0};
     for (int i = 0; i < prompts.n; i++) learn(&learned, &t->v[i]);
     training_set_build(set, &learned, prompts.n, &records, run->tokenizer, args.max_length);
@@ -621,6 +622,8 @@ int main(int argc, char **argv) {
         show_comparisons(run.dry_run ? 3 : 1, run.seed);
     Network network = {.role = "model", .trains = true, .limits = limits_of(&run)};
     keep_before(&run);
+    Transcripts transcripts = {0};
+    transcripts_keep(&transcripts, &run);
     networks_open(&run, (Network *[]){&network, NULL});
     GPT2 *model = network.model;
     const int positions = args.max_length - 1, together = 4 * network.limits.slots + 1;
@@ -633,7 +636,6 @@ int main(int argc, char **argv) {
     if (args.feedback) feedback(&voice, &judge, run.seed);
 
     const int per_epoch = args.regenerate ? max_int(1, run.steps_per_epoch) : INT32_MAX;
-    Transcripts transcripts = {0};
     TrainingSet set = {0};
     if (trains()) begin_training(&transcripts, &set, &run, per_epoch, network.limits.tokens);
     measure_before(&run, &voice, &judge);

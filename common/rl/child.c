@@ -8,6 +8,7 @@
 #include "progress.h"
 #include "run/signals.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -68,6 +69,21 @@ static void start_watcher(Child *c) {
     if (c->watcher < 0) close(pair[1]);
 }
 
+/* Is a process of the group alive? kill(-group, 0) also finds those that have ended and that nobody
+   has waited for. */
+static bool group_lives(pid_t group) {
+    if (kill(-group, 0)) return false;
+    DIR *all = opendir("/proc");
+    bool lives = false, shown = false;
+    for (struct dirent *d; !lives && all && (d = readdir(all));) {
+        const long process = strtol(d->d_name, NULL, 10);
+        shown |= process > 0;
+        lives = process > 0 && getpgid((pid_t)process) == group && !process_ended(process);
+    }
+    if (all) closedir(all);
+    return lives || !shown;  // where /proc shows no process there is no more to know
+}
+
 /* Ends it, and what the child has left behind in its group. */
 static void end_group(Child *c, pid_t group) {
     if (c->watcher < 0) return;
@@ -75,7 +91,7 @@ static void end_group(Child *c, pid_t group) {
     kill(c->watcher, SIGKILL);
     waitpid(c->watcher, NULL, 0);
     close(c->life);
-    for (int i = 0; i < 100 && !kill(-group, 0); i++) usleep(10000);
+    for (int i = 0; i < 100 && group_lives(group); i++) usleep(10000);
     kill(-group, SIGKILL);
 }
 
@@ -86,7 +102,7 @@ static void end_group(Child *c, pid_t group) {
    which may have ended before the kernel was told. */
 __attribute__((noreturn)) static void become(const char *command, const int to[2],
                                              const int from[2], pid_t parent) {
-    static const int ours[] = {SIGPIPE, SIGXFSZ, SIGINT, SIGTERM, SIGHUP};
+    static const int ours[] = {SIGPIPE, SIGXFSZ, SIGINT, SIGTERM, SIGHUP, SIGXCPU};
     setpgid(0, 0);
     for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
         struct sigaction now;

@@ -205,38 +205,69 @@ void dialogues_dump(const char *path, const Dialogue *d, int n, int step) {
 
 /* ---- transcripts ----------------------------------------------------------------------------- */
 
+void transcripts_keep(Transcripts *t, Run *run) { run_keep_text(run, "transcripts", &t->noted); }
+
+/* Notes the hash of dialogues, of which d[k] is about prompt k. */
+static void note_dialogues(Str *noted, Dialogue *const *d, int n) {
+    uint64_t hash = HASH_START;
+    for (int k = 0; k < n; k++) {
+        Str line = {0};
+        dialogue_add_line(d[k], 0, &line);
+        hash = hash_bytes(hash, line.s, line.n);
+        free(line.s);
+    }
+    noted->n = 0;
+    str_printf(noted, "%d dialogues, hash %016llx", n, (unsigned long long)hash);
+}
+
+void transcripts_complete(Transcripts *t) {
+    const int n = t->prompts->n;
+    Dialogue **d = (Dialogue **)xcalloc((size_t)n, sizeof *d);
+    for (int k = 0; k < n; k++) d[k] = &t->v[k];
+    note_dialogues(&t->noted, d, n);
+    free(d);
+}
+
 /* Checks the dialogues of an epoch in the resumed run's file: each is about the prompt of its id,
-   no two have one id, and, if complete, none is missing. */
+   no two have one id, and, if complete, none is missing and none was changed. */
 static void check_resumed(const Transcripts *t, const char *path, int epoch, bool complete,
                           const Error *bad_line) {
     const int n = t->prompts->n;
-    bool *seen = (bool *)xcalloc((size_t)n, sizeof *seen);
+    Dialogue **seen = (Dialogue **)xcalloc((size_t)n, sizeof *seen);
     int missing = n;
+    Str now = {0};
     for (int k = 0; k < t->resumed.n; k++) {
-        const Dialogue *d = &t->resumed.v[k];
+        Dialogue *d = &t->resumed.v[k];
         if (d->epoch != epoch) continue;
         if (d->id >= n || seen[d->id] || strcmp(d->prompt, t->prompts->v[d->id].text))
             die_usage(
                 "%s:%d: this dialogue belongs to another run; start a new run with another "
                 "--output",
                 path, d->line);
-        seen[d->id] = true;
+        seen[d->id] = d;
         missing--;
     }
-    free(seen);
     if (complete && missing)
         die_usage(
             "cannot resume: %d dialogues of this epoch are not in %s%s%s; resume from an earlier "
             "checkpoint",
             missing, path, *bad_line->text ? ", of which the first bad line is " : "",
             bad_line->text);
+    if (complete) note_dialogues(&now, seen, n);
+    if (complete && strcmp(now.s, t->noted.s))
+        die_usage(
+            "cannot resume: a dialogue of this epoch in %s was changed since the run learned from "
+            "it, or the file is damaged; start anew in another --output",
+            path);
+    free(now.s);
+    free(seen);
 }
 
 void transcripts_open(Transcripts *t, const Prompts *prompts, const Run *run,
                       const char *checkpoint, int epoch, bool complete) {
     Error e;
     Str from = {0};
-    *t = (Transcripts){.prompts = prompts, .epoch = epoch};
+    *t = (Transcripts){.prompts = prompts, .epoch = epoch, .noted = t->noted};
     t->v = (Dialogue *)xcalloc((size_t)prompts->n, sizeof *t->v);
     if (run->output && *run->output) t->run = run;
     const bool writes = t->run && !rank();
@@ -329,6 +360,7 @@ void transcripts_free(Transcripts *t) {
     if (t->v) dialogues_end(t->v, t->prompts->n);
     dialogues_end(t->resumed.v, t->resumed.n);
     free(t->part);
+    free(t->noted.s);
 }
 
 /* ---- training examples ----------------------------------------------------------------------- */

@@ -85,14 +85,19 @@ typedef struct {
     int epoch;          // of v
     int next;           // prompts from here on have not been given out in this epoch
     Dialogue *part;     // given out
+    Str noted;          // the hash of v, once all of it is there; a checkpoint keeps it
 } Transcripts;
+
+/* Declares what a checkpoint keeps of the transcripts, before the run opens its models. */
+void transcripts_keep(Transcripts *t, Run *run);
 
 /*
  * run: without an OUTPUT nothing is written. checkpoint: the one that it resumes at `epoch`, or
  * NULL: a new run, which removes an older file. A resumed run reads the file in the directory of
  * the checkpoint and checks that its dialogues of `epoch` are about these prompts, and, if
- * complete, that there is one for each of them. Only then it writes OUTPUT/transcripts.jsonl,
- * without the dialogues of later epochs. Whatever is wrong ends the program with 2.
+ * complete, that there is one for each of them and that they are what they were. Only then it
+ * writes OUTPUT/transcripts.jsonl, without the dialogues of later epochs. Whatever is wrong ends
+ * the program with 2.
  */
 void transcripts_open(Transcripts *t, const Prompts *prompts, const Run *run,
                       const char *checkpoint, int epoch, bool complete);
@@ -103,6 +108,8 @@ void transcripts_begin(Transcripts *t, int epoch);
 int transcripts_next(Transcripts *t, int most, Dialogue **part);
 /* Takes the n dialogues of the part back. finished: appends them to the file. */
 void transcripts_add(Transcripts *t, int n, bool finished);
+/* All dialogues of the epoch are there: the next checkpoint notes what they are. */
+void transcripts_complete(Transcripts *t);
 /* Prints how the dialogues of the epoch ended, and what was dropped. */
 void transcripts_report(const Transcripts *t, bool finished, const Dropped *dropped);
 /* The share of the epoch's dialogues in which a revision replaced the answer. */

@@ -8,6 +8,7 @@
 #include "model/weights.h"
 #include "ranks.h"
 #include "run/private.h"
+#include "run/technique.h"
 #include "text/jsonl.h"
 
 /* ---- content --------------------------------------------------------------------------------- */
@@ -92,6 +93,23 @@ void agree_note_model(Run *run, const Network *n) {
                (unsigned long long)gpt2_hash_own(n->model), c->n_head,
                (double)c->layer_norm_epsilon);
     note_content(run, "model", n->role, shown.s, text.s);
+}
+
+void agree_note_config(Run *run, const Network *n, const Technique *technique) {
+    Str shown = {0}, text = {0};
+    if (!is_compared(run)) return;
+    const GPT2Config *c = &n->config;
+    str_printf(&shown, "the configuration of the %s %s", n->role, n->from);
+    str_printf(&text, "%d heads, layer_norm_epsilon %.9g, dropout %.9g %.9g %.9g", c->n_head,
+               (double)c->layer_norm_epsilon, (double)c->embd_pdrop, (double)c->attn_pdrop,
+               (double)c->resid_pdrop);
+    if (technique) {  // of the adapter: the base may have another path
+        char *config = technique->config_text(c, "");
+        str_printf(&text, ", adapter_config.json %016llx",
+                   (unsigned long long)hash_bytes(HASH_START, config, strlen(config)));
+        free(config);
+    }
+    note_content(run, "config", n->role, shown.s, text.s);
 }
 
 void agree_note_origin(Run *run, Network *n) {

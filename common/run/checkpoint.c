@@ -616,11 +616,11 @@ void checkpoint_resume(Run *run) {
     const char *first_line = st_metadata(st, "first_line");
     if (first_line) str_add(&s->first_line, first_line, strlen(first_line));
     restore_numbers(run, st);
+    check_hash(s, st, "checksum", "all", st_metadata_hash(st, "checksum.all"), STATE_FILE " was");
     run->step = s->saved_step = step;
     best_resume(run);
     check_moments(run);
     restore_models(run, st);
-    check_hash(s, st, "checksum", "all", st_metadata_hash(st, "checksum.all"), STATE_FILE " was");
     s->postponed = st_metadata(st, "evaluation") != NULL;
     best_find(run);
     if (s->continues && run_writes(run)) {

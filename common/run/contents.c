@@ -91,9 +91,16 @@ int checkpoint_list(const char *dir, struct dirent ***list) {
     return list_directory(dir, is_checkpoint, list);
 }
 
-/* Has the process that wrote a file ended? One with our own id has: this process has written
+/* Is this the number of no other living process? Our own counts as free: this process has written
    nothing yet, and in a container every run may be process 1. */
-static bool has_ended(long writer) { return writer == getpid() || process_ended(writer); }
+static bool is_free(long process) { return process == getpid() || process_ended(process); }
+
+/* Has the run ended that wrote a file or directory in OUTPUT? A living one would keep OUTPUT, so
+   where this process has its lock the answer is yes, whoever has that number now. Where the file
+   system has no locks the number must be free. */
+static bool has_ended(const char *output, long writer) {
+    return lock_holds(output) || is_free(writer);
+}
 
 /* Removes one of our checkpoints, never the directory that the model came from. It is renamed
    first, since half of one must not look complete. */
@@ -237,7 +244,7 @@ static void finish_overwriting(const Run *run) {
         char *first = path_join(run->output, list[i]->d_name), *path = xstrdup(first);
         const long writer = newfile_writer(first, FIRST_MARK);
         *strrchr(path, '.') = 0;
-        if (has_ended(writer)) {
+        if (has_ended(run->output, writer)) {
             replace_result(run, !bundle_loads(run->output), writer);
             if (put_in_place(first, path, &e)) fprintf(stderr, "note: %s\n", e.text);
         }
@@ -258,7 +265,7 @@ static void finish_replacing(const Run *run) {
         char *old = path_join(run->output, list[i]->d_name), *path = xstrdup(old);
         *strrchr(path, '.') = 0;
         const bool ours = exists_in(old, STATE_FILE) && !same_file(old, model);
-        if (ours && has_ended(newfile_writer(old, REPLACED_MARK)) &&
+        if (ours && has_ended(run->output, newfile_writer(old, REPLACED_MARK)) &&
             (access(path, F_OK) ? rename(old, path) : remove_tree(old)))
             fprintf(stderr, "note: cannot clean up %s: %s\n", old, strerror(errno));
         free(old);
@@ -272,6 +279,16 @@ static bool is_part_of_run(const char *name) {
     return !strncmp(name, "checkpoint-", 11) || !strncmp(name, "best" UNFINISHED_MARK, 15);
 }
 
+/* Was the unfinished file or directory made by a run in `output`? Another file may be one that a
+   flag names, and a process may be writing it that does not keep `output`. */
+static bool is_of_run(const char *name) {
+    char *whole = xstrndup(name, (size_t)(strrchr(name, '.') - name));
+    const bool is = is_part_of_run(name) || bundle_owns(whole) || !strcmp(whole, RUN_FILE) ||
+                    !strcmp(whole, "log.jsonl") || !strcmp(whole, "transcripts.jsonl");
+    free(whole);
+    return is;
+}
+
 /* Removes unfinished files of processes that have ended: checkpoint-N.posttrain-PID/,
  * best.posttrain-PID/ and FILE.posttrain-PID. */
 static void remove_unfinished(const char *output) {
@@ -279,9 +296,11 @@ static void remove_unfinished(const char *output) {
     const int n = list_directory(output, is_unfinished, &list);
     for (int i = 0; i < n; i++) {
         const char *name = list[i]->d_name;
+        const long writer = newfile_writer(name, UNFINISHED_MARK);
+        const bool ended = is_of_run(name) ? has_ended(output, writer) : is_free(writer);
         struct stat found;
         char *path = path_join(output, name);
-        if (has_ended(newfile_writer(name, UNFINISHED_MARK)) && !lstat(path, &found)) {
+        if (ended && !lstat(path, &found)) {
             if (S_ISREG(found.st_mode)) unlink(path);
             if (S_ISDIR(found.st_mode) && is_part_of_run(name)) remove_tree(path);
         }

@@ -24,6 +24,7 @@ typedef struct {
     int file;
     bool directory, made;  // made: by us
     bool shared;           // with the runs in other parts of the directory
+    bool locked;           // the file system has locks
 } Lock;
 
 /* A signal may come between any two instructions: an entry is complete before `locks` counts it. */
@@ -107,8 +108,10 @@ void lock_release(void) {
     }
 }
 
-/* Locks the open file. 0, or -1 with e filled: another process has it. */
-static int claim(const char *flag, const char *path, int file, bool shared, Error *e) {
+/* Locks the open file of l. 0, or -1 with e filled: another process has it. */
+static int claim(Lock *l, const char *flag, bool shared, Error *e) {
+    const char *path = l->path;
+    const int file = l->file;
     char who[64];
     int error = 0;
     for (int tries = 0; tries < TRIES; tries++) {
@@ -126,6 +129,7 @@ static int claim(const char *flag, const char *path, int file, bool shared, Erro
     if (error && !shared)
         fprintf(stderr, "note: %s cannot be locked (%s); do not start another run with it\n", path,
                 strerror(error));
+    l->locked = !error;
     return 0;
 }
 
@@ -134,7 +138,7 @@ static int claim(const char *flag, const char *path, int file, bool shared, Erro
 static int keep(Lock l, Error *e) {
     static bool registered;
     if (!registered) registered = !atexit(lock_abandon);
-    if (claim(l.flag, l.path, l.file, l.shared, e)) {
+    if (claim(&l, l.flag, l.shared, e)) {
         close(l.file);
         return -1;
     }
@@ -148,7 +152,7 @@ static int keep(Lock l, Error *e) {
 /* Keeps once more what is kept already, for this process alone unless it is shared. */
 static int keep_again(Lock *l, const char *flag, bool shared, Error *e) {
     if (shared || !l->shared) return 0;
-    if (claim(flag, l->path, l->file, false, e)) return -1;
+    if (claim(l, flag, false, e)) return -1;
     l->flag = flag;
     l->shared = false;
     return 0;
@@ -193,10 +197,15 @@ static int cannot_make(const char *flag, const char *path, Error *e) {
         return fail(e, "cannot make --%s %s: %s; %s", flag, path, strerror(error),
                     error_remedy(error));
     if (readlink(link, to, sizeof to - 1) < 0) *to = 0;
-    fail(e,
-         "cannot make --%s %s: %s is a link to %s, which is not there; make that, or remove the "
-         "link",
-         flag, path, link, to);
+    struct stat s;
+    const bool reached = !stat(link, &s), loop = !reached && errno == ELOOP;
+    if (reached || loop || errno == ENOENT || errno == ENOTDIR)
+        fail(e, "cannot make --%s %s: %s is a link to %s, which %s", flag, path, link, to,
+             loop ? "leads back to the link, or through too many others; remove the link"
+                  : "is not there; make that, or remove the link");
+    else
+        fail(e, "cannot make --%s %s: %s is a link to %s: %s; %s", flag, path, link, to,
+             strerror(errno), error_remedy(errno));
     free(link);
     return -1;
 }
@@ -217,7 +226,7 @@ static int lock_one(const char *flag, const char *path, bool directory, bool sha
             close(file);
             return 0;
         }
-        if (keep((Lock){flag, (char *)path, file, directory, made, shared}, e)) return -1;
+        if (keep((Lock){flag, (char *)path, file, directory, made, shared, false}, e)) return -1;
         if (!fstat(file, &s) && is_at(&s, path)) return 0;
         locks--;
         close(file);
@@ -236,6 +245,11 @@ int lock_share(const char *flag, const char *dir, Error *e) {
 
 int lock_file(const char *flag, const char *path, Error *e) {
     return lock_one(flag, path, false, false, e);
+}
+
+bool lock_holds(const char *dir) {
+    const Lock *l = find_kept(dir);
+    return l && l->locked && !l->shared;
 }
 
 /* ---- still in its place? --------------------------------------------------------------------- */

@@ -253,6 +253,10 @@ void networks_open(Run *run, Network *const list[]) {
     }
     // 1. A run that cannot be resumed is refused before its memory is planned
     agree_note_tokenizer(run);
+    for (int i = 0; i < s->networks; i++) {
+        const Network *n = s->network[i];
+        if (i == 0 || n->trains) agree_note_config(run, n, technique_of(run, i == 0));
+    }
     agree_check(run);
     for (int i = 0; i < s->networks && s->checkpoint; i++)
         if (is_outside(run, s->network[i], i == 0)) load(run, s->network[i], i == 0);

@@ -9,6 +9,7 @@
 #include "text/jsonl.h"
 
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <libgen.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -42,20 +43,65 @@ static bool same_path(const char *a, const char *b) {
     return same;
 }
 
-/* Ends the program if the file is one that another flag names, one in a directory that another flag
-   names, which the run reads, or one that the run writes itself. */
+/* Ends the program if another flag names the same file or pipe. */
+static void refuse_same(const Run *run, const Flag *f, const char *path) {
+    const Flag *g;
+    for (int i = 0; (g = flags_at(run->state->flags, i)); i++) {
+        const char *other = g->type == FLAG_TEXT ? *(const char **)g->value : NULL;
+        if (g == f || !other || !*other || !in_list(path, other)) continue;
+        die_usage(word_in(written, g->name)
+                      ? "--%s %s is the file of --%s, too; choose another"
+                      : "--%s %s is the file of --%s, which is read and never written; choose "
+                        "another",
+                  f->name, path, g->name);
+    }
+}
+
+/* Does a model's directory hold files of this name, by whichever library? */
+static bool is_of_model(const char *name) {
+    static const char *const patterns[] = {
+        "*.safetensors", "*.bin",         "*.pt",         "*.pth",   "*.h5",     "*.msgpack",
+        "*.index.json",  "*_config.json", "*_state.json", "*.model", "vocab.txt"};
+    bool is = bundle_owns(name);
+    for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++)
+        is |= !fnmatch(patterns[i], name, 0);
+    return is;
+}
+
+/* Is it a directory that some run has written its log into? */
+static bool is_of_run(const char *dir) {
+    struct dirent **list;
+    const int n = checkpoint_list(dir, &list);
+    free_entries(list, n);
+    return n || bundle_loads(dir) || exists_in(dir, RUN_FILE);
+}
+
+/* Ends the program if the file is part of a model or of a run that is there already: another model
+   would be ruined by it. */
+static void refuse_models(const Flag *f, const char *path) {
+    char *copy = xstrdup(path), *tail = xstrdup(path);
+    const char *dir = dirname(copy), *name = basename(tail);
+    const bool log =
+        !strcmp(name, RUN_FILE) || !strcmp(name, "log.jsonl") || !strcmp(name, "transcripts.jsonl");
+    const bool model = is_of_model(name) && (bundle_loads(dir) || bundle_found(dir));
+    if (model || (log && is_of_run(dir)))
+        die_usage(
+            "--%s %s has the name of a file of the %s in %s, which would be lost; choose "
+            "another",
+            f->name, path, model ? "model" : "run", dir);
+    free(copy);
+    free(tail);
+}
+
+/* Ends the program if the file is in a directory that another flag names and the run reads, or one
+   that the run writes itself. */
 static void refuse_input(const Run *run, const Flag *f, const char *path) {
     const Flag *g;
-    char *copy = xstrdup(path), *tail = xstrdup(path);
+    char *copy = xstrdup(path), *tail = xstrdup(path), *real = resolve_path(path);
     const char *directory = dirname(copy), *name = basename(tail);
     for (int i = 0; (g = flags_at(run->state->flags, i)); i++) {
         const char *other = g->type == FLAG_TEXT ? *(const char **)g->value : NULL;
-        if (g == f || !other || !*other) continue;
-        if (in_list(path, other))
-            die_usage(
-                "--%s %s is the file of --%s, which is read and never written; choose another",
-                f->name, path, g->name);
-        if (!same_path(directory, other)) continue;
+        if (g == f || !other || !*other || !same_path(directory, other)) continue;
         if (!word_in(written, g->name))
             die_usage("--%s %s is a file of --%s %s, which is never written; choose another",
                       f->name, path, g->name, other);
@@ -63,8 +109,11 @@ static void refuse_input(const Run *run, const Flag *f, const char *path) {
             die_usage("--%s %s has the name of a file that the run itself writes; choose another",
                       f->name, path);
     }
+    refuse_models(f, path);
+    refuse_models(f, real);  // what a link leads to
     free(copy);
     free(tail);
+    free(real);
 }
 
 /* Does the run write or remove OUTPUT/name, a file or directory directly in it? */
@@ -234,6 +283,8 @@ void run_check_output(const Run *run, const char *flag, const char *ours) {
     if (exists && S_ISREG(s.st_mode) && is_open_file(path))
         die_usage("--%s %s is the name of a file that is open already; give the file's own name",
                   flag, path);
+    // another flag may name a device, too: /dev/null
+    if (!exists || S_ISREG(s.st_mode) || S_ISFIFO(s.st_mode)) refuse_same(run, f, path);
     if (!run->dry_run) streams_outlive();
     if (exists && S_ISFIFO(s.st_mode) && !run->dry_run) hold_pipe(flag, path);
     if (exists && !S_ISREG(s.st_mode)) return;  // a pipe, a terminal, /dev/null

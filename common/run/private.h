@@ -80,7 +80,7 @@ typedef struct {
 
 #define MODEL_FILE "model.safetensors"
 #define STATE_FILE "state.safetensors"
-#define STATE_VERSION "6"  // since 6, four keys share a draw of attention's dropout
+#define STATE_VERSION "7"  // since 7, it holds what the configurations say
 
 struct RunState {
     const Program *program;
@@ -216,6 +216,9 @@ bool run_owns(const char *name);
 /* Notes the content of the tokenizer, and of a model that was read and not from the checkpoint. */
 void agree_note_tokenizer(Run *run);
 void agree_note_model(Run *run, const Network *n);
+/* Notes what the configuration of a model says besides the shapes of its tensors, and what the
+   technique's says, or NULL. */
+void agree_note_config(Run *run, const Network *n, const Technique *technique);
 /* Notes the hash of the weights that the run began with; a resumed run takes it from the
    checkpoint. */
 void agree_note_origin(Run *run, Network *n);

@@ -27,6 +27,8 @@ static void leave(int number) {
 
 static void on_signal(int number) {
     static const char text[] = "\nThe run will save and stop. Another signal stops it at once.\n";
+    // the kernel repeats this one every second until the run has saved, or has used up its time
+    if (noted && number == SIGXCPU) return;
     if (!noting || noted || number == SIGHUP) {
         leave(number);
         return;
@@ -61,6 +63,7 @@ void signals_catch(void) {
     catch_signal(SIGTERM, on_signal);
     catch_signal(SIGHUP, on_signal);
     catch_signal(SIGUSR1, on_signal);  // which mpirun passes on to all processes
+    catch_signal(SIGXCPU, on_signal);  // of ulimit -t and of batch systems, before they kill
     signals_survive_pipes();
 }
 

@@ -1,12 +1,12 @@
 /*
- * signals.h - SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGHUP: when they end a program at once, and
- * when they only ask a run to save and stop.
+ * signals.h - SIGINT (Ctrl-C), SIGTERM, SIGUSR1, SIGXCPU and SIGHUP: when they end a program at
+ * once, and when they only ask a run to save and stop.
  *
  * Until the first step of training there is nothing to save, and so it is in a program that does
  * not train: the signal ends it at once. From the first step on all but SIGHUP are noted, and a
- * second one ends the program. After the last step and its evaluation the run goes to its end; a
- * signal ends the program at once again, as the checkpoint of that step is written.
- * However it ends, it leaves no file half written and no judge behind.
+ * second one, unless it is SIGXCPU, ends the program. After the last step and its evaluation the
+ * run goes to its end; a signal ends the program at once again, as the checkpoint of that step is
+ * written. However it ends, it leaves no file half written and no judge behind.
  *
  * SIGPIPE never ends a program by itself: writing to a pipe that nobody reads only fails, and what
  * was writing decides.

@@ -40,7 +40,7 @@ START_TEST(test_checkpoint_holds) {
     ck_assert(!exists("deep/er/out/state.safetensors"));
     assert_same_file("deep/er/out/model.safetensors", "deep/er/out/checkpoint-7/model.safetensors");
     const char *state = "deep/er/out/checkpoint-5/state.safetensors";
-    assert_metadata(state, "format_version", "6");
+    assert_metadata(state, "format_version", "7");
     assert_metadata(state, "program", "toy");
     assert_metadata(state, "step", "5");
     assert_metadata(state, "examples", "18");
@@ -108,6 +108,8 @@ static long dead_process(void) {
     return child;
 }
 
+/* OUTPUT belongs to one run, so what another has left there is of a run that has ended, whichever
+   process has its number now. A file of a flag may be in work by a process that has no OUTPUT. */
 START_TEST(test_unfinished_is_removed) {
     const long dead = dead_process(), alive = getpid();
     char name[8][64];
@@ -116,24 +118,29 @@ START_TEST(test_unfinished_is_removed) {
     snprintf(name[1], 64, "out/model.safetensors.posttrain-%ld", dead);
     snprintf(name[2], 64, "out/checkpoint-6.posttrain-%ld", alive);
     snprintf(name[3], 64, "out/log.jsonl.posttrain-%ld", alive);
+    snprintf(name[6], 64, "out/scores.posttrain-%ld", dead);
+    snprintf(name[7], 64, "out/scores.posttrain-%ld", alive);
     ck_assert_int_eq(mkdir(at(name[0]), 0777), 0);
     ck_assert_int_eq(mkdir(at(name[2]), 0777), 0);
     write_text(name[1], "half");
     write_text(name[3], "half");
+    write_text(name[6], "half");
+    write_text(name[7], "half");
     char inside[128];
     snprintf(inside, sizeof inside, "%s/model.safetensors", name[0]);
     write_text(inside, "half");
     write_text("out/log.jsonl", "{\"step\": 99}\n");  // of a run that never came to a checkpoint:
                                                       // it does not stop a new one
     ck_toy(0, "--max_steps 2 --save_steps 1 --output %s", at("out"));
-    ck_assert(!exists(name[0]) && !exists(name[1]));  // their writer is gone
-    ck_assert(exists(name[2]) && exists(name[3]));    // theirs is not
+    ck_assert(!exists(name[0]) && !exists(name[1]) && !exists(name[2]) && !exists(name[3]));
+    ck_assert(!exists(name[6]));  // its writer is gone
+    ck_assert(exists(name[7]));   // its writer is not
     Str log = bytes_of("out/log.jsonl");
     ck_assert_ptr_null(strstr(log.s, "99"));
     free(log.s);
     // killed while one checkpoint replaced another: before the new one had its name, and before the
     // old one was removed
-    snprintf(name[4], 64, "out/checkpoint-2.posttrain-old-%ld", dead);
+    snprintf(name[4], 64, "out/checkpoint-2.posttrain-old-%ld", alive);
     ck_assert_int_eq(rename(at("out/checkpoint-2"), at(name[4])), 0);
     ck_toy(2, "--max_steps 1 --output %s --resume",
            at("out"));  // other steps: refused, and the checkpoint has its name again
@@ -379,7 +386,7 @@ START_TEST(test_hostile_state) {
          "its step is \"24\"; expected a number from 0 to 23"},
         {"\"step\":\"10\"", "\"stop\":\"10\"", "its step is \"\""},
         {"\"keep.best\"", "\"keep.bast\"", "holds no number keep.best"},
-        {"\"format_version\":\"6\"", "\"format_version\":\"5\"", "format"},
+        {"\"format_version\":\"7\"", "\"format_version\":\"6\"", "format"},
         {"m.wte.weight", "m.wta.weight", "m.wte.weight"},
         {"\"flag.seed\"", "\"flag.seek\"", "--seed is \"42\" now and missing in the checkpoint"},
         {"\"figures\":\"last loss", "\"figures\":\"lost loss", "its figures are \"lost loss"},
@@ -399,6 +406,35 @@ START_TEST(test_hostile_state) {
         memcpy(place, row[i].from, n);
         ck_toy(2, TRAIN " --resume --output %s", at("out"));
         assert_said(row[i].says);
+    }
+    free(good.s);
+}
+END_TEST
+
+/* A bit of the state that turned, wherever it is: in the length, the metadata, the shapes, the
+   blanks, the moments. */
+START_TEST(test_a_turned_bit_is_found) {
+    ck_toy(77, TRAIN " --die_at 12 --output %s", at("out"));
+    ck_assert_int_eq(shell("rm -r %s/out/checkpoint-5", directory), 0);
+    Str good = bytes_of("out/checkpoint-10/state.safetensors");
+    uint64_t header;
+    memcpy(&header, good.s, sizeof header);
+    enum { TIMES = 40 };
+    for (size_t i = 0; i < TIMES; i++) {
+        const size_t within = i < 30 ? 8 + (size_t)header : good.n;
+        const uint32_t draw = random4(1, RANDOM_DATA, 0, 0, (uint32_t)i, 0).v[0];
+        const size_t byte = i < 2    ? i
+                            : i == 2 ? 7 + (size_t)header
+                            : i == 3 ? good.n - 1
+                                     : draw % within;
+        good.s[byte] = (char)(good.s[byte] ^ 1 << i % 8);
+        FILE *f = fopen(at("out/checkpoint-10/state.safetensors"), "wb");
+        fwrite(good.s, 1, good.n, f);
+        fclose(f);
+        good.s[byte] = (char)(good.s[byte] ^ 1 << i % 8);
+        const int status = toy(TRAIN " --resume --output %s", at("out"));
+        ck_assert_msg(status == 2, "bit %zu of byte %zu: status %d\n%s", i % 8, byte, status,
+                      said.s);
     }
     free(good.s);
 }
@@ -518,7 +554,7 @@ END_TEST
 /* A run was killed when its first checkpoint took the place of an older result, before or after the
    config of that was removed. */
 START_TEST(test_the_change_of_a_killed_run_is_completed) {
-    const long dead = dead_process();
+    const long writer[] = {dead_process(), getpid()};  // another program has its number, too
     ck_toy(0, TRAIN " --output %s", at("older"));
     ck_toy(0, TRAIN " --seed 5 --output %s", at("whole"));
     for (int i = 0; i < 2; i++) {
@@ -527,7 +563,7 @@ START_TEST(test_the_change_of_a_killed_run_is_completed) {
         ck_assert_int_eq(
             shell("cd %s && mv new/checkpoint-5 out/checkpoint-5.posttrain-new-%ld && mv "
                   "new/log.jsonl out/log.jsonl.posttrain-%ld && rmdir new && rm out/%s",
-                  directory, dead, dead, i ? "config.json" : "log.jsonl"),
+                  directory, writer[i], writer[i], i ? "config.json" : "log.jsonl"),
             0);
         ck_toy(0, TRAIN " --seed 5 --resume --output %s", at("out"));
         assert_said("checkpoint-5 at step 5 of 23");
@@ -644,6 +680,7 @@ int main(void) {
                                     test_resume_refusals,
                                     test_broken_checkpoint_is_passed_over,
                                     test_hostile_state,
+                                    test_a_turned_bit_is_found,
                                     test_log_is_cut};
     const TTest *const outputs[] = {test_output_is_not_overwritten,
                                     test_an_older_result_stays_until_the_new_is_whole,

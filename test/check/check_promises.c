@@ -121,6 +121,35 @@ START_TEST(a_changed_checkpoint_is_refused) {
 }
 END_TEST
 
+/* What a checkpoint's configurations say besides the shapes of tensors, and the dialogues that the
+   run learns from. */
+START_TEST(a_changed_file_beside_the_state_is_refused) {
+    clean();
+    const char *const runs[][3] = {
+        {"sft --model test/tiny --data sft", "s/\"n_head\": 4/\"n_head\": 8/",
+         "out/checkpoint-2/config.json"},
+        {"lora --model test/tiny --data dom", "s/\"lora_alpha\": [0-9.]*/\"lora_alpha\": 7/",
+         "out/checkpoint-2/adapter_config.json"},
+        {"adapter --model test/tiny --data dom", "s/\"scaling\": [0-9.]*/\"scaling\": 3.0/",
+         "out/checkpoint-2/adapter_config.json"},
+        {"constitutional --model test/tiny/chat --prompts pr --max_new_tokens 8 --max_iterations 1 "
+         "--max_length 256 --constitution test/tiny/constitution.json",
+         "s/\"revision_response\": \"./\"revision_response\": \"x/", "out/transcripts.jsonl"}};
+    for (int i = 0; i < COUNT(runs); i++) {
+        ck_sh(0, "rm -rf out; P/%s " SAVED "--max_steps 4 --output out; rm -r out/checkpoint-4",
+              runs[i][0]);
+        ck_sh(0, "cp %s good; sed -i '%s' %s; ! cmp good %s", runs[i][2], runs[i][1], runs[i][2],
+              runs[i][2]);
+        ck_sh(2, "P/%s " SAVED "--max_steps 4 --output out --resume", runs[i][0]);
+        assert_said(i < 3 ? "the configuration of the model "
+                          : "was changed since the run learned");
+        ck_sh(0, "cp good %s; P/%s " SAVED "--max_steps 4 --output out --resume", runs[i][2],
+              runs[i][0]);
+    }
+    clean();
+}
+END_TEST
+
 /* The run of a checkpoint is the one in whose output it is. */
 START_TEST(a_checkpoint_by_a_link_is_refused) {
     clean();
@@ -427,6 +456,11 @@ START_TEST(a_file_of_a_flag_may_be_a_pipe_with_a_reader) {
         ck_sh(0, "exec 4<>p; cat <p >got 4<&- & P/%s p 4<&- && exec 4<&- && wait $! && [ -s got ]",
               file_runs[i]);
     }
+    // a pipe that is read and written would wait for itself
+    ck_sh(2, "timeout 60 P/reward --model test/tiny/reward --score p --score_output p");
+    assert_said("is the file of --score, which is read and never written");
+    ck_sh(2, "ln -s circle circle; P/%s circle", file_runs[0]);
+    assert_said("circle is a link to circle, which leads back to the link");
     const char *const directories[] = {
         "sft --model test/tiny --data sft " QUICK "--max_steps 1 --output link",
         "sft --model test/tiny --data sft " QUICK "--max_steps 1 --output link/",
@@ -511,6 +545,34 @@ START_TEST(inputs_are_not_overwritten) {
     ck_sh(0,
           "mkdir notes; echo mine >notes/notes.tmp-123; P/sft --model test/tiny --data sft " QUICK
           "--max_steps 1 --output notes --overwrite_output_dir && grep mine notes/notes.tmp-123");
+}
+END_TEST
+
+/* A model or a run that no flag names: no file of it is replaced, and none that its directory could
+   have is added. */
+START_TEST(other_models_are_not_overwritten) {
+    clean();
+    ck_sh(0,
+          "cp -rL test/tiny/reward m; mkdir weights ran; cp m/model.safetensors weights; echo "
+          "'{\"step\": 1}' >ran/log.jsonl; echo {} >ran/run.json; ln -s m/config.json link; rm -rf "
+          "before; mkdir before; cp -rP m weights ran link before");
+    const char *const names[] = {"m/config.json",
+                                 "m/model.safetensors",
+                                 "m/merges.txt",
+                                 "m/generation_config.json",
+                                 "./m/../m/optimizer.pt",
+                                 "m/pytorch_model-00001-of-00002.bin",
+                                 "weights/model.safetensors",
+                                 "link",
+                                 "ran/log.jsonl",
+                                 "ran/run.json"};
+    for (int i = 0; i < COUNT(names); i++) {
+        ck_sh(2, "P/%s %s --overwrite_output_dir", file_runs[i % COUNT(file_runs)], names[i]);
+        assert_said(i < 8 ? "has the name of a file of the model in " : "of the run in ran");
+    }
+    ck_sh(0, "for d in m weights ran link; do diff -r $d before/$d || exit 1; done");
+    ck_sh(0, "P/%s m/mine.jsonl && [ -s m/mine.jsonl ]", file_runs[0]);  // any other name
+    clean();
 }
 END_TEST
 
@@ -714,15 +776,21 @@ END_TEST
 
 /* ---- signals --------------------------------------------------------------------------------- */
 
-/* Runs a command, and sends it a signal when the file `ready` exists or after two seconds. It must
-   end with this status. Returns the tenths of a second that it took to end. */
+/* Runs a command, and sends it a signal when the file `ready` exists, or, if the command makes
+   none, after half a second. It must end with this status. Returns the tenths of a second that it
+   took to end. */
 static int interrupt(const char *command, const char *signal, int status) {
+    const bool tells = strstr(command, "touch ready") || strstr(command, "member");
     ck_sh(status,
           "rm -f ready; set -m; %s >out 2>err & p=$!\n"  // -m: SIGINT is not ignored
-          "for i in $(seq 100); do [ -e ready ] && break; sleep 0.05; [ $i = 40 ] && break; done\n"
+          "%s\n"
           "a=$(date +%%s%%N); kill -%s $p; wait $p; s=$?; b=$(date +%%s%%N)\n"
           "echo $(( (b - a) / 100000000 )) tenths of a second; cat out err; exit $s",
-          command, signal);
+          command,
+          tells ? "for i in $(seq 2400); do [ -e ready ] && break; sleep 0.05; done; [ -e ready ] "
+                  "|| { cat out err; kill -KILL $p; exit 99; }"
+                : "sleep 0.5",
+          signal);
     return atoi(said.s);
 }
 
@@ -834,6 +902,23 @@ START_TEST(a_signal_leaves_an_evaluation_and_a_step) {
 }
 END_TEST
 
+/* The kernel sends SIGXCPU every second from the limit on (ulimit -t), so a second one must not end
+   what the first has begun. */
+START_TEST(a_limit_on_time_saves_a_checkpoint) {
+    clean();
+    const char *run = "P/sft --model test/tiny --data sft " SAVED
+                      "--logging_steps 1 --save_steps 0 --max_steps 100000 --output out";
+    ck_sh(128 + SIGXCPU,
+          "set -m; %s >text 2>&1 & p=$!\n"
+          "for i in $(seq 6000); do grep -q step out/log.jsonl && break; sleep 0.05; done\n"
+          "kill -XCPU $p; kill -XCPU $p; wait $p; s=$?; cat text; exit $s",
+          run);
+    assert_said("The run will save and stop");
+    ck_sh(0, "ls out/checkpoint-*/state.safetensors");
+    clean();
+}
+END_TEST
+
 /* ---- limits ---------------------------------------------------------------------------------- */
 
 START_TEST(limits_end_in_a_sentence) {
@@ -878,6 +963,7 @@ int main(void) {
                                   another_reference_is_refused,
                                   other_data_through_a_pipe_is_refused,
                                   a_changed_checkpoint_is_refused,
+                                  a_changed_file_beside_the_state_is_refused,
                                   a_checkpoint_by_a_link_is_refused,
                                   no_reader_writes,
                                   one_run_in_one_output,
@@ -889,6 +975,7 @@ int main(void) {
                                   a_file_of_a_flag_may_be_a_pipe_with_a_reader,
                                   an_output_is_never_an_input,
                                   inputs_are_not_overwritten,
+                                  other_models_are_not_overwritten,
                                   merged_models_have_a_place_of_their_own,
                                   weights_that_are_not_finite_are_named,
                                   a_ruined_model_is_not_saved,
@@ -902,6 +989,7 @@ int main(void) {
                                   a_signal_in_the_first_step_costs_no_older_result,
                                   a_pipeline_of_judges_ends_with_its_run,
                                   a_signal_leaves_an_evaluation_and_a_step,
+                                  a_limit_on_time_saves_a_checkpoint,
                                   limits_end_in_a_sentence};
     const int failed = run_tests("promises", setup, tests, COUNT(tests));
     shell("rm -rf %s", directory);
