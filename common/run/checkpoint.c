@@ -12,6 +12,7 @@
  * those of the others (ended.c). That of step 0 has no weights either, because they are those of
  * --model: a run that fails early leaves nothing large.
  */
+#include "files/bundle.h"
 #include "files/hf.h"
 #include "files/json_file.h"
 #include "files/mapped.h"
@@ -26,8 +27,11 @@
 #include "text/template.h"
 
 #include <dirent.h>
+#include <fnmatch.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+enum { MAX_SMALL_FILE = 256 << 20 };  // bytes: a tokenizer's file, as in bundle.c
 
 /* ---- what a checkpoint keeps ----------------------------------------------------------------- */
 
@@ -106,6 +110,48 @@ static void note_roles(STWriter *w, const struct RunState *s) {
     free(roles.s);
 }
 
+/* ---- the small files beside the weights ------------------------------------------------------ */
+
+/* For a scandir: the files of a model directory that are no weights. */
+static int is_small_file(const struct dirent *d) {
+    return bundle_owns(d->d_name) && fnmatch("*.safetensors", d->d_name, 0);
+}
+
+/* Calls f for each of them in a checkpoint, with its name, "config.json" or "critic/config.json",
+   and the hash of its bytes. Returns how many there are, or -1 with e filled. */
+static int each_small_file(const struct RunState *s, const char *dir,
+                           void (*f)(void *context, const char *name, uint64_t hash), void *context,
+                           Error *e) {
+    int all = 0;
+    for (int i = 0; i < s->networks && all >= 0; i++) {
+        struct dirent **list;
+        if (!is_saved(s, i)) continue;
+        char *prefix = moments_prefix(s->network[i], i == 0), *inner = path_join(dir, prefix);
+        if (*prefix) prefix[strlen(prefix) - 1] = inner[strlen(inner) - 1] = '/';  // "critic."
+        const int n = scandir(inner, &list, is_small_file, alphasort);
+        if (n < 0) all = fail_errno(e, errno, "cannot list %s: %s", inner, strerror(errno));
+        for (int k = 0; k < n && all >= 0; k++) {
+            Str name = {0}, text = {0};
+            str_printf(&name, "%s%s", prefix, list[k]->d_name);
+            char *path = path_join(dir, name.s);
+            const int status = read_regular_file(path, MAX_SMALL_FILE, &text, e);
+            if (!status) f(context, name.s, hash_bytes(HASH_START, text.s, text.n));
+            all = status ? -1 : all + 1;
+            free(path);
+            free(name.s);
+            free(text.s);
+        }
+        free_entries(list, max_int(n, 0));
+        free(prefix);
+        free(inner);
+    }
+    return all;
+}
+
+static void note_file(void *context, const char *name, uint64_t hash) {
+    note_hash((STWriter *)context, "file", name, hash);
+}
+
 static int write_state(const Run *run, const char *path, Error *e) {
     const struct RunState *s = run->state;
     const Holds holds = holds_now(run);
@@ -145,8 +191,12 @@ static int write_state(const Run *run, const char *path, Error *e) {
         free(prefix);
         note_hash(w, "saved", n->role, gpt2_hash_trained(n->model, holds == HOLDS_MOMENTS));
     }
+    char *dir = xstrndup(path, strlen(path) - strlen("/" STATE_FILE));
+    const int files = holds == HOLDS_START ? 0 : each_small_file(s, dir, note_file, w, e);
+    note_number(w, "files", files);
     note_hash(w, "checksum", "all", st_noted_hash(w));
-    bool written = !st_begin(w, path, e);
+    bool written = files >= 0 && !st_begin(w, path, e);
+    free(dir);
     for (int i = 0; i < s->networks; i++)
         if (is_saved(s, i) && holds == HOLDS_MOMENTS)
             written = written && !hf_write_moments(w, s->network[i]->model, e);
@@ -541,6 +591,36 @@ static void check_hash(const struct RunState *s, const SafeTensors *st, const ch
             s->checkpoint, what);
 }
 
+typedef struct {
+    const struct RunState *s;
+    const SafeTensors *st;
+} Noted;
+
+static void check_file(void *context, const char *name, uint64_t hash) {
+    const Noted *n = (const Noted *)context;
+    Str what = {0};
+    str_printf(&what, "%s was", name);
+    check_hash(n->s, n->st, "file", name, hash, what.s);
+    free(what.s);
+}
+
+/* Ends the program unless the small files of the checkpoint, which become those of the result, are
+   as they were written. */
+static void check_files(const struct RunState *s, const SafeTensors *st) {
+    Error e;
+    Noted noted = {s, st};
+    long long then;
+    const char *text = st_metadata(st, "files");
+    if (s->holds == HOLDS_START) return;
+    const int now = each_small_file(s, s->checkpoint, check_file, &noted, &e);
+    if (now < 0) die_usage("cannot resume %s: %s", s->checkpoint, e.text);
+    if (!text || !read_whole(text, &then) || then != now)
+        die_usage(
+            "cannot resume %s: it has %d of the %s files that were written beside its weights; "
+            "resume from an earlier checkpoint",
+            s->checkpoint, now, text ? text : "");
+}
+
 static void restore_models(const Run *run, const SafeTensors *st) {
     const struct RunState *s = run->state;
     Error e;
@@ -617,6 +697,7 @@ void checkpoint_resume(Run *run) {
     if (first_line) str_add(&s->first_line, first_line, strlen(first_line));
     restore_numbers(run, st);
     check_hash(s, st, "checksum", "all", st_metadata_hash(st, "checksum.all"), STATE_FILE " was");
+    check_files(s, st);
     run->step = s->saved_step = step;
     best_resume(run);
     check_moments(run);

@@ -80,7 +80,7 @@ typedef struct {
 
 #define MODEL_FILE "model.safetensors"
 #define STATE_FILE "state.safetensors"
-#define STATE_VERSION "7"  // since 7, it holds what the configurations say
+#define STATE_VERSION "7"  // since 7, it holds hashes of the small files and of dialogues
 
 struct RunState {
     const Program *program;
