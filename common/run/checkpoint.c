@@ -3,7 +3,8 @@
  *
  * OUTPUT/checkpoint-N is a model directory with one file more, state.safetensors: the moments, the
  * step, the flags that shape the run (the seed is one), fingerprints of the data, the figures of
- * the current log line and the stage's own numbers. It is written as
+ * the current log line and the stage's own numbers; and hashes of weights and moments, of each
+ * small file beside them, and of all this. It is written as
  * OUTPUT/checkpoint-N.posttrain-PID, synced and renamed. Then all but the newest --save_total_limit
  * are removed. When a checkpoint cannot be written the program ends with 1, and the older ones
  * stay.

@@ -913,7 +913,7 @@ START_TEST(a_limit_on_time_saves_a_checkpoint) {
                       "--logging_steps 1 --save_steps 0 --max_steps 100000 --output out";
     ck_sh(128 + SIGXCPU,
           "set -m; %s >text 2>&1 & p=$!\n"
-          "for i in $(seq 6000); do grep -q step out/log.jsonl && break; sleep 0.05; done\n"
+          "for i in $(seq 6000); do grep -qs step out/log.jsonl && break; sleep 0.05; done\n"
           "kill -XCPU $p; kill -XCPU $p; wait $p; s=$?; cat text; exit $s",
           run);
     assert_said("The run will save and stop");
