@@ -349,8 +349,13 @@ bool process_ended(long process) {
     return state && state[1] && (state[2] == 'Z' || state[2] == 'X');
 }
 
+static bool (*is_ours)(const char *path);
+
+void newfile_owned_by(bool (*f)(const char *path)) { is_ours = f; }
+
 /* Removes the temporary files of path whose process no longer runs. */
 static void remove_abandoned(const char *path) {
+    const bool ours = is_ours && is_ours(path);
     char *in = xstrdup(path), *of = xstrdup(path);
     const char *name = basename(of);
     const size_t n = strlen(name), mark = strlen(UNFINISHED_MARK);
@@ -358,7 +363,8 @@ static void remove_abandoned(const char *path) {
     for (struct dirent *entry; list && (entry = readdir(list));) {
         const long writer = newfile_writer(entry->d_name, UNFINISHED_MARK);
         if (writer > 0 && !strncmp(entry->d_name, name, n) &&
-            !strncmp(entry->d_name + n, UNFINISHED_MARK, mark) && process_ended(writer))
+            !strncmp(entry->d_name + n, UNFINISHED_MARK, mark) && writer != getpid() &&
+            (ours || process_ended(writer)))
             unlinkat(dirfd(list), entry->d_name, 0);
     }
     if (list) closedir(list);

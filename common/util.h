@@ -206,6 +206,9 @@ int newfile_place(NewFile *n, bool keep, Error *e);
 const char *newfile_old(const char *path);
 /* Removes the temporary files that are open now. For a signal handler that ends the program. */
 void newfile_abandon(void);
+/* newfile_open removes what another process has left of the same file: if that process has ended,
+   or if f says that this one alone may write the file, whoever has that process's number now. */
+void newfile_owned_by(bool (*f)(const char *path));
 
 /* Has the process ended? One that has, and that its parent has not yet waited for, has. */
 bool process_ended(long process);

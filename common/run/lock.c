@@ -133,11 +133,29 @@ static int claim(Lock *l, const char *flag, bool shared, Error *e) {
     return 0;
 }
 
+bool lock_holds(const char *path) {
+    const Lock *l = find_kept(path);
+    return l && l->locked && !l->shared;
+}
+
+/* Does this process alone keep the file, or a directory that it is in? */
+static bool holds_around(const char *path) {
+    char *part = xstrdup(path);
+    bool holds = lock_holds(part);
+    for (char *slash; !holds && (slash = strrchr(part, '/')) && slash > part;) {
+        *slash = 0;
+        holds = lock_holds(part);
+    }
+    free(part);
+    return holds;
+}
+
 /* Locks the open file and notes it. l.path is copied. 0, or -1 with e filled and the file closed.
  */
 static int keep(Lock l, Error *e) {
     static bool registered;
     if (!registered) registered = !atexit(lock_abandon);
+    newfile_owned_by(holds_around);
     if (claim(&l, l.flag, l.shared, e)) {
         close(l.file);
         return -1;
@@ -245,11 +263,6 @@ int lock_share(const char *flag, const char *dir, Error *e) {
 
 int lock_file(const char *flag, const char *path, Error *e) {
     return lock_one(flag, path, false, false, e);
-}
-
-bool lock_holds(const char *dir) {
-    const Lock *l = find_kept(dir);
-    return l && l->locked && !l->shared;
 }
 
 /* ---- still in its place? --------------------------------------------------------------------- */

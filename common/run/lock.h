@@ -17,9 +17,9 @@ int lock_directory(const char *flag, const char *dir, Error *e);
 int lock_share(const char *flag, const char *dir, Error *e);
 /* The same for a file. A pipe or a device is not kept. */
 int lock_file(const char *flag, const char *path, Error *e);
-/* Is the directory kept for this process alone, by a lock and not only by a note? Then no other
-   process that keeps it is alive. */
-bool lock_holds(const char *dir);
+/* Is the directory or file kept for this process alone, by a lock and not only by a note? Then no
+   other process that keeps it is alive. */
+bool lock_holds(const char *path);
 /* Is the directory that is kept for a flag still the one at its path? -1 with e filled: it was
    moved or removed. *now, to be freed: where it is now, or NULL where it is no more. */
 int lock_check(const char *flag, char **now, Error *e);

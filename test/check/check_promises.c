@@ -310,6 +310,23 @@ START_TEST(one_run_at_everything_that_is_written) {
 }
 END_TEST
 
+/* What a killed run has left is removed, though a living process, here the shell, has its number.
+ */
+START_TEST(what_a_killed_run_left_goes) {
+    clean();
+    ck_sh(
+        0,
+        "mkdir -p merged out/critic; for f in merged/model.safetensors merged/config.json scores "
+        "out/model.safetensors out/critic/config.json; do echo x >$f.posttrain-$$; done; "
+        "P/lora --model test/tiny --data dom " QUICK
+        "--max_steps 1 --output mine && P/lora --model test/tiny --adapter mine --merge merged && "
+        "P/reward --model test/tiny/reward --score sft --score_output scores && P/ppo " PPO
+        "--reward_model test/tiny/reward --max_steps 1 --output out --overwrite_output_dir");
+    ck_sh(1, "find . -name '*.posttrain-*' | grep .");
+    clean();
+}
+END_TEST
+
 /* A checkpoint, best/ and critic/ belong to the run in whose output they are. */
 START_TEST(a_part_of_a_run_is_no_output) {
     clean();
@@ -971,6 +988,7 @@ int main(void) {
                                   no_reader_writes,
                                   one_run_in_one_output,
                                   one_run_at_everything_that_is_written,
+                                  what_a_killed_run_left_goes,
                                   a_part_of_a_run_is_no_output,
                                   an_output_that_goes_away_ends_the_run,
                                   links_and_pipes_in_an_output_are_not_written_to,
