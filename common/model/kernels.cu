@@ -2272,6 +2272,7 @@ __global__ void logprob_backward_kernel(real *logits, const float *lse, const fl
                                         const float *dentropy, float beta, int V, int ldv) {
     const size_t r = blockIdx.x;
     real *x = logits + r * (size_t)ldv;
+    for (int j = V + (int)threadIdx.x; j < ldv; j += THREADS) put(x + j, 0);
     const float lse_ = lse[r], dlogp_ = dlogp[r], dentropy_ = dentropy ? dentropy[r] : 0,
                 entropy_ = dentropy_ != 0 ? entropy[r] : 0;
     const int target_ = target[r];
@@ -2283,7 +2284,6 @@ __global__ void logprob_backward_kernel(real *logits, const float *lse, const fl
         if (dentropy_ != 0) d -= p * dentropy_ * (fmaxf(-1e4f, log_p) + entropy_);
         v = beta * d;
     });
-    for (int j = V + (int)threadIdx.x; j < ldv; j += THREADS) put(x + j, 0);
 }
 
 void logprob_backward(real *logits, const float *lse, const float *entropy, const int *target,
