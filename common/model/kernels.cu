@@ -36,7 +36,7 @@
    columns 2t, 2t+1, 2t+8, 2t+9 of a; column g and rows 2t, 2t+1, 2t+8, 2t+9 of b; and rows g, g+8
    and columns 2t, 2t+1 of d (PTX ISA, mma.m16n8k16). */
 [[maybe_unused]] static __device__ __forceinline__ void mma_bf16(float d[4], const uint32_t a[4],
-                                                const uint32_t b[2]) {
+                                                                 const uint32_t b[2]) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
         "{%8,%9}, {%0,%1,%2,%3};\n"
@@ -47,13 +47,15 @@
 /* Loads four 8 x 8 matrices from shared memory. Lane l passes the address of row l % 8 of matrix
    l / 8, and gets the elements of each matrix, or of its transpose, that mma_bf16 needs in lane l.
  */
-[[maybe_unused]] static __device__ __forceinline__ void ldmatrix_x4(uint32_t r[4], const void *row) {
+[[maybe_unused]] static __device__ __forceinline__ void ldmatrix_x4(uint32_t r[4],
+                                                                    const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"((uint32_t)__cvta_generic_to_shared(row))
                  : "memory");
 }
-[[maybe_unused]] static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4], const void *row) {
+[[maybe_unused]] static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4],
+                                                                          const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"((uint32_t)__cvta_generic_to_shared(row))
