@@ -36,8 +36,8 @@
 /* d (16,8) += a (16,16) b (16,8), computed by one warp. Lane l = 4 g + t has rows g, g+8 and
    columns 2t, 2t+1, 2t+8, 2t+9 of a; column g and rows 2t, 2t+1, 2t+8, 2t+9 of b; and rows g, g+8
    and columns 2t, 2t+1 of d (PTX ISA, mma.m16n8k16). */
-static __device__ __forceinline__ void mma_bf16(float d[4], const uint32_t a[4],
-                                                const uint32_t b[2]) {
+[[maybe_unused]] static __device__ __forceinline__ void mma_bf16(float d[4], const uint32_t a[4],
+                                                                 const uint32_t b[2]) {
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
         "{%8,%9}, {%0,%1,%2,%3};\n"
@@ -48,13 +48,15 @@ static __device__ __forceinline__ void mma_bf16(float d[4], const uint32_t a[4],
 /* Loads four 8 x 8 matrices from shared memory. Lane l passes the address of row l % 8 of matrix
    l / 8, and gets the elements of each matrix, or of its transpose, that mma_bf16 needs in lane l.
  */
-static __device__ __forceinline__ void ldmatrix_x4(uint32_t r[4], const void *row) {
+[[maybe_unused]] static __device__ __forceinline__ void ldmatrix_x4(uint32_t r[4],
+                                                                    const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"((uint32_t)__cvta_generic_to_shared(row))
                  : "memory");
 }
-static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4], const void *row) {
+[[maybe_unused]] static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4],
+                                                                          const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"((uint32_t)__cvta_generic_to_shared(row))
@@ -2553,6 +2555,7 @@ __global__ void logprob_backward_kernel(real *logits, const float *lse, const fl
                                         const float *dentropy, float beta, int V, int ldv) {
     const size_t r = blockIdx.x;
     real *x = logits + r * (size_t)ldv;
+    for (int j = V + (int)threadIdx.x; j < ldv; j += THREADS) put(x + j, 0);
     const float lse_ = lse[r], dlogp_ = dlogp[r], dentropy_ = dentropy ? dentropy[r] : 0,
                 entropy_ = dentropy_ != 0 ? entropy[r] : 0;
     const int target_ = target[r];
@@ -2564,7 +2567,6 @@ __global__ void logprob_backward_kernel(real *logits, const float *lse, const fl
         if (dentropy_ != 0) d -= p * dentropy_ * (fmaxf(-1e4f, log_p) + entropy_);
         v = beta * d;
     });
-    for (int j = V + (int)threadIdx.x; j < ldv; j += THREADS) put(x + j, 0);
 }
 
 void logprob_backward(real *logits, const float *lse, const float *entropy, const int *target,
