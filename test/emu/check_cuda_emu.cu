@@ -1087,7 +1087,7 @@ static void multiply(Product p) {
     if (p.bug == 11) workspace_bytes = 16;
     if (p.bug == 12) D = A;
     ck_assert_int_eq(cublasLtMatmul(handle, desc, &p.alpha, A, la, B, lb, &p.beta, D, ld, D, ld,
-                                    &results[1].algo, workspace, workspace_bytes, NULL),
+                                    &results[0].algo, workspace, workspace_bytes, NULL),
                      CUBLAS_STATUS_SUCCESS);
 
     std::vector<float> got = back(D, (size_t)sd * p.batch, p.out),
