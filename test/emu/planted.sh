@@ -205,9 +205,9 @@ rows of an id are added from the last to the first | embedding
 a product takes the wrong transpose | linear
     s/Matrix{weight, (size_t)OC, true}, dinp/Matrix{weight, (size_t)OC, false}, dinp/
 a weight's gradient is overwritten instead of accumulated | linear
-    /^void linear_backward_weight/,/^}/s/NULL, true, true)/NULL, false, true)/
+    /^void linear_backward_weight/,/^}/s/true, true, NULL,/false, true, NULL,/
 the input of GELU is written to rows too far apart | gelu
-    s/_AUX_LD, (int64_t)c_stride/_AUX_LD, (int64_t)c_stride + 8/
+    s/_AUX_LD, (int64_t)stride/_AUX_LD, (int64_t)stride + 8/
 GELU overwrites its input instead of writing its output | gelu
     /linear_forward(pre, inp/{n;s/gelu_forward(out/gelu_forward(pre/}
 a second stream does not wait for the first | linear
