@@ -1955,7 +1955,7 @@ static __device__ RowsOf keys_of(const real *qkv, Rows r, int h, int NH, int hs)
 
 /* The blocks that shall fit on a multiprocessor, which limits their registers. Without a limit,
    nvcc 13.0 takes a few more, and one block less fits. */
-static constexpr int forward_blocks(int hsp, bool drop) {
+[[maybe_unused]] static constexpr int forward_blocks(int hsp, bool drop) {
     return hsp < 64 ? 5 - drop : hsp == 64 ? 4 - drop : hsp == 96 ? 3 : 2;
 }
 
