@@ -403,8 +403,8 @@ asan_mpi ubsan_mpi: %_mpi:
 # ThreadSanitizer must see the barriers of OpenMP. clang's OpenMP reports them through its tool
 # Archer; gcc's does not. The CUDA kernels use no OpenMP, and they run without TSAN_OPTIONS below,
 # which would hide their accesses through memset() and memcpy().
-TSAN = CK_TIMEOUT_MULTIPLIER=4 $(MAKE) test CC=clang FLAVOUR=clang-tsan CFLAGS="-O1 -g" \
-       SANITIZE="-fsanitize=thread"
+TSAN = CK_TIMEOUT_MULTIPLIER=4 POSTTRAIN_CPU=avx2 $(MAKE) test CC=clang FLAVOUR=clang-tsan \
+       CFLAGS="-O1 -g" SANITIZE="-fsanitize=thread" SANITIZED_WAYS=avx2
 tsan: tsan_cuda
 	+ARCHER_OPTIONS="verbose=0" TSAN_OPTIONS="ignore_noninstrumented_modules=1" \
 	    $(TSAN) CHECKS="$(DEVICE_CHECKS) check_overlap"
