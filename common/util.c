@@ -408,6 +408,7 @@ static int open_new(NewFile *n, const char *path, bool plain, Error *e) {
     if (n->temporary) exchange(n->temporary, NULL);
     free(n->path);
     free(n->temporary);
+    memset(n, 0, sizeof *n);  // newfile_place then has nothing to do
     return -1;
 }
 
