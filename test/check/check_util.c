@@ -276,6 +276,8 @@ START_TEST(test_new_file_replaces_at_once) {
     NewFile n;
     Error e;
     put("f", "old");
+    ck_assert_int_eq(newfile_open(&n, at("missing/f"), &e), -1);
+    ck_assert_int_eq(newfile_place(&n, false, NULL), 0);  // it has nothing to release
     ck_assert_int_eq(newfile_open(&n, at("f"), &e), 0);
     fputs("new", n.f);
     fflush(n.f);
