@@ -125,7 +125,7 @@ static int each_small_file(const struct RunState *s, const char *dir,
                            Error *e) {
     int all = 0;
     for (int i = 0; i < s->networks && all >= 0; i++) {
-        struct dirent **list;
+        struct dirent **list = NULL;
         if (!is_saved(s, i)) continue;
         char *prefix = moments_prefix(s->network[i], i == 0), *inner = path_join(dir, prefix);
         if (*prefix) prefix[strlen(prefix) - 1] = inner[strlen(inner) - 1] = '/';  // "critic."
