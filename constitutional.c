@@ -319,7 +319,7 @@ static struct {
     double shown[2];  // the two dialogues that are shown before and after; -1: none yet
 } before = {.shown = {-1, -1}};
 
-static void keep_before(Run *run) {
+static void keep_before(Run *run, Transcripts *t) {
     run_keep(run, "breaches_before", &before.conduct.breaches);
     run_keep(run, "criticised_before", &before.conduct.criticised);
     run_keep(run, "choices_before", &before.choices.raw);
@@ -327,6 +327,7 @@ static void keep_before(Run *run) {
     run_keep(run, "choices_first_before", &before.choices.first);
     run_keep(run, "shown1", &before.shown[0]);
     run_keep(run, "shown2", &before.shown[1]);
+    transcripts_keep(t, run);
 }
 
 static int answered(void) { return min_int(held_out.n, args.eval_samples); }
@@ -622,9 +623,8 @@ int main(int argc, char **argv) {
     else if (run.dry_run || !args.pairs)
         show_comparisons(run.dry_run ? 3 : 1, run.seed);
     Network network = {.role = "model", .trains = true, .limits = limits_of(&run)};
-    keep_before(&run);
     Transcripts transcripts = {0};
-    transcripts_keep(&transcripts, &run);
+    keep_before(&run, &transcripts);
     networks_open(&run, (Network *[]){&network, NULL});
     GPT2 *model = network.model;
     const int positions = args.max_length - 1, together = 4 * network.limits.slots + 1;

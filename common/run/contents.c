@@ -142,6 +142,11 @@ bool run_owns(const char *name) {
     return !strcmp(name, parts[0]) || !strcmp(name, parts[1]) || checkpoint_number(name) >= 0;
 }
 
+bool run_records(const char *name) {
+    return !strcmp(name, RUN_FILE) || !strcmp(name, "log.jsonl") ||
+           !strcmp(name, "transcripts.jsonl");
+}
+
 /* Is path this file or directory, whose path has no links, or something in it? */
 static bool is_within(const char *wanted, const char *path) {
     char *real = realpath(path, NULL);
@@ -283,8 +288,7 @@ static bool is_part_of_run(const char *name) {
    flag names, and a process may be writing it that does not keep `output`. */
 static bool is_of_run(const char *name) {
     char *whole = xstrndup(name, (size_t)(strrchr(name, '.') - name));
-    const bool is = is_part_of_run(name) || bundle_owns(whole) || !strcmp(whole, RUN_FILE) ||
-                    !strcmp(whole, "log.jsonl") || !strcmp(whole, "transcripts.jsonl");
+    const bool is = is_part_of_run(name) || bundle_owns(whole) || run_records(whole);
     free(whole);
     return is;
 }

@@ -69,7 +69,7 @@ static bool is_of_model(const char *name) {
 }
 
 /* Is it a directory that some run has written its log into? */
-static bool is_of_run(const char *dir) {
+static bool has_run(const char *dir) {
     struct dirent **list;
     const int n = checkpoint_list(dir, &list);
     free_entries(list, n);
@@ -81,10 +81,8 @@ static bool is_of_run(const char *dir) {
 static void refuse_models(const Flag *f, const char *path) {
     char *copy = xstrdup(path), *tail = xstrdup(path);
     const char *dir = dirname(copy), *name = basename(tail);
-    const bool log =
-        !strcmp(name, RUN_FILE) || !strcmp(name, "log.jsonl") || !strcmp(name, "transcripts.jsonl");
     const bool model = is_of_model(name) && (bundle_loads(dir) || bundle_found(dir));
-    if (model || (log && is_of_run(dir)))
+    if (model || (run_records(name) && has_run(dir)))
         die_usage(
             "--%s %s has the name of a file of the %s in %s, which would be lost; choose "
             "another",

@@ -213,6 +213,9 @@ int run_json_write(const Run *run, Error *e);
 
 /* Does a run write a directory of this name into OUTPUT? */
 bool run_owns(const char *name);
+/* Does a run write a file of this name into OUTPUT, beside the model's: its log, its dialogues, or
+   run.json? */
+bool run_records(const char *name);
 /* Notes the content of the tokenizer, and of a model that was read and not from the checkpoint. */
 void agree_note_tokenizer(Run *run);
 void agree_note_model(Run *run, const Network *n);
