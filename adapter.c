@@ -319,7 +319,6 @@ static const Program program = {
 
 /* ---- the loop -------------------------------------------------------------------------------- */
 
-#ifndef TESTING  // the tests include this file
 int main(int argc, char **argv) {
     Run run = run_begin(&program, argc, argv);
     task_load(&task, &run);
@@ -358,4 +357,3 @@ int main(int argc, char **argv) {
     task_free(&task);
     return run_finish(&run);
 }
-#endif

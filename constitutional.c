@@ -577,7 +577,6 @@ static void free_files(void) {
 
 /* ---- the loop -------------------------------------------------------------------------------- */
 
-#ifndef TESTING
 /* Prints the comparison of each of the first n pairs, as it will be asked. Without --pairs the
    answers are not written yet. */
 static void show_comparisons(int n, int64_t seed) {
@@ -674,4 +673,3 @@ int main(int argc, char **argv) {
     free_files();
     return run_finish(&run);
 }
-#endif

@@ -107,7 +107,6 @@ static const Program program = {
 
 /* ---- the loop -------------------------------------------------------------------------------- */
 
-#ifndef TESTING  // the tests include this file
 int main(int argc, char **argv) {
     Run run = run_begin(&program, argc, argv);
     const bool from_scratch = init_shape(&run);
@@ -148,4 +147,3 @@ int main(int argc, char **argv) {
     task_free(&task);
     return run_finish(&run);
 }
-#endif

@@ -489,7 +489,6 @@ static void evaluate(Run *run) {
 
 /* ---- the loop -------------------------------------------------------------------------------- */
 
-#ifndef TESTING
 int main(int argc, char **argv) {
     Run run = run_begin(&program, argc, argv);
     check_flags();
@@ -536,4 +535,3 @@ int main(int argc, char **argv) {
     rollout_task_free(&task);
     return run_finish(&run);
 }
-#endif

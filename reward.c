@@ -447,7 +447,6 @@ static GPT2Limits largest_batch(const Run *run, const Texts *texts) {
                         .gradient_checkpointing = args.gradient_checkpointing};
 }
 
-#ifndef TESTING  // the tests include this file
 int main(int argc, char **argv) {
     Run run = run_begin(&reward, argc, argv);
     preferences_load(&preferences, &run);
@@ -505,4 +504,3 @@ int main(int argc, char **argv) {
     preferences_free(&preferences);
     return run_finish(&run);
 }
-#endif

@@ -59,7 +59,6 @@ static const Program program = {
 
 /* ---- the loop -------------------------------------------------------------------------------- */
 
-#ifndef TESTING  // the tests include this file
 int main(int argc, char **argv) {
     Run run = run_begin(&program, argc, argv);
     task_load(&task, &run);
@@ -98,4 +97,3 @@ int main(int argc, char **argv) {
     task_free(&task);
     return run_finish(&run);
 }
-#endif

@@ -1023,7 +1023,6 @@ static int write_world(const char *dir, uint64_t seed, Error *e) {
     return 0;
 }
 
-#ifndef TESTING
 int main(int argc, char **argv) {
     if (argc < 2 || argc > 3 || argv[1][0] == '-') die_usage("usage: world DIR [seed]");
     uint64_t seed = 1;
@@ -1039,4 +1038,3 @@ int main(int argc, char **argv) {
     if (write_world(argv[1], seed, &e)) die("%s", e.text);
     return 0;
 }
-#endif

@@ -799,12 +799,10 @@ static double in_model;
 #define gpt2_backward(...) IN_MODEL(gpt2_backward(__VA_ARGS__))
 #define gpt2_generate(...) IN_MODEL(gpt2_generate(__VA_ARGS__))
 #define gpt2_step(...) IN_MODEL_VALUE(gpt2_step(__VA_ARGS__))
-#define TESTING
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-function"
+#define main program_main  // this file has its own
 #include "../../ppo.c"
+#undef main
 #include "rl/rollouts.c"
-#pragma GCC diagnostic pop
 #undef gpt2_forward
 #undef gpt2_recall
 #undef gpt2_logprob

@@ -4,8 +4,9 @@
  *
  * The program under test is $BUILD/full_ft, on the built-in model.
  */
-#define TESTING
+#define main program_main  // this file has its own
 #include "../../full_ft.c"
+#undef main
 
 #include "program.h"
 

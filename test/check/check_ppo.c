@@ -6,9 +6,9 @@
  * one layer, made here, whose answers are noise until a reward shapes them; a shell script that
  * knows the right answer gives the reward.
  */
-#define TESTING
-#pragma GCC diagnostic ignored "-Wunused-function"  // what only main() calls
+#define main program_main  // this file has its own
 #include "../../ppo.c"
+#undef main
 
 #include "files/hf.h"
 #include "text/json.h"

@@ -5,9 +5,9 @@
  * The program under test is $BUILD/reward; its runs are short. Tests that need a model use the
  * built-in one.
  */
-#define TESTING
-#pragma GCC diagnostic ignored "-Wunused-function"  // functions that only main() calls
+#define main program_main  // this file has its own
 #include "../../reward.c"
+#undef main
 #include "files/hf.h"
 #include "../golden/golden_reward.h"
 
