@@ -2,9 +2,10 @@
 # Counts what the compiled kernels of kernels.cu take, in bf16: registers, shared memory, spilled
 # bytes, and how many of their warps fit on a multiprocessor. Nothing is run, so no GPU is needed.
 #
-#   sh test/emu/cuda_table.sh table    prints a table
-#   sh test/emu/cuda_table.sh check    compares the kernels with test/emu/cuda_limits.txt
-#   sh test/emu/cuda_table.sh limits   prints a new cuda_limits.txt
+#   sh test/emu/cuda_table.sh table           prints a table
+#   sh test/emu/cuda_table.sh check [STAMP]   compares the kernels with test/emu/cuda_limits.txt;
+#                                             when they agree, touches the file STAMP
+#   sh test/emu/cuda_table.sh limits          prints a new cuda_limits.txt
 #
 # check fails if a kernel spills more registers or has fewer warps than cuda_limits.txt says, and if
 # a kernel is in only one of the two. NVCC is the compiler. The figures are those of its version, so
@@ -96,6 +97,7 @@ check)
                 print "✓ " count " compiled GPU kernels have their warps and spill no more"
             exit bad
         }' "$list" "$dir/kernels"
+    if [ $# -gt 1 ]; then touch "$2"; fi
     ;;
 *)
     echo "table, check or limits, not $what" >&2
