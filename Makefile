@@ -372,10 +372,10 @@ network: $(B)/sft $(B)/sft_mpi
 	sh test/network.sh $(B)
 
 # The sanitizers run the same tests but those that only run the programs of other tests once more:
-# for each instruction set, in several processes, with the flags of recipes, and on a terminal. To
-# run these as well: make asan MANY_RUNS=. CK_TIMEOUT_MULTIPLIER extends the time limits of slow
-# tests.
-MANY_RUNS = check_ways check_ranks check_recipes check_screen
+# for each instruction set, in several processes, with the flags of recipes, on a terminal, and
+# killed at many moments. To run these as well: make asan MANY_RUNS=. CK_TIMEOUT_MULTIPLIER extends
+# the time limits of slow tests.
+MANY_RUNS = check_ways check_ranks check_recipes check_screen check_torture
 SANITIZED = test CHECKS="$(filter-out $(MANY_RUNS),$(CHECKS))" EMULATED="$(EMULATED_TESTS)"
 asan:
 	$(MAKE) $(SANITIZED) FLAVOUR=$(FLAVOUR)-asan CFLAGS="-O1 -g -fno-omit-frame-pointer" \
@@ -385,14 +385,16 @@ ubsan:
 	    SANITIZE="-fsanitize=undefined -fno-sanitize-recover=all"
 # Both sanitizers at once, in a third of the time of the two above: the same tests, with the kernels
 # of AVX2, whose text the other ways share; of the emulated GPU the kernels with small shapes, and the
-# other tests where they are quick. Leaks are for `make asan`: LeakSanitizer of clang 14 crashes now
-# and then. CI runs this.
+# other tests where they are quick. `make asan` has what is left out here: check_promises, which takes
+# eight minutes, tests with the tag SLOW (test/check/program.h), and leaks, because LeakSanitizer of
+# clang 14 crashes now and then. CI runs this.
 BOTH  = CC=clang FLAVOUR=clang-asan-ubsan CFLAGS="-O1 -g -Werror" SANITIZED_WAYS=avx2 \
         SANITIZE="-fsanitize=address,undefined -fno-sanitize-recover=all"
 NO_LEAKS = ASAN_OPTIONS=detect_leaks=0
 QUICK = emu-check_shards-reverse emu_bf16-check_memory-forward emu-dies
 asan_ubsan:
-	$(NO_LEAKS) POSTTRAIN_CPU=avx2 $(MAKE) test CHECKS="$(filter-out $(MANY_RUNS),$(CHECKS))" \
+	$(NO_LEAKS) POSTTRAIN_CPU=avx2 CK_EXCLUDE_TAGS=slow $(MAKE) test \
+	    CHECKS="$(filter-out $(MANY_RUNS) check_promises,$(CHECKS))" \
 	    EMULATED="$(QUICK)" $(BOTH)
 	$(NO_LEAKS) CK_INCLUDE_TAGS=small $(MAKE) test CHECKS= \
 	    EMULATED=emu_bf16-check_kernels-forward $(BOTH)

@@ -441,11 +441,12 @@ int main(void) {
     tcase_add_test(c, headings_are_the_ends_of_a_template);
     tcase_add_test(c, questions_without_their_headings);
     tcase_add_test(c, any_bytes_can_be_written_and_read_again);
-    tcase_add_test(c, constitutions_of_every_form);
     tcase_add_test(c, bad_constitutions_are_refused_with_a_reason);
     tcase_add_test(c, transcripts_are_kept_up_to_an_epoch);
     tcase_add_test(c, a_line_of_a_transcript_is_what_others_read);
     suite_add_tcase(s, c);
+    const TTest *const slow[] = {constitutions_of_every_form};
+    add_tests(s, "forms", SLOW, NULL, slow, 1);
     const int failed = run_suite(s);
     char command[128];
     snprintf(command, sizeof command, "rm -rf %s", work);

@@ -3284,15 +3284,16 @@ static int run_all(const char *name) {
         layernorm_reference, gelu_reference, relu_and_silu_reference, attention_reference,
         head_reference, logprob_reference, sample_reference, adamw_reference);
     ADD("embedding", embedding);
-    ADD("linear", linear_values, linear_is_the_documented_chain_to_the_bit,
-        linear_shows_nan_in_its_row_only, few_rows_have_the_bits_of_many,
+    ADD("linear", linear_shows_nan_in_its_row_only, few_rows_have_the_bits_of_many,
         what_runs_beside_a_weight_gradient_does_not_change_it, scale_multiplies);
     ADD("bf16", linear_in_bf16_is_the_documented_chain, head_in_bf16_is_the_documented_chain);
     ADD("nf4", nf4_codes_change_at_the_thresholds, nf4_blocks_run_along_the_input_channels,
         nf4_shows_what_is_not_finite, nf4_scales_are_quantised_to_the_dynamic_map);
     ADD_LARGE("nf4, large", nf4_errors_are_the_published_ones,
               nf4_products_have_the_bits_of_the_whole_matrix);
-    ADD("projection", projection, activations_are_added);
+    ADD_LARGE("products, large", linear_values, projection,
+              linear_is_the_documented_chain_to_the_bit, head_is_the_documented_chain_to_the_bit);
+    ADD("projection", activations_are_added);
     ADD("layernorm", layernorm, layernorm_of_hard_rows, layernorm_shows_nan_in_its_row_only);
     ADD("gelu", gelu_values, gelu_of_an_element_does_not_depend_on_its_neighbours,
         gelu_of_a_linear_layer, gelu_shows_nan);
@@ -3305,16 +3306,16 @@ static int run_all(const char *name) {
     ADD_LARGE("attention, large", attention_values, attention_with_dropout,
               attention_of_shared_beginnings);
     ADD_LARGE("cache", attention_with_a_cache_has_the_same_bits);
-    ADD("head", rows_are_gathered_and_scattered, rows_are_scaled,
-        head_is_the_documented_chain_to_the_bit);
+    ADD("head", rows_are_gathered_and_scattered, rows_are_scaled);
     ADD("logprob", logprob_values, logprob_at_a_temperature, logprob_of_extreme_logits,
         entropy_of_equal_logits_is_log_V, logprob_shows_nan_in_its_row_only,
         the_largest_difference_of_logits);
     ADD("divergence", divergence_values);
     ADD("value", value_and_its_gradient);
-    ADD("sample", sample_from_a_real_vocabulary, sample_with_ties_keeps_the_lower_tokens,
-        sample_never_draws_the_impossible, sample_at_temperature_0_is_the_argmax);
-    ADD_LARGE("sample, large", sample_is_the_inverse_of_the_cumulative_distribution,
+    ADD("sample", sample_from_a_real_vocabulary, sample_at_temperature_0_is_the_argmax);
+    ADD_LARGE("sample, large", sample_with_ties_keeps_the_lower_tokens,
+              sample_never_draws_the_impossible,
+              sample_is_the_inverse_of_the_cumulative_distribution,
               sample_draws_with_the_right_frequencies);
     ADD("optimiser", squares_are_summed_in_double, adamw_takes_the_documented_step,
         adamw_shows_nan);

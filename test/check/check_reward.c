@@ -792,8 +792,6 @@ int main(void) {
         the_baselines_are_of_lengths,
         the_defaults_are_the_published_ones,
         a_new_head_is_normal_of_one_over_the_root,
-        it_learns_to_tell_them_apart,
-        a_resumed_run_has_the_bits_of_an_uninterrupted_one,
         threads_change_no_bit,
         accumulation_gives_the_large_batch,
         scores_are_those_of_the_library,
@@ -806,7 +804,14 @@ int main(void) {
         a_reward_that_is_not_finite_ends_with_1,
         a_dry_run_writes_nothing,
     };
-    int failed = run_tests("reward", NULL, tests, sizeof tests / sizeof *tests);
+    const TTest *const slow[] = {
+        it_learns_to_tell_them_apart,
+        a_resumed_run_has_the_bits_of_an_uninterrupted_one,
+    };
+    Suite *s = suite_create("reward");
+    add_tests(s, "reward", NULL, NULL, tests, sizeof tests / sizeof *tests);
+    add_tests(s, "training", SLOW, NULL, slow, sizeof slow / sizeof *slow);
+    const int failed = run_suite(s);
     shell("rm -rf %s", work);
     return failed != 0;
 }

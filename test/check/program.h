@@ -69,16 +69,26 @@ static inline int run_suite(Suite *s) {
     return failed;
 }
 
-/* Runs the tests as one suite of that name, ten minutes each at most, after setup unless it is
- * NULL: how many failed. */
-static inline int run_tests(const char *name, void (*setup)(void), const TTest *const *tests,
-                            size_t n) {
-    Suite *s = suite_create(name);
+/* The tag of tests that take a minute or more under sanitizers. Those of CI leave them out. */
+#define SLOW "slow"
+
+/* Adds the tests as a case of the suite, ten minutes each at most, after setup unless it is NULL;
+   tag is SLOW or NULL. */
+static inline void add_tests(Suite *s, const char *name, const char *tag, void (*setup)(void),
+                             const TTest *const *tests, size_t n) {
     TCase *c = tcase_create(name);
+    if (tag) tcase_set_tags(c, tag);
     tcase_set_timeout(c, 600);
     if (setup) tcase_add_unchecked_fixture(c, setup, NULL);
     for (size_t i = 0; i < n; i++) tcase_add_test(c, tests[i]);
     suite_add_tcase(s, c);
+}
+
+/* Runs the tests as one suite of that name: how many failed. */
+static inline int run_tests(const char *name, void (*setup)(void), const TTest *const *tests,
+                            size_t n) {
+    Suite *s = suite_create(name);
+    add_tests(s, name, NULL, setup, tests, n);
     return run_suite(s);
 }
 
