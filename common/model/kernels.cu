@@ -1922,13 +1922,13 @@ static __device__ Rows rows_of(const int *start, const int *parent, int s) {
                 start[s + 1] - start[s]};
 }
 
-/* Finds the sequence and its block for block b of all sequences' blocks of 64 tokens. The host does
-   not know the number of blocks, and launches as many as there can be. */
-static __device__ bool find_block(const int *start, int S, int b, int *s, int *i) {
+/* Finds the sequence and its block for block b of all sequences' blocks of `size` tokens. The host
+   does not know the number of blocks, and launches as many as there can be. */
+static __device__ bool find_block(const int *start, int S, int size, int b, int *s, int *i) {
     const int lane = threadIdx.x % 32;
     for (int s0 = 0, before = 0; s0 < S; s0 += 32) {
         const int mine =
-            s0 + lane < S ? (start[s0 + lane + 1] - start[s0 + lane] + KB - 1) / KB : 0;
+            s0 + lane < S ? (start[s0 + lane + 1] - start[s0 + lane] + size - 1) / size : 0;
         int sum = mine;
         for (int d = 1; d < 32; d *= 2) {
             const int below = __shfl_up_sync(ALL, sum, d);
@@ -1966,7 +1966,7 @@ __global__ void __launch_bounds__(32 * ATTENTION_WARPS, forward_blocks(HSP, DROP
     attention_forward_kernel(real *out, float *lse, const real *qkv, const int *start,
                              const int *parent, int S, int NH, int hs, bool eights, Noise noise) {
     int s, i;
-    if (!find_block(start, S, (int)(gridDim.x - 1 - blockIdx.x), &s, &i)) return;
+    if (!find_block(start, S, KB, (int)(gridDim.x - 1 - blockIdx.x), &s, &i)) return;
     const Rows r = rows_of(start, parent, s);
     const int h = (int)blockIdx.y, n0 = r.own + i * KB, rows = min(KB, r.T - i * KB),
               w = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
@@ -2014,7 +2014,7 @@ __global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qk
     enum { LD = Tile<HSP>::LD, SIZE = Tile<HSP>::SIZE, W_ = ATTENTION_WARPS };
     SHARED_DYN(real, memory);
     int s_, i_;
-    if (!find_block(start, S, (int)(gridDim.x - 1 - blockIdx.x), &s_, &i_)) return;
+    if (!find_block(start, S, KB, (int)(gridDim.x - 1 - blockIdx.x), &s_, &i_)) return;
     const Rows r = rows_of(start, parent, s_);
     const int h = (int)blockIdx.y, n0 = r.own + i_ * KB, q0 = r.P + i_ * KB,
               rows = min(KB, r.T - i_ * KB), end = q0 + rows;
@@ -2093,7 +2093,7 @@ __global__ void attention_dkv_kernel(real *dqkv, const real *dout, const real *q
     enum { LD = Tile<HSP>::LD, SIZE = Tile<HSP>::SIZE, W_ = ATTENTION_WARPS };
     SHARED_DYN(real, memory);
     int s_, i_;
-    if (!find_block(start, S, (int)blockIdx.x, &s_, &i_)) return;
+    if (!find_block(start, S, KB, (int)blockIdx.x, &s_, &i_)) return;
     const Rows mine = rows_of(start, parent, s_);
     const int h = (int)blockIdx.y, m0 = mine.own + i_ * KB, k0 = mine.P + i_ * KB,
               keys = min(KB, mine.T - i_ * KB);
@@ -2297,90 +2297,50 @@ struct PutKeyValue {
     }
 };
 
-/* At most 16 rows of one slot at consecutive positions: the first row, the number of rows, the
-   slot, and the position of the first row. */
-typedef struct {
-    int row, rows, slot, position;
-} Group;
+enum { CACHED_ROWS = 16 };  // of a block: what one warp's mma_bf16 has
 
 template <int HSP>
 __global__ void attention_cached_kernel(real *out, const real *cache, const real *qkv,
-                                        const Group *groups, size_t head, int NH, int hs,
-                                        bool eights) {
-    const Group group = groups[blockIdx.x];
-    const int h = (int)blockIdx.y;
-    const size_t C = (size_t)NH * (size_t)hs, n = (size_t)group.row;
-    const real *keys = cache + ((size_t)group.slot * (size_t)NH + (size_t)h) * 2 * head;
+                                        const int *start, const int *slot, const int *position,
+                                        int S, size_t head, int NH, int hs, bool eights) {
+    int s = (int)blockIdx.x, i = 0;
+    if ((int)gridDim.x != S && !find_block(start, S, CACHED_ROWS, s, &s, &i)) return;
+    const int h = (int)blockIdx.y, first = start[s] + i * CACHED_ROWS,
+              rows = min(CACHED_ROWS, start[s + 1] - first);
+    const size_t C = (size_t)NH * (size_t)hs, n = (size_t)first;
+    const real *keys = cache + ((size_t)slot[n] * (size_t)NH + (size_t)h) * 2 * head;
     const Noise none = {};
     const Attended<HSP> a =
-        attend<HSP, 1, false>(qkv + n * 3 * C + (size_t)(h * hs), 3 * C, group.rows, group.position,
+        attend<HSP, 1, false>(qkv + n * 3 * C + (size_t)(h * hs), 3 * C, rows, position[n],
                               same_rows(keys, (size_t)hs), head, hs, eights, none, 0, h, NH);
-    put_sums<HSP>(out + n * C + (size_t)(h * hs), C, a.o, a.inverse[0], a.inverse[1], group.rows,
-                  hs);
+    put_sums<HSP>(out + n * C + (size_t)(h * hs), C, a.o, a.inverse[0], a.inverse[1], rows, hs);
 }
 
 struct AttentionCached {
     real *out;
     const real *cache, *qkv;
-    const Group *groups;
-    int count;
+    const int *start, *slot, *position;
+    int N, S;
     size_t head;
     int NH, hs;
     template <int HSP>
     void at(void) const {
         auto kernel = attention_cached_kernel<HSP>;
         const size_t bytes = allow<shared_bytes(1, HSP)>(kernel);
-        LAUNCH(kernel, dim3((unsigned)count, (unsigned)NH), 32, bytes, stream, out, cache, qkv,
-               groups, head, NH, hs, whole_chunks(hs) && aligned(cache, qkv));
+        // if each sequence has one row, or if there are fewer than 16 rows, each has one block
+        const int blocks = N == S ? S : N / CACHED_ROWS + S;
+        LAUNCH(kernel, dim3((unsigned)blocks, (unsigned)NH), 32, bytes, stream, out, cache, qkv,
+               start, slot, position, S, head, NH, hs, whole_chunks(hs) && aligned(cache, qkv));
     }
 };
 
-/* The last arguments of attention_cached, on the host and on the device. All layers of a step have
-   the same. */
-static struct {
-    int N, room, count;
-    int *host, *memory;  // (device) (6 room) slot (N), position (N), groups (count)
-} asked;
-
-static void ask(const int *slot, const int *position, int N) {
-    const size_t bytes = sizeof(int) * (size_t)N;
-    if (N == asked.N && !memcmp(slot, asked.host, bytes) &&
-        !memcmp(position, asked.host + N, bytes))
-        return;
-    if (N > asked.room) {
-        if (asked.memory) device_free(asked.memory, 6 * sizeof(int) * (size_t)asked.room);
-        asked.room = N;
-        asked.host = (int *)xrealloc(asked.host, 6 * (size_t)N, sizeof(int));
-        if (!(asked.memory = (int *)device_alloc(6 * sizeof(int) * (size_t)N)))
-            die("out of memory for a list of %d rows on %s; close other programs", N,
-                device_name());
-    }
-    Group *groups = (Group *)(void *)(asked.host + 2 * N);
-    asked.N = N;
-    asked.count = 0;
-    for (int n = 0, rows; n < N; n += rows) {
-        for (rows = 1; rows < 16 && n + rows < N && slot[n + rows] == slot[n] &&
-                       position[n + rows] == position[n] + rows;
-             rows++) {
-        }
-        groups[asked.count++] = Group{n, rows, slot[n], position[n]};
-    }
-    memcpy(asked.host, slot, bytes);
-    memcpy(asked.host + N, position, bytes);
-    device_write(asked.memory, asked.host, 2 * bytes + sizeof *groups * (size_t)asked.count);
-}
-
-void attention_cached(real *out, real *cache, const real *qkv, const int *slot, const int *position,
-                      int N, int slots, int positions, int NH, int hs) {
-    (void)slots;
+void attention_cached(real *out, real *cache, const real *qkv, const int *start, const int *slot,
+                      const int *position, int N, int S, int positions, int NH, int hs) {
     if (!N) return;
     const size_t head = cached_head(positions, hs);
-    ask(slot, position, N);
-    each(PutKeyValue{cache, qkv, asked.memory, asked.memory + N, head, NH, hs},
-         (size_t)N * (size_t)NH * (size_t)hs, hs % 8 == 0 && aligned(cache, qkv));
-    with_head_size(
-        hs, AttentionCached{out, cache, qkv, (const Group *)(const void *)(asked.memory + 2 * N),
-                            asked.count, head, NH, hs});
+    each(PutKeyValue{cache, qkv, slot, position, head, NH, hs}, (size_t)N * (size_t)NH * (size_t)hs,
+         hs % 8 == 0 && aligned(cache, qkv));
+    with_head_size(hs, AttentionCached{out, cache, qkv, start, slot, position, N, S, head, NH, hs});
 }
 
 /* ---- The loss head --------------------------------------------------------------------------- */
@@ -2835,10 +2795,9 @@ void sample(int *token, float *logp, const real *logits, int R, int V, int ldv, 
         die_usage("a vocabulary of %d; sampling on a GPU has been made for at most %d", V,
                   SEGMENT * SEGMENTS);
     const size_t n = (size_t)R;
-    float *u = (float *)workspace(3 * sizeof *u * n);
-    Drawn *drawn_there = (Drawn *)(void *)(u + n), *drawn = (Drawn *)xmalloc(sizeof *drawn * n);
-    device_write(u, uniform, sizeof *u * n);
-    LAUNCH(sample_kernel, (unsigned)R, THREADS, 0, stream, drawn_there, logits, u, V, ldv,
+    Drawn *drawn_there = (Drawn *)workspace(sizeof *drawn_there * n),
+          *drawn = (Drawn *)xmalloc(sizeof *drawn * n);
+    LAUNCH(sample_kernel, (unsigned)R, THREADS, 0, stream, drawn_there, logits, uniform, V, ldv,
            temperature, top_k, top_p);
     device_read(drawn, drawn_there, sizeof *drawn * n);
     for (size_t r = 0; r < n; r++) {

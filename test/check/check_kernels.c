@@ -55,7 +55,7 @@ static char where[256];
 
 /* ---- Guarded arrays, released together ------------------------------------------------------- */
 
-enum { GUARD = 48, BLOCKS = 4096 };
+enum { GUARD = 48, BLOCKS = 8192 };
 static const uint32_t guard_word = 0x7fc5a5a5;  // a quiet NaN
 
 typedef struct {
@@ -338,6 +338,23 @@ START_TEST(a_second_queue_follows_the_first) {
     device_free(b, sizeof *x * N);
     free(x);
     free(y);
+}
+END_TEST
+
+/* So the host runs ahead of the device, and the caller may reuse its array at once. */
+START_TEST(small_arrays_go_to_the_device_without_a_wait) {
+    enum { N = 50, TIMES = 20 };
+    int *a = device_alloc(sizeof *a * N * TIMES), x[N], y[N * TIMES];
+    device_wait();
+    const long before = cuda_emu_count ? cuda_emu_count("waits for a stream") : 0;
+    for (int t = 0; t < TIMES; t++) {
+        for (int i = 0; i < N; i++) x[i] = t * N + i;
+        device_write(a + t * N, x, sizeof x);
+    }
+    if (cuda_emu_count) ck_assert_int_eq(cuda_emu_count("waits for a stream"), before);
+    device_read(y, a, sizeof y);
+    for (int i = 0; i < N * TIMES; i++) ck_must(y[i] == i, "number %d is %d", i, y[i]);
+    device_free(a, sizeof *a * N * TIMES);
 }
 END_TEST
 
@@ -2268,10 +2285,13 @@ typedef enum { SEPARATE, ONE_AFTER_THE_OTHER, ALTERNATING } Feeding;
 typedef struct {
     int n, row[CACHED_S * POSITIONS], slot[CACHED_S * POSITIONS],
         position[CACHED_S * POSITIONS];  // row: in the batch
+    int S, start[CACHED_S * POSITIONS + 1];
 } Call;
 
 static void call_add(Call *call, const Attention *a, int *done, int s) {
     if (done[s] == cached_lengths[s]) return;
+    if (!call->n || call->slot[call->n - 1] != slot_of[s]) call->S++;
+    call->start[call->S] = call->n + 1;
     call->row[call->n] = a->start[s] + done[s];
     call->slot[call->n] = slot_of[s];
     call->position[call->n] = done[s];
@@ -2285,7 +2305,7 @@ static void check_cached(const Attention *a, float *cache, int chunk, Feeding fe
     size_t C = (size_t)a->C, fed = 0;
     int done[CACHED_S] = {0};
     for (int turn = 0; fed < (size_t)a->N; turn++) {
-        Call call = {.n = 0};
+        Call call = {.n = 0};  // start[0] is 0
         if (feeding == SEPARATE)
             for (int i = 0; i < chunk; i++) call_add(&call, a, done, turn % CACHED_S);
         if (feeding == ONE_AFTER_THE_OTHER)
@@ -2302,8 +2322,8 @@ static void check_cached(const Attention *a, float *cache, int chunk, Feeding fe
             memcpy(qkv + i * 3 * C, a->qkv + (size_t)call.row[i] * 3 * C, 3 * C * sizeof *qkv);
             memcpy(want + i * C, a->out + (size_t)call.row[i] * C, C * sizeof *want);
         }
-        attention_cached(out, cache, qkv, call.slot, call.position, call.n, SLOTS, POSITIONS, a->NH,
-                         a->hs);
+        attention_cached(out, cache, qkv, call.start, call.slot, call.position, call.n, call.S,
+                         POSITIONS, a->NH, a->hs);
         AT("NH=%d hs=%d chunk=%d feeding=%d, %zu rows from slot %d position %d on", a->NH, a->hs,
            chunk, (int)feeding, n, call.slot[0], call.position[0]);
         ck_bits(out, want, n * C);
@@ -3279,7 +3299,7 @@ static void add(Suite *suite, const char *name, const char *tag, const TTest *co
 static int run_all(const char *name) {
     Suite *suite = suite_create(name);
     ADD("device", device_memory_is_zeroed_aligned_and_copied, floats_of_the_device_are_rounded,
-        a_second_queue_follows_the_first);
+        a_second_queue_follows_the_first, small_arrays_go_to_the_device_without_a_wait);
     ADD("reference", embedding_reference, linear_reference, projection_reference,
         layernorm_reference, gelu_reference, relu_and_silu_reference, attention_reference,
         head_reference, logprob_reference, sample_reference, adamw_reference);

@@ -168,6 +168,12 @@ a sequence's blocks are counted from a lane too late | attention, large
     s/if (lane >= d) sum += below;/if (lane > d) sum += below;/
 a slot's keys begin before the previous slot's keys have ended | cache
     s/(size_t)h) \* 2 \* head;/(size_t)h) * head;/
+a sequence's rows beyond its first 16 are those of its first 16 | cache
+    s/first = start\[s\] + i \* CACHED_ROWS/first = start[s]/
+a block's number is its sequence's, whatever their lengths | cache
+    s/(int)gridDim.x != S \&\& !find_block/false \&\& !find_block/
+a small array is waited for on its way to the device | device
+    s/const bool stages = bytes <= STAGED_MOST/const bool stages = bytes < 1/
 a column beyond the vocabulary keeps its logit | logprob
     /void logprob_backward_kernel/,/^}/s/for (int j = V + (int)threadIdx.x/for (int j = V + 1 + (int)threadIdx.x/
 lanes are left out of the sum over a warp | layernorm
