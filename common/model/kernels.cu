@@ -2644,68 +2644,73 @@ void value_backward(real *dinp, float *dweight, float *dbias, const float *dvalu
 
 /* ---- Sampling: one block per row ------------------------------------------------------------- */
 
-/* Tokens are ordered by descending logit, and by ascending id where logits are equal. top_k and
-   top_p select a prefix of that order, which is identified by its last token. Bisection finds that
-   token, first its logit and then its id; each step counts the tokens that would be selected. */
+/*
+ * Tokens are ordered by descending logit, and by ascending id where logits are equal. top_k and
+ * top_p select a prefix of that order, which is identified by its last token. A token's key is an
+ * integer that falls in this order: its upper bits are those of the logit, and the lower ones the
+ * complement of the id. The last token's key is found by radix selection, DIGIT bits at a time from
+ * the highest on. One pass over the row sorts the tokens whose higher bits are those found into
+ * bins, and the sums of the bins say in which the prefix ends.
+ *
+ * GPT-2 has 50,257 tokens, whose ids have 4 digits. A logit has 4 in bf16 and 8 in fp32. So top_k
+ * takes 8 or 12 passes, and top_p one more, for the total of the weights (computed). Bisection took
+ * 48 and 49.
+ *
+ * Each thread has bins of its own. Atomic additions to common bins would queue, because most logits
+ * of a row have the same upper bits. Weights are added as integers, so that sums are exact: tokens
+ * divided into other bins in the next pass still have the same sum.
+ */
+enum { DIGIT = 4, DIGITS = 1 << DIGIT, ORDER_BITS = FP32 ? 32 : 16 };
 
-/* Maps a float to an integer of the same order. +0 and -0 map to the same integer. */
+/* Maps a number to an integer of ORDER_BITS bits of the same order. +0 and -0 map to the same
+   integer. A number of bf16 has 16 bits that are 0, which become 0 or, if it is negative, 1. */
 static __device__ uint32_t order_of(float x) {
     const uint32_t bits = __float_as_uint(x + 0.0f);
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
+    return (bits >> 31 ? ~bits : bits | 0x80000000u) >> (32 - ORDER_BITS);
 }
 
-typedef struct {
-    uint32_t order;
-    int id;
-} Last;
+struct Tokens {  // those of a row
+    const real *x;
+    int V, id_bits;  // the bits of an id, rounded up to digits
+    float top, beta;
+    __device__ uint64_t key(int id, float v) const {
+        return (uint64_t)order_of(v) << id_bits | ((1u << id_bits) - 1 - (uint32_t)id);
+    }
+    /* e^(beta (v - top)), at most 1, in units of 2^-44. So 2^19 weights, which are as many as can
+       be sampled from, are at most 2^63. NaN has no weight. */
+    __device__ uint64_t weight(float v) const {
+        const float w = expf((v - top) * beta);
+        return w > 0 ? (uint64_t)(fminf(w, 1) * 0x1p44f) : 0;
+    }
+};
 
-static __device__ __forceinline__ bool kept(Last last, int j, float v) {
-    const uint32_t order = order_of(v);
-    return order > last.order || (order == last.order && j <= last.id);
-}
-
-typedef struct {
-    double count, weight;
-} Kept;
-
-static __device__ Kept keep_up_to(const real *x, int V, float top, float beta, Last last) {
-    float count = 0, weight = 0;
-    each_of_row(x, V, [&](int j, float v) {
-        if (kept(last, j, v)) {
-            count += 1;
-            weight += expf((v - top) * beta);
+/* The key of the last token of the shortest prefix that has a token and counts for `enough`. A
+   token counts for 1 or, if weighed, for its weight. */
+static __device__ uint64_t last_of(const Tokens &row, bool weighed, uint64_t enough) {
+    SHARED(uint64_t, bins, [DIGITS][THREADS]);
+    SHARED(uint64_t, sums, [DIGITS]);
+    const int lane = threadIdx.x % 32, w = threadIdx.x / 32;
+    uint64_t found = 0, before = 0;  // before: what the tokens of larger keys count for
+    for (int shift = ORDER_BITS + row.id_bits - DIGIT; shift >= 0; shift -= DIGIT) {
+        for (int d = 0; d < DIGITS; d++) bins[d][threadIdx.x] = 0;
+        each_of_row(row.x, row.V, [&](int j, float v) {
+            const uint64_t key = row.key(j, v);
+            if ((key ^ found) >> shift >> DIGIT) return;
+            bins[key >> shift & (DIGITS - 1)][threadIdx.x] += weighed ? row.weight(v) : 1;
+        });
+        __syncthreads();  // the bins are full
+        for (int d = w; d < DIGITS; d += WARPS) {
+            uint64_t sum = 0;
+            for (int i = lane; i < THREADS; i += 32) sum += bins[d][i];
+            sum = warp_sum(sum);
+            if (lane == 0) sums[d] = sum;
         }
-    });
-    Kept k;
-    k.count = block_sum((double)count);
-    k.weight = block_sum((double)weight);
-    return k;
-}
-
-/* The shortest prefix with `count` tokens or, if weighed, with that total weight. */
-static __device__ Last shortest(const real *x, int V, float top, float beta, bool weighed,
-                                double enough) {
-    auto reached = [&](uint32_t order, int id) {
-        const Kept k = keep_up_to(x, V, top, beta, Last{order, id});
-        return k.count >= 1 && (weighed ? k.weight : k.count) >= enough;
-    };
-    uint32_t low = 0, high = 0xffffffffu;  // the largest order at which it suffices, with all ids
-    while (low < high) {
-        const uint32_t middle = low + (high - low) / 2 + 1;
-        if (reached(middle, V))
-            low = middle;
-        else
-            high = middle - 1;
+        __syncthreads();  // the sums are there, and the bins no longer read
+        int d = DIGITS - 1;
+        while (d > 0 && before + sums[d] < max(enough, (uint64_t)1)) before += sums[d--];
+        found |= (uint64_t)d << shift;
     }
-    int first = 0, last = V - 1;
-    while (first < last) {
-        const int middle = (first + last) / 2;
-        if (reached(low, middle))
-            last = middle;
-        else
-            first = middle + 1;
-    }
-    return Last{low, first};
+    return found;
 }
 
 enum { SEGMENT = 512, SEGMENTS = 1024 };  // of ids; 16 per lane
@@ -2728,17 +2733,19 @@ __global__ void sample_kernel(Drawn *out, const real *logits, const float *unifo
     const double log_sum = log(row_sum(x, V, top, beta, (double *)NULL));
     int drawn = where;
     if (temperature > 0 && top_k != 1) {
-        Last last = {0, V};
-        if (top_k > 0 && top_k < V) last = shortest(x, V, top, beta, false, (double)top_k);
+        const Tokens row = {x, V, (32 - __clz((V - 1) | 1) + DIGIT - 1) / DIGIT * DIGIT, top, beta};
+        uint64_t last = 0;  // all tokens
+        if (top_k > 0 && top_k < V) last = last_of(row, false, (uint64_t)top_k);
         if (top_p < 1) {
-            const Last shorter = shortest(x, V, top, beta, true,
-                                          (double)top_p * keep_up_to(x, V, top, beta, last).weight);
-            if (shorter.order > last.order || (shorter.order == last.order && shorter.id < last.id))
-                last = shorter;
+            uint64_t total = 0;
+            each_of_row(
+                x, V, [&](int j, float v) { total += row.key(j, v) >= last ? row.weight(v) : 0; });
+            total = block_sum(total);
+            last = max(last, last_of(row, true, (uint64_t)ceil((double)top_p * (double)total)));
         }
         auto weight = [&](int j) {
             const float v = j < V ? get(x + j) : 0;
-            return j < V && kept(last, j, v) ? (double)expf((v - top) * beta) : 0.0;
+            return j < V && row.key(j, v) >= last ? (double)expf((v - top) * beta) : 0.0;
         };
         for (int s = w; s < segments; s += WARPS) {
             double sum = 0;

@@ -3031,6 +3031,20 @@ START_TEST(sample_with_ties_keeps_the_lower_tokens) {
 }
 END_TEST
 
+/* The ids of equal logits have several digits, and +0 equals -0. */
+START_TEST(sample_with_many_ties_keeps_the_lower_tokens) {
+    enum { V = 1003 };
+    static const float level[] = {-2, -1.5f, -0.0f, 0, 0.5f, 1};
+    float logits[V];
+    for (int v = 0; v < V; v++) logits[v] = level[(int)(draw() * LENGTH(level))];
+    static const int top_k[] = {3, 100, 201, 350, 500, 777, 999, 1002};
+    static const float top_p[] = {0.01f, 0.25f, 0.5f, 0.77f, 0.97f, 0.9999f};
+    for (int i = 0; i < LENGTH(top_k); i++) check_sample(logits, V, draws(300, 24), 1, top_k[i], 1);
+    for (int i = 0; i < LENGTH(top_p); i++) check_sample(logits, V, draws(300, 24), 1, 0, top_p[i]);
+    check_sample(logits, V, draws(300, 24), 0.7f, 600, 0.6f);
+}
+END_TEST
+
 START_TEST(sample_never_draws_the_impossible) {
     float logits[37];
     for (int v = 0; v < 37; v++)
@@ -3333,7 +3347,8 @@ static int run_all(const char *name) {
     ADD("divergence", divergence_values);
     ADD("value", value_and_its_gradient);
     ADD("sample", sample_from_a_real_vocabulary, sample_with_ties_keeps_the_lower_tokens,
-        sample_never_draws_the_impossible, sample_at_temperature_0_is_the_argmax);
+        sample_with_many_ties_keeps_the_lower_tokens, sample_never_draws_the_impossible,
+        sample_at_temperature_0_is_the_argmax);
     ADD_LARGE("sample, large", sample_is_the_inverse_of_the_cumulative_distribution,
               sample_draws_with_the_right_frequencies);
     ADD("optimiser", squares_are_summed_in_double, adamw_takes_the_documented_step,

@@ -232,6 +232,26 @@ a threshold of NF4 belongs to the code above | nf4
     s/x\[i\] \* inverse > tables/x[i] * inverse >= tables/
 the running sum of probabilities skips lanes | sample
     s/if (lane >= d) before += below;/if (lane > d) before += below;/
+of equal tokens the last ones are kept | sample
+    s/((1u << id_bits) - 1 - (uint32_t)id)/(uint32_t)id/
+0 and -0 are not equal | sample
+    s/__float_as_uint(x + 0.0f)/__float_as_uint(x)/
+negative numbers keep their order of bits | sample
+    s/bits >> 31 ? ~bits : bits | 0x80000000u/bits ^ 0x80000000u/
+tokens count whose higher digits are others | sample
+    s/if ((key ^ found) >> shift >> DIGIT) return;//
+tokens of larger digits are forgotten | sample
+    s/before += sums\[d--\];/d--;/
+a prefix ends with the token before the one that suffices | sample
+    s/before + sums\[d\] < max(enough/before + sums[d] <= max(enough/
+a barrier is missing before bins are added | sample
+    s/__syncthreads();  \/\/ the bins are full//
+a barrier is missing before the sums of bins are read | sample
+    s/__syncthreads();  \/\/ the sums are there.*//
+bins of the last pass are not emptied | sample
+    s/bins\[d\]\[threadIdx.x\] = 0;/bins[d][threadIdx.x] = shift > 40 ? 0 : bins[d][threadIdx.x];/
+what top_k left out counts for top_p | sample
+    s/total += row.key(j, v) >= last ? row.weight(v) : 0;/total += row.weight(v);/
 the likeliest of equal tokens is the last | logprob
     s/(other == top \&\& there < place)/(other == top \&\& there > place)/
 a step does not reach the master | optimiser
