@@ -337,9 +337,8 @@ size_t cache_bytes(int slots, int positions, int NH, int hs) {
            (size_t)(hs + padded_head(hs)) * sizeof(real);
 }
 
-void attention_cached(real *out, real *cache, const real *qkv, const int *slot, const int *position,
-                      int N, int slots, int positions, int NH, int hs) {
-    (void)slots;
+void attention_cached(real *out, real *cache, const real *qkv, const int *start, const int *slot,
+                      const int *position, int N, int S, int positions, int NH, int hs) {
     const size_t C = (size_t)NH * (size_t)hs,
                  keys_size = (size_t)round_up(positions, KB) * (size_t)hs;
     const size_t head_size = keys_size + (size_t)round_up(positions, KB) * (size_t)padded_head(hs);
@@ -347,11 +346,9 @@ void attention_cached(real *out, real *cache, const real *qkv, const int *slot, 
     // consecutive rows at a time
 #pragma omp parallel for schedule(static)
     for (int h = 0; h < NH; h++)
-        for (int n = 0, rows; n < N; n += rows) {
-            rows = 1;
-            while (rows < MR && n + rows < N && slot[n + rows] == slot[n] &&
-                   position[n + rows] == position[n] + rows)
-                rows++;
+        for (int n = 0, s = 0, rows; n < N; n += rows) {
+            while (s < S && start[s + 1] <= n) s++;
+            rows = min_int(MR, start[s + 1] - n);
             float *keys = cache + ((size_t)slot[n] * (size_t)NH + (size_t)h) * head_size;
             const float *row = qkv + (size_t)n * 3 * C + (size_t)h * (size_t)hs;
             for (int i = 0; i < rows; i++)

@@ -5,6 +5,10 @@
  * token that was sampled last. Then every sequence whose tokens have all been read samples one
  * token. A prompt that another slot reads or has read is not read again: the slot copies the keys
  * and values of all tokens but the last.
+ *
+ * A round makes one copy to the device, of all that it needs there, and one from the device, of the
+ * tokens it has sampled. It waits only for the second. For this the random numbers are drawn before
+ * the model runs.
  */
 #include "model/generate.h"
 
@@ -21,19 +25,49 @@ typedef struct {
     int *text;     // (positions + 1) tokens of the prompt, then of the response
     int length;    // tokens in text
     int fed;       // of these, tokens that the model has read and the cache contains
+    int rows;      // the next tokens, which the model reads in this round
     int same;      // the slot that reads the same prompt for this one, too; -1 = none
 } Slot;
 
-/* Runs the model on N rows of token, position and slot. The result is norm (R,C), the input of the
-   head for the rows m->host_row[0..R). Of the other rows, the last layer computes only keys and
-   values. All layers use the arrays of layer 0. */
-static void forward_cached(GPT2 *m, int N, const int *slot, const int *position, int R) {
+/* A round reads N tokens of S slots, and of these slots R sample a token. */
+typedef struct {
+    int N, S, R;
+    int *token, *position, *slot;  // (N)
+    int *start;                    // (S+1) the first row of each slot
+    int *row;                      // (R) the last row of each slot that samples
+    int *kept;                     // (R) where the output of that row is kept
+    float *uniform;                // (R) its random number
+} Round;
+
+/* The ints of its arrays, and the arrays one behind the other in memory of the host or the device.
+   There is room for round_room() of them (private.h). */
+static size_t round_ints(int N, int S, int R) {
+    return 3 * (size_t)N + (size_t)S + 1 + 3 * (size_t)R;
+}
+static Round round_in(int *memory, int N, int S, int R) {
+    int *start = memory + 3 * (size_t)N, *row = start + S + 1;
+    return (Round){.N = N,
+                   .S = S,
+                   .R = R,
+                   .token = memory,
+                   .position = memory + N,
+                   .slot = memory + 2 * (size_t)N,
+                   .start = start,
+                   .row = row,
+                   .kept = row + R,
+                   .uniform = (float *)(void *)(row + 2 * (size_t)R)};
+}
+
+/* Runs the model on the rows of a round, whose arrays are on the device. The result is norm (R,C),
+   the input of the head for the rows t.row. Of the other rows, the last layer computes only keys
+   and values. All layers use the arrays of layer 0. */
+static void forward_cached(GPT2 *m, Round t) {
     const GPT2Config *c = &m->config;
-    const int C = c->n_embd, F = c->n_inner, slots = m->limits.slots, T = m->limits.positions;
-    const size_t bytes = cache_bytes(slots, T, c->n_head, C / c->n_head);
+    const int C = c->n_embd, F = c->n_inner, T = m->limits.positions, R = t.R;
+    const size_t bytes = cache_bytes(m->limits.slots, T, c->n_head, C / c->n_head);
     Layer *y = &m->layer[0];
-    device_write(m->row, m->host_row, sizeof(int) * (size_t)R);
-    embed_forward(y->r, m->token, m->position, m->parts[WTE].w, m->parts[WPE].w, N, C);
+    int N = t.N;
+    embed_forward(y->r, t.token, t.position, m->parts[WTE].w, m->parts[WPE].w, N, C);
     gpt2_tap(m, 0, TAP_WTE, N, 0, C, NULL, y->r, NULL);
     for (int l = 0; l <= c->n_layer; l++) {
         const Parts *p = of_layer(m, l);
@@ -42,12 +76,12 @@ static void forward_cached(GPT2 *m, int N, const int *slot, const int *position,
         if (l == c->n_layer) break;  // that was ln_f
         gpt2_linear(y->qkv, m->norm, p + QKV_W, N, C, 3 * C);
         gpt2_tap(m, l, TAP_C_ATTN, N, C, 3 * C, m->norm, y->qkv, NULL);
-        attention_cached(y->att, (real *)(m->cache + (size_t)l * bytes), y->qkv, slot, position, N,
-                         slots, T, c->n_head, C / c->n_head);
+        attention_cached(y->att, (real *)(m->cache + (size_t)l * bytes), y->qkv, t.start, t.slot,
+                         t.position, N, t.S, T, c->n_head, C / c->n_head);
         const real *r = y->r, *att = y->att;
         if (l == c->n_layer - 1 && R < N) {
-            gather_rows(m->norm, y->att, m->row, R, C);
-            gather_rows(m->wide, y->r, m->row, R, C);
+            gather_rows(m->norm, y->att, t.row, R, C);
+            gather_rows(m->wide, y->r, t.row, R, C);
             att = m->norm;
             r = m->wide;
             N = R;
@@ -113,11 +147,10 @@ static void generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation
     for (int i = 0; i < slots; i++)
         slot[i] = (Slot){
             .sequence = -1, .text = (int *)xmalloc(sizeof(int) * ((size_t)T + 1)), .same = -1};
-    int *row_slot = (int *)xmalloc(sizeof(int) * (size_t)N_max * 3),
-        *row_position = row_slot + N_max, *row_token = row_position + N_max;
+    int *round_memory = (int *)xmalloc(sizeof(int) * round_room(&m->limits));
     int *drawing = (int *)xmalloc(sizeof(int) * (size_t)slots * 2),
         *drawn = drawing + slots;  // the slots that sample a token now, and the tokens
-    float *uniform = (float *)xmalloc(sizeof(float) * (size_t)slots * 2), *logp = uniform + slots;
+    float *logp = (float *)xmalloc(sizeof(float) * (size_t)slots);
     // the responses so far, at most `room` tokens each
     int room = s->max_new_tokens < T + 1 ? s->max_new_tokens : T + 1, next = 0, running = 0;
     if (room < 0) room = 0;
@@ -154,55 +187,56 @@ static void generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation
         }
         if (!running || (s->stopped && s->stopped())) break;
         progress(next - running, S);
-        // 2. rows: the tokens of each slot that the model has not read; a long prompt may take
-        // several rounds
-        int N = 0, R = 0, waiting = running;
+        // 2. how many tokens of each slot the model reads; a long prompt may take several rounds
+        int N = 0, reading = 0, R = 0, waiting = running;
         for (int i = 0; i < slots; i++) {
+            slot[i].rows = 0;
             if (slot[i].sequence < 0) continue;
-            int n = slot[i].length - slot[i].fed;
             waiting--;
             if (slot[i].same >= 0) continue;
-            if (n > N_max - N - waiting)
-                n = N_max - N - waiting;  // leave one row for each other slot
-            for (int j = 0; j < n; j++, N++) {
-                row_slot[N] = i;
-                row_position[N] = slot[i].fed++;
-                row_token[N] = slot[i].text[row_position[N]];
-                if (row_token[N] < 0 || row_token[N] >= V)
+            const int left = slot[i].length - slot[i].fed,
+                      most = N_max - N - waiting;  // leave one row for each other slot
+            N += slot[i].rows = min_int(left, most);
+            reading++;
+            if (slot[i].rows == left) drawing[R++] = i;
+        }
+        // 3. the rows; and of the slots that sample, where the output is kept, and the sequence's
+        // own random number
+        const Round t = round_in(round_memory, N, reading, R),
+                    there = round_in(m->token, N, reading, R);
+        for (int i = 0, n = 0, k = 0, r = 0; i < slots; i++) {
+            if (!slot[i].rows) continue;
+            t.start[k++] = n;
+            for (int j = 0; j < slot[i].rows; j++, n++) {
+                t.slot[n] = i;
+                t.position[n] = slot[i].fed++;
+                t.token[n] = slot[i].text[t.position[n]];
+                if (t.token[n] < 0 || t.token[n] >= V)
                     die_usage(
                         "token %d does not exist in a model with a vocabulary of %d: the tokenizer "
                         "does not match the model",
-                        row_token[N], V);
+                        t.token[n], V);
             }
-            if (slot[i].fed == slot[i].length) {
-                m->host_row[R] = N - 1;
-                drawing[R++] = i;
-            }
+            if (r < R && drawing[r] == i) t.row[r++] = n - 1;
         }
-        // 3. the model, and the logits of the last row of each text
-        device_write(m->token, row_token, sizeof(int) * (size_t)N);
-        device_write(m->position, row_position, sizeof(int) * (size_t)N);
-        forward_cached(m, N, row_slot, row_position, R);
+        t.start[reading] = N;
+        for (int r = 0; r < R; r++) {
+            const int q = slot[drawing[r]].sequence, length = slot[drawing[r]].length;
+            const uint32_t id = prompts->id ? prompts->id[q] : (uint32_t)q;
+            t.kept[r] = keeps ? q * room + count[q] : 0;
+            t.uniform[r] = random_uniform(
+                random4(s->seed, RANDOM_SAMPLE, s->step, id, (uint32_t)length, 0).v[0]);
+        }
+        // 4. the model, the logits of the last row of each text, and one token for each
+        device_write(m->token, round_memory, sizeof(int) * round_ints(N, reading, R));
+        forward_cached(m, there);
         share_prompts(m, slot);
         if (!R) continue;
-        if (keeps) {
-            for (int r = 0; r < R; r++) {
-                const int q = slot[drawing[r]].sequence;
-                drawn[r] = q * room + count[q];  // where its output is kept
-            }
-            device_write(m->target, drawn, sizeof(int) * (size_t)R);
-            scatter_rows(m->kept, m->norm, m->target, R, m->config.n_embd);
-        }
+        if (keeps) scatter_rows(m->kept, m->norm, there.kept, R, m->config.n_embd);
         head_forward(m->logits, m->norm, m->parts[WTE].w, R, m->config.n_embd, m->vocabulary,
                      m->ldv);
-        // 4. sample one token for each, with the sequence's own random number
-        for (int r = 0; r < R; r++) {
-            const Slot *t = &slot[drawing[r]];
-            uint32_t id = prompts->id ? prompts->id[t->sequence] : (uint32_t)t->sequence;
-            uniform[r] = random_uniform(
-                random4(s->seed, RANDOM_SAMPLE, s->step, id, (uint32_t)t->length, 0).v[0]);
-        }
-        sample(drawn, logp, m->logits, R, V, m->ldv, s->temperature, s->top_k, s->top_p, uniform);
+        sample(drawn, logp, m->logits, R, V, m->ldv, s->temperature, s->top_k, s->top_p,
+               there.uniform);
         // 5. free the slots of texts that have ended
         for (int r = 0; r < R; r++) {
             Slot *t = &slot[drawing[r]];
@@ -237,9 +271,9 @@ static void generate(GPT2 *m, const Batch *prompts, const Sampler *s, Generation
     if (keeps) m->kept_n = out->start[S];
     for (int i = 0; i < slots; i++) free(slot[i].text);
     free(slot);
-    free(row_slot);
+    free(round_memory);
     free(drawing);
-    free(uniform);
+    free(logp);
     free(tokens);
     free(logps);
     free(count);

@@ -17,6 +17,18 @@
  * weight is its master rounded to nearest. A resumed run reads the masters and so continues with
  * the same bits. Also left out: instructions of one GPU generation only. cuBLASLt uses them where
  * they matter most.
+ *
+ * Left out of decoding: a sequence's keys divided among several blocks, to fill a GPU with few
+ * sequences. Attention in training carries one running maximum and one sum over all blocks of keys.
+ * Parts that are joined at the end are rounded elsewhere, so the log-probability of a sampled token
+ * would no longer have the bits that training computes. Training would have to divide its keys in
+ * the same places, and pay for it.
+ *
+ * Also left out: CUDA graphs. A token of GPT-2 124M takes 100 launches on Hopper (8 a layer, and
+ * 4), which at about 2.5 us each cost the host 0.25 ms (computed). One launch of a graph would do.
+ * But the grids and addresses of a graph are fixed. generate.c would need one for each number of
+ * sequences that are still running, recorded again when the workspace grows, and the emulator would
+ * have to record, too.
  */
 #ifdef __CUDACC__
 #    include <cublasLt.h>
@@ -1922,13 +1934,13 @@ static __device__ Rows rows_of(const int *start, const int *parent, int s) {
                 start[s + 1] - start[s]};
 }
 
-/* Finds the sequence and its block for block b of all sequences' blocks of 64 tokens. The host does
-   not know the number of blocks, and launches as many as there can be. */
-static __device__ bool find_block(const int *start, int S, int b, int *s, int *i) {
+/* Finds the sequence and its block for block b of all sequences' blocks of `size` tokens. The host
+   does not know the number of blocks, and launches as many as there can be. */
+static __device__ bool find_block(const int *start, int S, int size, int b, int *s, int *i) {
     const int lane = threadIdx.x % 32;
     for (int s0 = 0, before = 0; s0 < S; s0 += 32) {
         const int mine =
-            s0 + lane < S ? (start[s0 + lane + 1] - start[s0 + lane] + KB - 1) / KB : 0;
+            s0 + lane < S ? (start[s0 + lane + 1] - start[s0 + lane] + size - 1) / size : 0;
         int sum = mine;
         for (int d = 1; d < 32; d *= 2) {
             const int below = __shfl_up_sync(ALL, sum, d);
@@ -1966,7 +1978,7 @@ __global__ void __launch_bounds__(32 * ATTENTION_WARPS, forward_blocks(HSP, DROP
     attention_forward_kernel(real *out, float *lse, const real *qkv, const int *start,
                              const int *parent, int S, int NH, int hs, bool eights, Noise noise) {
     int s, i;
-    if (!find_block(start, S, (int)(gridDim.x - 1 - blockIdx.x), &s, &i)) return;
+    if (!find_block(start, S, KB, (int)(gridDim.x - 1 - blockIdx.x), &s, &i)) return;
     const Rows r = rows_of(start, parent, s);
     const int h = (int)blockIdx.y, n0 = r.own + i * KB, rows = min(KB, r.T - i * KB),
               w = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
@@ -2014,7 +2026,7 @@ __global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qk
     enum { LD = Tile<HSP>::LD, SIZE = Tile<HSP>::SIZE, W_ = ATTENTION_WARPS };
     SHARED_DYN(real, memory);
     int s_, i_;
-    if (!find_block(start, S, (int)(gridDim.x - 1 - blockIdx.x), &s_, &i_)) return;
+    if (!find_block(start, S, KB, (int)(gridDim.x - 1 - blockIdx.x), &s_, &i_)) return;
     const Rows r = rows_of(start, parent, s_);
     const int h = (int)blockIdx.y, n0 = r.own + i_ * KB, q0 = r.P + i_ * KB,
               rows = min(KB, r.T - i_ * KB), end = q0 + rows;
@@ -2093,7 +2105,7 @@ __global__ void attention_dkv_kernel(real *dqkv, const real *dout, const real *q
     enum { LD = Tile<HSP>::LD, SIZE = Tile<HSP>::SIZE, W_ = ATTENTION_WARPS };
     SHARED_DYN(real, memory);
     int s_, i_;
-    if (!find_block(start, S, (int)blockIdx.x, &s_, &i_)) return;
+    if (!find_block(start, S, KB, (int)blockIdx.x, &s_, &i_)) return;
     const Rows mine = rows_of(start, parent, s_);
     const int h = (int)blockIdx.y, m0 = mine.own + i_ * KB, k0 = mine.P + i_ * KB,
               keys = min(KB, mine.T - i_ * KB);
@@ -2297,90 +2309,50 @@ struct PutKeyValue {
     }
 };
 
-/* At most 16 rows of one slot at consecutive positions: the first row, the number of rows, the
-   slot, and the position of the first row. */
-typedef struct {
-    int row, rows, slot, position;
-} Group;
+enum { CACHED_ROWS = 16 };  // of a block: what one warp's mma_bf16 has
 
 template <int HSP>
 __global__ void attention_cached_kernel(real *out, const real *cache, const real *qkv,
-                                        const Group *groups, size_t head, int NH, int hs,
-                                        bool eights) {
-    const Group group = groups[blockIdx.x];
-    const int h = (int)blockIdx.y;
-    const size_t C = (size_t)NH * (size_t)hs, n = (size_t)group.row;
-    const real *keys = cache + ((size_t)group.slot * (size_t)NH + (size_t)h) * 2 * head;
+                                        const int *start, const int *slot, const int *position,
+                                        int S, size_t head, int NH, int hs, bool eights) {
+    int s = (int)blockIdx.x, i = 0;
+    if ((int)gridDim.x != S && !find_block(start, S, CACHED_ROWS, s, &s, &i)) return;
+    const int h = (int)blockIdx.y, first = start[s] + i * CACHED_ROWS,
+              rows = min(CACHED_ROWS, start[s + 1] - first);
+    const size_t C = (size_t)NH * (size_t)hs, n = (size_t)first;
+    const real *keys = cache + ((size_t)slot[n] * (size_t)NH + (size_t)h) * 2 * head;
     const Noise none = {};
     const Attended<HSP> a =
-        attend<HSP, 1, false>(qkv + n * 3 * C + (size_t)(h * hs), 3 * C, group.rows, group.position,
+        attend<HSP, 1, false>(qkv + n * 3 * C + (size_t)(h * hs), 3 * C, rows, position[n],
                               same_rows(keys, (size_t)hs), head, hs, eights, none, 0, h, NH);
-    put_sums<HSP>(out + n * C + (size_t)(h * hs), C, a.o, a.inverse[0], a.inverse[1], group.rows,
-                  hs);
+    put_sums<HSP>(out + n * C + (size_t)(h * hs), C, a.o, a.inverse[0], a.inverse[1], rows, hs);
 }
 
 struct AttentionCached {
     real *out;
     const real *cache, *qkv;
-    const Group *groups;
-    int count;
+    const int *start, *slot, *position;
+    int N, S;
     size_t head;
     int NH, hs;
     template <int HSP>
     void at(void) const {
         auto kernel = attention_cached_kernel<HSP>;
         const size_t bytes = allow<shared_bytes(1, HSP)>(kernel);
-        LAUNCH(kernel, dim3((unsigned)count, (unsigned)NH), 32, bytes, stream, out, cache, qkv,
-               groups, head, NH, hs, whole_chunks(hs) && aligned(cache, qkv));
+        // if each sequence has one row, or if there are fewer than 16 rows, each has one block
+        const int blocks = N == S ? S : N / CACHED_ROWS + S;
+        LAUNCH(kernel, dim3((unsigned)blocks, (unsigned)NH), 32, bytes, stream, out, cache, qkv,
+               start, slot, position, S, head, NH, hs, whole_chunks(hs) && aligned(cache, qkv));
     }
 };
 
-/* The last arguments of attention_cached, on the host and on the device. All layers of a step have
-   the same. */
-static struct {
-    int N, room, count;
-    int *host, *memory;  // (device) (6 room) slot (N), position (N), groups (count)
-} asked;
-
-static void ask(const int *slot, const int *position, int N) {
-    const size_t bytes = sizeof(int) * (size_t)N;
-    if (N == asked.N && !memcmp(slot, asked.host, bytes) &&
-        !memcmp(position, asked.host + N, bytes))
-        return;
-    if (N > asked.room) {
-        if (asked.memory) device_free(asked.memory, 6 * sizeof(int) * (size_t)asked.room);
-        asked.room = N;
-        asked.host = (int *)xrealloc(asked.host, 6 * (size_t)N, sizeof(int));
-        if (!(asked.memory = (int *)device_alloc(6 * sizeof(int) * (size_t)N)))
-            die("out of memory for a list of %d rows on %s; close other programs", N,
-                device_name());
-    }
-    Group *groups = (Group *)(void *)(asked.host + 2 * N);
-    asked.N = N;
-    asked.count = 0;
-    for (int n = 0, rows; n < N; n += rows) {
-        for (rows = 1; rows < 16 && n + rows < N && slot[n + rows] == slot[n] &&
-                       position[n + rows] == position[n] + rows;
-             rows++) {
-        }
-        groups[asked.count++] = Group{n, rows, slot[n], position[n]};
-    }
-    memcpy(asked.host, slot, bytes);
-    memcpy(asked.host + N, position, bytes);
-    device_write(asked.memory, asked.host, 2 * bytes + sizeof *groups * (size_t)asked.count);
-}
-
-void attention_cached(real *out, real *cache, const real *qkv, const int *slot, const int *position,
-                      int N, int slots, int positions, int NH, int hs) {
-    (void)slots;
+void attention_cached(real *out, real *cache, const real *qkv, const int *start, const int *slot,
+                      const int *position, int N, int S, int positions, int NH, int hs) {
     if (!N) return;
     const size_t head = cached_head(positions, hs);
-    ask(slot, position, N);
-    each(PutKeyValue{cache, qkv, asked.memory, asked.memory + N, head, NH, hs},
-         (size_t)N * (size_t)NH * (size_t)hs, hs % 8 == 0 && aligned(cache, qkv));
-    with_head_size(
-        hs, AttentionCached{out, cache, qkv, (const Group *)(const void *)(asked.memory + 2 * N),
-                            asked.count, head, NH, hs});
+    each(PutKeyValue{cache, qkv, slot, position, head, NH, hs}, (size_t)N * (size_t)NH * (size_t)hs,
+         hs % 8 == 0 && aligned(cache, qkv));
+    with_head_size(hs, AttentionCached{out, cache, qkv, start, slot, position, N, S, head, NH, hs});
 }
 
 /* ---- The loss head --------------------------------------------------------------------------- */
@@ -2684,68 +2656,73 @@ void value_backward(real *dinp, float *dweight, float *dbias, const float *dvalu
 
 /* ---- Sampling: one block per row ------------------------------------------------------------- */
 
-/* Tokens are ordered by descending logit, and by ascending id where logits are equal. top_k and
-   top_p select a prefix of that order, which is identified by its last token. Bisection finds that
-   token, first its logit and then its id; each step counts the tokens that would be selected. */
+/*
+ * Tokens are ordered by descending logit, and by ascending id where logits are equal. top_k and
+ * top_p select a prefix of that order, which is identified by its last token. A token's key is an
+ * integer that falls in this order: its upper bits are those of the logit, and the lower ones the
+ * complement of the id. The last token's key is found by radix selection, DIGIT bits at a time from
+ * the highest on. One pass over the row sorts the tokens whose higher bits are those found into
+ * bins, and the sums of the bins say in which the prefix ends.
+ *
+ * GPT-2 has 50,257 tokens, whose ids have 4 digits. A logit has 4 in bf16 and 8 in fp32. So top_k
+ * takes 8 or 12 passes, and top_p one more, for the total of the weights (computed). Bisection took
+ * 48 and 49.
+ *
+ * Each thread has bins of its own. Atomic additions to common bins would queue, because most logits
+ * of a row have the same upper bits. Weights are added as integers, so that sums are exact: tokens
+ * divided into other bins in the next pass still have the same sum.
+ */
+enum { DIGIT = 4, DIGITS = 1 << DIGIT, ORDER_BITS = FP32 ? 32 : 16 };
 
-/* Maps a float to an integer of the same order. +0 and -0 map to the same integer. */
+/* Maps a number to an integer of ORDER_BITS bits of the same order. +0 and -0 map to the same
+   integer. A number of bf16 has 16 bits that are 0, which become 0 or, if it is negative, 1. */
 static __device__ uint32_t order_of(float x) {
     const uint32_t bits = __float_as_uint(x + 0.0f);
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
+    return (bits >> 31 ? ~bits : bits | 0x80000000u) >> (32 - ORDER_BITS);
 }
 
-typedef struct {
-    uint32_t order;
-    int id;
-} Last;
+struct Tokens {  // those of a row
+    const real *x;
+    int V, id_bits;  // the bits of an id, rounded up to digits
+    float top, beta;
+    __device__ uint64_t key(int id, float v) const {
+        return (uint64_t)order_of(v) << id_bits | ((1u << id_bits) - 1 - (uint32_t)id);
+    }
+    /* e^(beta (v - top)), at most 1, in units of 2^-44. So 2^19 weights, which are as many as can
+       be sampled from, are at most 2^63. NaN has no weight. */
+    __device__ uint64_t weight(float v) const {
+        const float w = expf((v - top) * beta);
+        return w > 0 ? (uint64_t)(fminf(w, 1) * 0x1p44f) : 0;
+    }
+};
 
-static __device__ __forceinline__ bool kept(Last last, int j, float v) {
-    const uint32_t order = order_of(v);
-    return order > last.order || (order == last.order && j <= last.id);
-}
-
-typedef struct {
-    double count, weight;
-} Kept;
-
-static __device__ Kept keep_up_to(const real *x, int V, float top, float beta, Last last) {
-    float count = 0, weight = 0;
-    each_of_row(x, V, [&](int j, float v) {
-        if (kept(last, j, v)) {
-            count += 1;
-            weight += expf((v - top) * beta);
+/* The key of the last token of the shortest prefix that has a token and counts for `enough`. A
+   token counts for 1 or, if weighed, for its weight. */
+static __device__ uint64_t last_of(const Tokens &row, bool weighed, uint64_t enough) {
+    SHARED(uint64_t, bins, [DIGITS][THREADS]);
+    SHARED(uint64_t, sums, [DIGITS]);
+    const int lane = threadIdx.x % 32, w = threadIdx.x / 32;
+    uint64_t found = 0, before = 0;  // before: what the tokens of larger keys count for
+    for (int shift = ORDER_BITS + row.id_bits - DIGIT; shift >= 0; shift -= DIGIT) {
+        for (int d = 0; d < DIGITS; d++) bins[d][threadIdx.x] = 0;
+        each_of_row(row.x, row.V, [&](int j, float v) {
+            const uint64_t key = row.key(j, v);
+            if ((key ^ found) >> shift >> DIGIT) return;
+            bins[key >> shift & (DIGITS - 1)][threadIdx.x] += weighed ? row.weight(v) : 1;
+        });
+        __syncthreads();  // the bins are full
+        for (int d = w; d < DIGITS; d += WARPS) {
+            uint64_t sum = 0;
+            for (int i = lane; i < THREADS; i += 32) sum += bins[d][i];
+            sum = warp_sum(sum);
+            if (lane == 0) sums[d] = sum;
         }
-    });
-    Kept k;
-    k.count = block_sum((double)count);
-    k.weight = block_sum((double)weight);
-    return k;
-}
-
-/* The shortest prefix with `count` tokens or, if weighed, with that total weight. */
-static __device__ Last shortest(const real *x, int V, float top, float beta, bool weighed,
-                                double enough) {
-    auto reached = [&](uint32_t order, int id) {
-        const Kept k = keep_up_to(x, V, top, beta, Last{order, id});
-        return k.count >= 1 && (weighed ? k.weight : k.count) >= enough;
-    };
-    uint32_t low = 0, high = 0xffffffffu;  // the largest order at which it suffices, with all ids
-    while (low < high) {
-        const uint32_t middle = low + (high - low) / 2 + 1;
-        if (reached(middle, V))
-            low = middle;
-        else
-            high = middle - 1;
+        __syncthreads();  // the sums are there, and the bins no longer read
+        int d = DIGITS - 1;
+        while (d > 0 && before + sums[d] < max(enough, (uint64_t)1)) before += sums[d--];
+        found |= (uint64_t)d << shift;
     }
-    int first = 0, last = V - 1;
-    while (first < last) {
-        const int middle = (first + last) / 2;
-        if (reached(low, middle))
-            last = middle;
-        else
-            first = middle + 1;
-    }
-    return Last{low, first};
+    return found;
 }
 
 enum { SEGMENT = 512, SEGMENTS = 1024 };  // of ids; 16 per lane
@@ -2768,17 +2745,19 @@ __global__ void sample_kernel(Drawn *out, const real *logits, const float *unifo
     const double log_sum = log(row_sum(x, V, top, beta, (double *)NULL));
     int drawn = where;
     if (temperature > 0 && top_k != 1) {
-        Last last = {0, V};
-        if (top_k > 0 && top_k < V) last = shortest(x, V, top, beta, false, (double)top_k);
+        const Tokens row = {x, V, (32 - __clz((V - 1) | 1) + DIGIT - 1) / DIGIT * DIGIT, top, beta};
+        uint64_t last = 0;  // all tokens
+        if (top_k > 0 && top_k < V) last = last_of(row, false, (uint64_t)top_k);
         if (top_p < 1) {
-            const Last shorter = shortest(x, V, top, beta, true,
-                                          (double)top_p * keep_up_to(x, V, top, beta, last).weight);
-            if (shorter.order > last.order || (shorter.order == last.order && shorter.id < last.id))
-                last = shorter;
+            uint64_t total = 0;
+            each_of_row(
+                x, V, [&](int j, float v) { total += row.key(j, v) >= last ? row.weight(v) : 0; });
+            total = block_sum(total);
+            last = max(last, last_of(row, true, (uint64_t)ceil((double)top_p * (double)total)));
         }
         auto weight = [&](int j) {
             const float v = j < V ? get(x + j) : 0;
-            return j < V && kept(last, j, v) ? (double)expf((v - top) * beta) : 0.0;
+            return j < V && row.key(j, v) >= last ? (double)expf((v - top) * beta) : 0.0;
         };
         for (int s = w; s < segments; s += WARPS) {
             double sum = 0;
@@ -2835,10 +2814,9 @@ void sample(int *token, float *logp, const real *logits, int R, int V, int ldv, 
         die_usage("a vocabulary of %d; sampling on a GPU has been made for at most %d", V,
                   SEGMENT * SEGMENTS);
     const size_t n = (size_t)R;
-    float *u = (float *)workspace(3 * sizeof *u * n);
-    Drawn *drawn_there = (Drawn *)(void *)(u + n), *drawn = (Drawn *)xmalloc(sizeof *drawn * n);
-    device_write(u, uniform, sizeof *u * n);
-    LAUNCH(sample_kernel, (unsigned)R, THREADS, 0, stream, drawn_there, logits, u, V, ldv,
+    Drawn *drawn_there = (Drawn *)workspace(sizeof *drawn_there * n),
+          *drawn = (Drawn *)xmalloc(sizeof *drawn * n);
+    LAUNCH(sample_kernel, (unsigned)R, THREADS, 0, stream, drawn_there, logits, uniform, V, ldv,
            temperature, top_k, top_p);
     device_read(drawn, drawn_there, sizeof *drawn * n);
     for (size_t r = 0; r < n; r++) {

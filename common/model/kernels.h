@@ -273,9 +273,10 @@ size_t cache_bytes(int slots, int positions, int NH, int hs);
 /* Attention for decoding. Row n is the token at position[n] of the sequence in slot[n]. Stores its
    key and value in the cache. Then out (N,C) = attention of its query to keys 0 .. position[n],
    with the bits of attention_forward. The rows of one slot must be in ascending order of position
-   and must continue the positions in the cache. slot, position (host) (N) */
-void attention_cached(real *out, real *cache, const real *qkv, const int *slot, const int *position,
-                      int N, int slots, int positions, int NH, int hs);
+   and must continue the positions in the cache. Rows start[s] .. start[s+1] are of one slot, at
+   consecutive positions. start (S+1), slot (N), position (N) (device) */
+void attention_cached(real *out, real *cache, const real *qkv, const int *start, const int *slot,
+                      const int *position, int N, int S, int positions, int NH, int hs);
 
 /* ---- The loss head: logits over the vocabulary for selected rows ----------------------------- */
 
@@ -326,7 +327,7 @@ void value_backward(real *dinp, float *dweight, float *dbias, const float *dvalu
 
 /* Samples one token per row from softmax(logits / temperature), restricted first to the top_k most
    likely tokens (0: no limit), then to the smallest set of tokens whose probability reaches top_p
-   (1: no limit). temperature 0 selects the most likely token. uniform (R) in [0,1) (host) selects
+   (1: no limit). temperature 0 selects the most likely token. uniform (device) (R) in [0,1) selects
    the token by the inverse of the cumulative distribution, with token ids in ascending order.
    token, logp (host) (R). logp is the log-probability without top_k and top_p (at temperature 0,
    that of temperature 1). It may be NULL. */

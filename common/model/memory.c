@@ -197,7 +197,7 @@ static void assign_addresses(GPT2 *m, Arena *a, GPT2Memory *memory) {
     m->row = take(a, rows, sizeof(int));
     m->start = take(a, (size_t)lim->sequences + 1, sizeof(int));
     m->parent = take(a, (size_t)lim->sequences, sizeof(int));
-    m->token = take(a, N, sizeof(int));
+    m->token = take(a, round_room(lim), sizeof(int));
     m->position = take(a, N, sizeof(int));
     m->sequence = take(a, N, sizeof(uint32_t));
     m->output = take(a, N, sizeof(int));
@@ -453,8 +453,7 @@ void gpt2_reserve(GPT2 *m, const GPT2Limits *limits) {
     size_t N = (size_t)limits->tokens, S = (size_t)limits->sequences;
     m->host_int = (int *)xmalloc(sizeof(int) * (N > S ? N + 1 : S + 1));
     m->host_float = (float *)xmalloc(sizeof(float) * (N + 1));
-    m->host_row =
-        (int *)xmalloc(sizeof(int) * ((size_t)max_int(limits->scored, limits->slots) + 1));
+    m->host_row = (int *)xmalloc(sizeof(int) * ((size_t)limits->scored + 1));
     m->host_output = (int *)xmalloc(sizeof(int) * (N + 1));
     m->host_kept = (int *)xmalloc(sizeof(int) * ((size_t)limits->kept + 1));
 }

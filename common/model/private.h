@@ -135,7 +135,8 @@ struct GPT2 {
     float *dlogp, *dentropy;        // (scored)
     int *best, *target, *row;       // (scored) row: index of the token in the batch
     int *start, *parent;            // (S+1) (S)
-    int *token, *position;          // (N)
+    int *token;                     // (N); in decoding, (round_room) all that a round needs
+    int *position;                  // (N)
     uint32_t *sequence;             // (N) id of each token's sequence
     int *output, *output_position;  // (N) of each output row: its token in the batch, position
     uint32_t *output_sequence;      // (N) and sequence
@@ -188,6 +189,13 @@ bool gpt2_is_factor(const GPT2Tensor *t);
    same bits. */
 void gpt2_shorten(GPT2 *m);
 void gpt2_lengthen(GPT2 *m, Parts *before);
+
+/* The ints that m->token has room for: those of the tokens or, if that is more, of a round of
+   decoding (generate.c). */
+static inline size_t round_room(const GPT2Limits *limits) {
+    const size_t N = (size_t)limits->tokens, slots = (size_t)limits->slots;
+    return slots ? 3 * N + 4 * slots + 1 : N;
+}
 
 /* ---- sums of gradients, in shards.c ---------------------------------------------------------- */
 

@@ -462,9 +462,11 @@ static void bench_head(int R) {
     real *logits = random_reals(n * (size_t)LDV), *inp = random_reals(n * (size_t)C),
          *wte = random_reals((size_t)V * (size_t)C);
     float *dwte = random_floats((size_t)V * (size_t)C), *logp = random_floats(n),
-          *lse = random_floats(n), *entropy = random_floats(n), uniform[ROWS];
+          *lse = random_floats(n), *entropy = random_floats(n), *uniform = random_floats(ROWS),
+          host_uniform[ROWS];
     int *target = on_device(random_ints(R, V), R), drawn[ROWS];
-    for (int r = 0; r < ROWS; r++) uniform[r] = ((float)r + 0.5f) / ROWS;
+    for (int r = 0; r < ROWS; r++) host_uniform[r] = ((float)r + 0.5f) / ROWS;
+    device_write(uniform, host_uniform, sizeof host_uniform);
     SHAPE("%dx%dx%d", R, C, V);
     ROW("head forward", FMA, flop) head_forward(logits, inp, wte, R, C, V, LDV);
     ROW("head backward input", FMA, flop) head_backward(inp, NULL, logits, NULL, wte, R, C, V, LDV);

@@ -214,7 +214,8 @@ static void attention(int N, int NH, int hs) {
     add(dqkv, 3 * x);
     int *slot = array(4 * (size_t)N), *position = array(4 * (size_t)N);
     for (int i = 0; i < N; i++) position[i] = i;
-    attention_cached(out, array(cache_bytes(1, N, NH, hs)), qkv, slot, position, N, 1, N, NH, hs);
+    attention_cached(out, array(cache_bytes(1, N, NH, hs)), qkv, start, slot, position, N, 1, N, NH,
+                     hs);
     add(out, (size_t)N * C);
 }
 

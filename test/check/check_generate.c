@@ -433,6 +433,38 @@ START_TEST(seed_and_step_choose_the_text) {
 }
 END_TEST
 
+/* Only with an emulated GPU. */
+long cuda_emu_count(const char *what) __attribute__((weak));
+
+/* A round makes one copy to the device and one from it, and waits once: for the second. */
+START_TEST(a_token_costs_one_copy_each_way_and_one_wait) {
+    if (!cuda_emu_count) return;
+    static const char *const counted[] = {"copies to the device", "copies to the host",
+                                          "waits for a stream"};
+    Text *t = prompts();
+    for (int kept = 0; kept <= 1; kept++)
+        for (int k = 0; k < 2; k++) {
+            GPT2 *m = model(&MIDDLING->config, (GPT2Limits){.tokens = 64,
+                                                            .sequences = PROMPTS,
+                                                            .slots = PROMPTS,
+                                                            .positions = 24,
+                                                            .kept = kept * PROMPTS * 12});
+            Sampler s = k ? plain : greedy;
+            if (k) s.top_k = 9, s.top_p = 0.8f;
+            generate(m, &t->batch, s);  // allocates the workspace
+            long before[LENGTH(counted)];
+            for (int i = 0; i < LENGTH(counted); i++) before[i] = cuda_emu_count(counted[i]);
+            generate(m, &t->batch, s);
+            // all prompts are read in the first round, and each round samples a token of every text
+            for (int i = 0; i < LENGTH(counted); i++)
+                ck_assert_msg(cuda_emu_count(counted[i]) - before[i] == s.max_new_tokens,
+                              "%s, kept %d, sampler %d: %ld for %d rounds", counted[i], kept, k,
+                              cuda_emu_count(counted[i]) - before[i], s.max_new_tokens);
+            ck_assert_int_eq(m->kept_n, kept * PROMPTS * 12);
+        }
+}
+END_TEST
+
 typedef struct {
     int count[PROMPTS], token[PROMPTS][16];
 } Heard;
@@ -469,6 +501,6 @@ int main(void) {
         texts_follow_their_ids_not_their_order, a_text_ends_with_the_stop_token,
         a_stop_token_in_the_prompt_does_not_stop, max_new_tokens_is_kept,
         a_text_stops_at_the_last_position, seed_and_step_choose_the_text,
-        every_token_is_told_as_it_is_drawn);
+        every_token_is_told_as_it_is_drawn, a_token_costs_one_copy_each_way_and_one_wait);
     return run_suite(suite) != 0;
 }

@@ -55,7 +55,7 @@ static char where[256];
 
 /* ---- Guarded arrays, released together ------------------------------------------------------- */
 
-enum { GUARD = 48, BLOCKS = 4096 };
+enum { GUARD = 48, BLOCKS = 8192 };
 static const uint32_t guard_word = 0x7fc5a5a5;  // a quiet NaN
 
 typedef struct {
@@ -338,6 +338,23 @@ START_TEST(a_second_queue_follows_the_first) {
     device_free(b, sizeof *x * N);
     free(x);
     free(y);
+}
+END_TEST
+
+/* So the host runs ahead of the device, and the caller may reuse its array at once. */
+START_TEST(small_arrays_go_to_the_device_without_a_wait) {
+    enum { N = 50, TIMES = 20 };
+    int *a = device_alloc(sizeof *a * N * TIMES), x[N], y[N * TIMES];
+    device_wait();
+    const long before = cuda_emu_count ? cuda_emu_count("waits for a stream") : 0;
+    for (int t = 0; t < TIMES; t++) {
+        for (int i = 0; i < N; i++) x[i] = t * N + i;
+        device_write(a + t * N, x, sizeof x);
+    }
+    if (cuda_emu_count) ck_assert_int_eq(cuda_emu_count("waits for a stream"), before);
+    device_read(y, a, sizeof y);
+    for (int i = 0; i < N * TIMES; i++) ck_must(y[i] == i, "number %d is %d", i, y[i]);
+    device_free(a, sizeof *a * N * TIMES);
 }
 END_TEST
 
@@ -2268,10 +2285,13 @@ typedef enum { SEPARATE, ONE_AFTER_THE_OTHER, ALTERNATING } Feeding;
 typedef struct {
     int n, row[CACHED_S * POSITIONS], slot[CACHED_S * POSITIONS],
         position[CACHED_S * POSITIONS];  // row: in the batch
+    int S, start[CACHED_S * POSITIONS + 1];
 } Call;
 
 static void call_add(Call *call, const Attention *a, int *done, int s) {
     if (done[s] == cached_lengths[s]) return;
+    if (!call->n || call->slot[call->n - 1] != slot_of[s]) call->S++;
+    call->start[call->S] = call->n + 1;
     call->row[call->n] = a->start[s] + done[s];
     call->slot[call->n] = slot_of[s];
     call->position[call->n] = done[s];
@@ -2285,7 +2305,7 @@ static void check_cached(const Attention *a, float *cache, int chunk, Feeding fe
     size_t C = (size_t)a->C, fed = 0;
     int done[CACHED_S] = {0};
     for (int turn = 0; fed < (size_t)a->N; turn++) {
-        Call call = {.n = 0};
+        Call call = {.n = 0};  // start[0] is 0
         if (feeding == SEPARATE)
             for (int i = 0; i < chunk; i++) call_add(&call, a, done, turn % CACHED_S);
         if (feeding == ONE_AFTER_THE_OTHER)
@@ -2302,8 +2322,8 @@ static void check_cached(const Attention *a, float *cache, int chunk, Feeding fe
             memcpy(qkv + i * 3 * C, a->qkv + (size_t)call.row[i] * 3 * C, 3 * C * sizeof *qkv);
             memcpy(want + i * C, a->out + (size_t)call.row[i] * C, C * sizeof *want);
         }
-        attention_cached(out, cache, qkv, call.slot, call.position, call.n, SLOTS, POSITIONS, a->NH,
-                         a->hs);
+        attention_cached(out, cache, qkv, call.start, call.slot, call.position, call.n, call.S,
+                         POSITIONS, a->NH, a->hs);
         AT("NH=%d hs=%d chunk=%d feeding=%d, %zu rows from slot %d position %d on", a->NH, a->hs,
            chunk, (int)feeding, n, call.slot[0], call.position[0]);
         ck_bits(out, want, n * C);
@@ -3011,6 +3031,20 @@ START_TEST(sample_with_ties_keeps_the_lower_tokens) {
 }
 END_TEST
 
+/* The ids of equal logits have several digits, and +0 equals -0. */
+START_TEST(sample_with_many_ties_keeps_the_lower_tokens) {
+    enum { V = 1003 };
+    static const float level[] = {-2, -1.5f, -0.0f, 0, 0.5f, 1};
+    float logits[V];
+    for (int v = 0; v < V; v++) logits[v] = level[(int)(draw() * LENGTH(level))];
+    static const int top_k[] = {3, 100, 201, 350, 500, 777, 999, 1002};
+    static const float top_p[] = {0.01f, 0.25f, 0.5f, 0.77f, 0.97f, 0.9999f};
+    for (int i = 0; i < LENGTH(top_k); i++) check_sample(logits, V, draws(300, 24), 1, top_k[i], 1);
+    for (int i = 0; i < LENGTH(top_p); i++) check_sample(logits, V, draws(300, 24), 1, 0, top_p[i]);
+    check_sample(logits, V, draws(300, 24), 0.7f, 600, 0.6f);
+}
+END_TEST
+
 START_TEST(sample_never_draws_the_impossible) {
     float logits[37];
     for (int v = 0; v < 37; v++)
@@ -3279,21 +3313,21 @@ static void add(Suite *suite, const char *name, const char *tag, const TTest *co
 static int run_all(const char *name) {
     Suite *suite = suite_create(name);
     ADD("device", device_memory_is_zeroed_aligned_and_copied, floats_of_the_device_are_rounded,
-        a_second_queue_follows_the_first);
+        a_second_queue_follows_the_first, small_arrays_go_to_the_device_without_a_wait);
     ADD("reference", embedding_reference, linear_reference, projection_reference,
         layernorm_reference, gelu_reference, relu_and_silu_reference, attention_reference,
         head_reference, logprob_reference, sample_reference, adamw_reference);
     ADD("embedding", embedding);
     ADD("linear", linear_shows_nan_in_its_row_only, few_rows_have_the_bits_of_many,
         what_runs_beside_a_weight_gradient_does_not_change_it, scale_multiplies);
+    ADD_LARGE("linear, large", linear_values, linear_is_the_documented_chain_to_the_bit);
     ADD("bf16", linear_in_bf16_is_the_documented_chain, head_in_bf16_is_the_documented_chain);
     ADD("nf4", nf4_codes_change_at_the_thresholds, nf4_blocks_run_along_the_input_channels,
         nf4_shows_what_is_not_finite, nf4_scales_are_quantised_to_the_dynamic_map);
     ADD_LARGE("nf4, large", nf4_errors_are_the_published_ones,
               nf4_products_have_the_bits_of_the_whole_matrix);
-    ADD_LARGE("products, large", linear_values, projection,
-              linear_is_the_documented_chain_to_the_bit, head_is_the_documented_chain_to_the_bit);
     ADD("projection", activations_are_added);
+    ADD_LARGE("projection, large", projection);
     ADD("layernorm", layernorm, layernorm_of_hard_rows, layernorm_shows_nan_in_its_row_only);
     ADD("gelu", gelu_values, gelu_of_an_element_does_not_depend_on_its_neighbours,
         gelu_of_a_linear_layer, gelu_shows_nan);
@@ -3307,6 +3341,7 @@ static int run_all(const char *name) {
               attention_of_shared_beginnings);
     ADD_LARGE("cache", attention_with_a_cache_has_the_same_bits);
     ADD("head", rows_are_gathered_and_scattered, rows_are_scaled);
+    ADD_LARGE("head, large", head_is_the_documented_chain_to_the_bit);
     ADD("logprob", logprob_values, logprob_at_a_temperature, logprob_of_extreme_logits,
         entropy_of_equal_logits_is_log_V, logprob_shows_nan_in_its_row_only,
         the_largest_difference_of_logits);
@@ -3314,7 +3349,7 @@ static int run_all(const char *name) {
     ADD("value", value_and_its_gradient);
     ADD("sample", sample_from_a_real_vocabulary, sample_at_temperature_0_is_the_argmax);
     ADD_LARGE("sample, large", sample_with_ties_keeps_the_lower_tokens,
-              sample_never_draws_the_impossible,
+              sample_with_many_ties_keeps_the_lower_tokens, sample_never_draws_the_impossible,
               sample_is_the_inverse_of_the_cumulative_distribution,
               sample_draws_with_the_right_frequencies);
     ADD("optimiser", squares_are_summed_in_double, adamw_takes_the_documented_step,

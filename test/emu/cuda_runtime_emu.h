@@ -585,7 +585,9 @@ inline void copy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, 
     if (from_device) device_memory(from, bytes, name[kind]);
     unsigned char *host = (unsigned char *)(from_device ? to : const_cast<void *>(from));
     const bool pinned = to_device != from_device && (to_device ? f : t);
-    counts[to_device && !from_device ? "copies to the device" : "other copies"]++;
+    counts[to_device == from_device ? "other copies"
+           : to_device              ? "copies to the device"
+                                    : "copies to the host"]++;
     bool overlaps = false;
     for (auto &c : copies) overlaps |= host < c->host + c->bytes && c->host < host + bytes;
     if (overlaps) wait_for(NULL);
@@ -658,6 +660,7 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
     return cudaStreamCreate(stream);
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    cuda_emu::counts["waits for a stream"]++;
     return cuda_emu::wait_for(stream), cudaSuccess;
 }
 /* The first answer is no if there is something to do. */

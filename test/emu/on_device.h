@@ -240,9 +240,9 @@ static const float *const *FLOATS(const float *const *x, int count) {
     CALL(attention_backward, REAL(dqkv), REAL(dout), REAL(qkv), REAL(out), FLOAT(lse),  \
          INTS(start, (size_t)(S) + 1), INTS(parent, (size_t)(S)), N, S, NH, hs,         \
          NOISE(__VA_ARGS__))
-#define attention_cached(out, cache, qkv, slot, position, N, slots, positions, NH, hs)             \
-    CALL(attention_cached, REAL(out), REAL(cache), REAL(qkv), slot, position, N, slots, positions, \
-         NH, hs)
+#define attention_cached(out, cache, qkv, start, slot, position, N, S, positions, NH, hs)   \
+    CALL(attention_cached, REAL(out), REAL(cache), REAL(qkv), INTS(start, (size_t)(S) + 1), \
+         INTS(slot, (size_t)(N)), INTS(position, (size_t)(N)), N, S, positions, NH, hs)
 #define gather_rows(out, inp, row, R, C) CALL(gather_rows, REAL(out), REAL(inp), INT(row), R, C)
 #define scatter_rows(out, inp, row, R, C) CALL(scatter_rows, REAL(out), REAL(inp), INT(row), R, C)
 #define scale_rows(x, factor, R, C) CALL(scale_rows, REAL(x), FLOAT(factor), R, C)
@@ -264,7 +264,7 @@ static const float *const *FLOATS(const float *const *x, int count) {
     CALL(value_backward, REAL(dinp), FLOAT(dweight), FLOAT(dbias), FLOAT(dvalue), REAL(inp), \
          REAL(weight), N, C)
 #define sample(token, logp, logits, R, V, ldv, temperature, top_k, top_p, uniform) \
-    CALL(sample, token, logp, REAL(logits), R, V, ldv, temperature, top_k, top_p, uniform)
+    CALL(sample, token, logp, REAL(logits), R, V, ldv, temperature, top_k, top_p, FLOAT(uniform))
 #define adamw(w, master, g, m, v, n, scale_, lr, beta1, beta2, epsilon, decay, t)                  \
     CALL(adamw, REAL(w), FLOAT(master), FLOAT(g), FLOAT(m), FLOAT(v), n, scale_, lr, beta1, beta2, \
          epsilon, decay, t)

@@ -7,8 +7,8 @@
 #
 # BUILD is a directory such as .build/cc in which check_kernels has been built for emu and emu_bf16.
 #
-# A bug in the list below has two lines: its name and the test cases of check_kernels that look for
-# it, then the sed command that plants it. A bug is caught when these tests fail in bf16 (threads in
+# A bug in the list below has two lines: its name and the test case of check_kernels that looks for
+# it (and that of the same name with ", large"), then the sed command that plants it. A bug is caught when these tests fail in bf16 (threads in
 # forward or reverse order) or in fp32 (forward order). Offsets of 32 bits are correct below 2^31
 # elements, which no test reaches; they are caught when clang-tidy gives more warnings than it gives
 # for the original. The script fails if the tests fail without a bug, if a bug is not caught, or if
@@ -29,7 +29,7 @@ else
 fi
 copy=$dir/kernels.cu
 
-# failing CASE KIND ORDER ...: runs one case (all cases if empty) on the copy, in KIND (emu: float,
+# failing CASE KIND ORDER ...: runs a case and its large one (all cases if empty) on the copy, in KIND (emu: float,
 # emu_bf16: bf16) with each order of threads. Prints where it failed, nothing if it passed.
 failing() {
     case=$1 kind=$2 bf16=
@@ -40,8 +40,10 @@ failing() {
     $compiler -fopenmp "$build/$kind/check_kernels.o" "$dir/$kind.o" "$build/$kind/common.a" \
         -o "$dir/check" $libs
     for order in "$@"; do
-        env ${case:+CK_RUN_CASE="$case"} CUDA_EMU_ORDER="$order" BUILD="$build" \
-            timeout 600 "$dir/check" >"$dir/said" 2>&1 || { echo "$kind, $order"; return; }
+        for run in "$case" ${case:+"$case, large"}; do
+            env ${run:+CK_RUN_CASE="$run"} CUDA_EMU_ORDER="$order" BUILD="$build" \
+                timeout 600 "$dir/check" >"$dir/said" 2>&1 || { echo "$kind, $order"; return; }
+        done
     done
 }
 
@@ -168,6 +170,12 @@ a sequence's blocks are counted from a lane too late | attention, large
     s/if (lane >= d) sum += below;/if (lane > d) sum += below;/
 a slot's keys begin before the previous slot's keys have ended | cache
     s/(size_t)h) \* 2 \* head;/(size_t)h) * head;/
+a sequence's rows beyond its first 16 are those of its first 16 | cache
+    s/first = start\[s\] + i \* CACHED_ROWS/first = start[s]/
+a block's number is its sequence's, whatever their lengths | cache
+    s/(int)gridDim.x != S \&\& !find_block/false \&\& !find_block/
+a small array is waited for on its way to the device | device
+    s/const bool stages = bytes <= STAGED_MOST/const bool stages = bytes < 1/
 a column beyond the vocabulary keeps its logit | logprob
     /void logprob_backward_kernel/,/^}/s/for (int j = V + (int)threadIdx.x/for (int j = V + 1 + (int)threadIdx.x/
 lanes are left out of the sum over a warp | layernorm
@@ -226,6 +234,26 @@ a threshold of NF4 belongs to the code above | nf4
     s/x\[i\] \* inverse > tables/x[i] * inverse >= tables/
 the running sum of probabilities skips lanes | sample
     s/if (lane >= d) before += below;/if (lane > d) before += below;/
+of equal tokens the last ones are kept | sample
+    s/((1u << id_bits) - 1 - (uint32_t)id)/(uint32_t)id/
+0 and -0 are not equal | sample
+    s/__float_as_uint(x + 0.0f)/__float_as_uint(x)/
+negative numbers keep their order of bits | sample
+    s/bits >> 31 ? ~bits : bits | 0x80000000u/bits ^ 0x80000000u/
+tokens count whose higher digits are others | sample
+    s/if ((key ^ found) >> shift >> DIGIT) return;//
+tokens of larger digits are forgotten | sample
+    s/before += sums\[d--\];/d--;/
+a prefix ends with the token before the one that suffices | sample
+    s/before + sums\[d\] < max(enough/before + sums[d] <= max(enough/
+a barrier is missing before bins are added | sample
+    s/__syncthreads();  \/\/ the bins are full//
+a barrier is missing before the sums of bins are read | sample
+    s/__syncthreads();  \/\/ the sums are there.*//
+bins of the last pass are not emptied | sample
+    s/bins\[d\]\[threadIdx.x\] = 0;/bins[d][threadIdx.x] = shift > 40 ? 0 : bins[d][threadIdx.x];/
+what top_k left out counts for top_p | sample
+    s/total += row.key(j, v) >= last ? row.weight(v) : 0;/total += row.weight(v);/
 the likeliest of equal tokens is the last | logprob
     s/(other == top \&\& there < place)/(other == top \&\& there > place)/
 a step does not reach the master | optimiser
