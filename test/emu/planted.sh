@@ -29,8 +29,9 @@ else
 fi
 copy=$dir/kernels.cu
 
-# failing CASE KIND ORDER ...: runs a case and its large one (all cases if empty) on the copy, in KIND (emu: float,
-# emu_bf16: bf16) with each order of threads. Prints where it failed, nothing if it passed.
+# failing CASE KIND ORDER ...: runs a case and its large one (all cases if empty) on the copy, in
+# KIND (emu: float, emu_bf16: bf16) with each order of threads. Prints where it failed, nothing if
+# it passed.
 failing() {
     case=$1 kind=$2 bf16=
     [ "$2" = emu ] || bf16=-DREAL_BF16
