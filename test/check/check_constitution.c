@@ -446,7 +446,7 @@ int main(void) {
     tcase_add_test(c, a_line_of_a_transcript_is_what_others_read);
     suite_add_tcase(s, c);
     const TTest *const slow[] = {constitutions_of_every_form};
-    add_tests(s, "forms", SLOW, NULL, slow, 1);
+    add_tagged(s, "forms", SLOW, NULL, slow, 1);
     const int failed = run_suite(s);
     char command[128];
     snprintf(command, sizeof command, "rm -rf %s", work);

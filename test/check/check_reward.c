@@ -809,8 +809,8 @@ int main(void) {
         a_resumed_run_has_the_bits_of_an_uninterrupted_one,
     };
     Suite *s = suite_create("reward");
-    add_tests(s, "reward", NULL, NULL, tests, sizeof tests / sizeof *tests);
-    add_tests(s, "training", SLOW, NULL, slow, sizeof slow / sizeof *slow);
+    add_tagged(s, "reward", NULL, NULL, tests, sizeof tests / sizeof *tests);
+    add_tagged(s, "training", SLOW, NULL, slow, sizeof slow / sizeof *slow);
     const int failed = run_suite(s);
     shell("rm -rf %s", work);
     return failed != 0;

@@ -74,8 +74,8 @@ static inline int run_suite(Suite *s) {
 
 /* Adds the tests as a case of the suite, ten minutes each at most, after setup unless it is NULL;
    tag is SLOW or NULL. */
-static inline void add_tests(Suite *s, const char *name, const char *tag, void (*setup)(void),
-                             const TTest *const *tests, size_t n) {
+static inline void add_tagged(Suite *s, const char *name, const char *tag, void (*setup)(void),
+                              const TTest *const *tests, size_t n) {
     TCase *c = tcase_create(name);
     if (tag) tcase_set_tags(c, tag);
     tcase_set_timeout(c, 600);
@@ -88,7 +88,7 @@ static inline void add_tests(Suite *s, const char *name, const char *tag, void (
 static inline int run_tests(const char *name, void (*setup)(void), const TTest *const *tests,
                             size_t n) {
     Suite *s = suite_create(name);
-    add_tests(s, name, NULL, setup, tests, n);
+    add_tagged(s, name, NULL, setup, tests, n);
     return run_suite(s);
 }
 
