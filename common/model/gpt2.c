@@ -664,11 +664,11 @@ void gpt2_clear(GPT2 *m) {
     device_zero(m->accumulator, sizeof(float) * m->arena);
 }
 
-/* AdamW on this process's piece of a band of the gradients. scale: of the gradients, to clip them.
- */
-static void update(GPT2 *m, const AdamW *o, int band, float scale, int t) {
+/* Lists in x the weights of this process's piece of a band of the gradients: how many arrays. */
+static int stepped(const GPT2 *m, const AdamW *o, int band, Stepped *x) {
     const Piece piece = shards_piece(m, band);
     const size_t from = piece.at, n = piece.n;
+    int count = 0;
     for (int i = 0; i < m->tensors; i++) {
         const Parts *p = &m->parts[i];
         const size_t begin = p->at > from ? p->at : from;
@@ -676,11 +676,15 @@ static void update(GPT2 *m, const AdamW *o, int band, float scale, int t) {
         if (!p->g || begin >= end) continue;
         const size_t k = begin - p->at;
         float *m1 = m->moments + piece.moments + (begin - from);
-        float *m2 = m1 + m->arena / (size_t)ranks();
-        adamw(p->w + k, p->master ? p->master + k : NULL, p->g + k, m1, m2, end - begin, scale,
-              o->learning_rate, o->beta1, o->beta2, o->epsilon,
-              m->tensor[i].ndim == 2 ? o->weight_decay : 0, t);
+        x[count++] = (Stepped){.w = p->w + k,
+                               .master = p->master ? p->master + k : NULL,
+                               .g = p->g + k,
+                               .m = m1,
+                               .v = m1 + m->arena / (size_t)ranks(),
+                               .n = end - begin,
+                               .decay = m->tensor[i].ndim == 2 ? o->weight_decay : 0};
     }
+    return count;
 }
 
 float gpt2_step(GPT2 *m, const AdamW *o, int t) {
@@ -695,7 +699,12 @@ float gpt2_step(GPT2 *m, const AdamW *o, int t) {
     // clip as PyTorch does, with the same 1e-6
     float scale =
         o->max_grad_norm > 0 && norm > o->max_grad_norm ? o->max_grad_norm / (norm + 1e-6f) : 1.0f;
-    for (int s = 0; s < m->bands; s++) update(m, o, s, scale, t);
+    // a tensor lies in one band
+    Stepped *x = (Stepped *)xmalloc(sizeof *x * (size_t)m->tensors);
+    int count = 0;
+    for (int s = 0; s < m->bands; s++) count += stepped(m, o, s, x + count);
+    adamw(x, count, scale, o->learning_rate, o->beta1, o->beta2, o->epsilon, t);
+    free(x);
     shards_spread(m);
     shards_restart(m);
     return norm;

@@ -341,13 +341,21 @@ void sample(int *token, float *logp, const real *logits, int R, int V, int ldv, 
 double sum_of_squares(const float *const *x, const size_t *n, int count);
 /* a (n) += b */
 void add_floats(float *a, const float *b, size_t n);
-/* AdamW (Loshchilov & Hutter 2019) on n elements. t = 1 in the first step. g is used as g * scale:
+/* n weights that a step changes, with their gradient and its moments (all on the device). If real
+   has fewer bits than a float, a step may be too small to change w. Then the steps are added to
+   master (n), and w is master rounded. If real is float, master is NULL. */
+typedef struct {
+    real *w;
+    float *master, *g, *m, *v;
+    size_t n;
+    float decay;
+} Stepped;
+/* AdamW (Loshchilov & Hutter 2019) on `count` arrays x (host). t = 1 in the first step. g is used
+   as g * scale:
        m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
-       w -= lr (m / (1-b1^t) / (sqrt(v / (1-b2^t)) + eps) + decay w);  g = 0
-   If real has fewer bits than a float, a step may be too small to change w. Then the steps are
-   added to master (n), and w is master rounded. If real is float, master is NULL. */
-void adamw(real *w, float *master, float *g, float *m, float *v, size_t n, float scale, float lr,
-           float beta1, float beta2, float epsilon, float decay, int t);
+       w -= lr (m / (1-b1^t) / (sqrt(v / (1-b2^t)) + eps) + decay w);  g = 0 */
+void adamw(const Stepped *x, int count, float scale, float lr, float beta1, float beta2,
+           float epsilon, int t);
 
 #ifdef __cplusplus
 }

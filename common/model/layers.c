@@ -368,25 +368,27 @@ void add_floats(float *a, const float *b, size_t n) {
     }
 }
 
-void adamw(real *w, float *master, float *g, float *m, float *v, size_t n, float scale, float lr,
-           float beta1, float beta2, float epsilon, float decay, int t) {
-    (void)master;  // w is a float
+void adamw(const Stepped *x, int count, float scale, float lr, float beta1, float beta2,
+           float epsilon, int t) {
     // m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t); the powers in double, once
     const float m_correct = (float)(1 / (1 - pow((double)beta1, t))),
                 v_correct = (float)(1 / (1 - pow((double)beta2, t)));
     const Vec b1 = all(beta1), c1 = all(1 - beta1), b2 = all(beta2), c2 = all(1 - beta2);
     const Vec rate = all(lr), mc = all(m_correct), vc = all(v_correct);
+    for (int k = 0; k < count; k++) {
+        const Stepped a = x[k];  // its w are floats, so it has no master
 #pragma omp parallel for
-    for (size_t i = 0; i < n; i += W) {
-        const int left = LEFT(n, i);
-        Vec grad = load(g + i, left) * all(scale), weight = load(w + i, left);
-        Vec m1 = fma_(b1, load(m + i, left), c1 * grad);
-        Vec v1 = fma_(b2, load(v + i, left), c2 * (grad * grad));
-        Vec root = SIMD(sqrt_ps)(v1 * vc) + all(epsilon);
-        Vec step = fma_(all(decay), weight, m1 * mc / root);
-        store(w + i, fnma_(rate, step, weight), left);
-        store(m + i, m1, left);
-        store(v + i, v1, left);
-        store(g + i, none(), left);
+        for (size_t i = 0; i < a.n; i += W) {
+            const int left = LEFT(a.n, i);
+            Vec grad = load(a.g + i, left) * all(scale), weight = load(a.w + i, left);
+            Vec m1 = fma_(b1, load(a.m + i, left), c1 * grad);
+            Vec v1 = fma_(b2, load(a.v + i, left), c2 * (grad * grad));
+            Vec root = SIMD(sqrt_ps)(v1 * vc) + all(epsilon);
+            Vec step = fma_(all(a.decay), weight, m1 * mc / root);
+            store(a.w + i, fnma_(rate, step, weight), left);
+            store(a.m + i, m1, left);
+            store(a.v + i, v1, left);
+            store(a.g + i, none(), left);
+        }
     }
 }

@@ -569,7 +569,7 @@ static void bench_optimiser(void) {
     ROW("sum_of_squares", READ, (double)sizeof *g * (double)n)
     sink = (float)sum_of_squares(&(const float *){g}, &n, 1);
     ROW("adamw", UPDATE, (double)(8 * sizeof *g + (masters ? sizeof *w : 0)) * (double)n) {
-        adamw(w, master, g, m, v, n, 1, 1e-5f, 0.9f, 0.95f, 1e-8f, 0.1f, 10);
+        adamw(&(Stepped){w, master, g, m, v, n, 0.1f}, 1, 1, 1e-5f, 0.9f, 0.95f, 1e-8f, 10);
         stop();
         fill(g, n, false, false);
     }  // g was zeroed

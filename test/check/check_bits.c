@@ -225,7 +225,7 @@ static void optimiser(int N, int unused, int C) {
     float *w = numbers(n, 1), *g = numbers(n, 1), *m = numbers(n, 1), *v = numbers(n, 1);
     for (size_t i = 0; i < n; i++) v[i] = fabsf(v[i]);
     const double sum = sum_of_squares(&(const float *){g}, &n, 1);
-    adamw(w, NULL, g, m, v, n, 0.5f, 1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 3);
+    adamw(&(Stepped){w, NULL, g, m, v, n, 0.1f}, 1, 0.5f, 1e-3f, 0.9f, 0.95f, 1e-8f, 3);
     add_to_hash(&sum, sizeof sum);
     add(w, n);
     add(m, n);

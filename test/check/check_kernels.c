@@ -3169,6 +3169,13 @@ START_TEST(squares_are_summed_in_double) {
 }
 END_TEST
 
+/* n weights w, which are floats here whatever `real` is, and all that belongs to them, from k on */
+static Stepped stepped(float *w, float *master, float *g, float *m, float *v, size_t k, size_t n,
+                       float decay) {
+    return (Stepped){
+        (real *)(void *)(w + k), master ? master + k : NULL, g + k, m + k, v + k, n, decay};
+}
+
 static void check_adamw(float scale, float decay, int step) {
     enum { n = 4099 };
     AT("scale=%g decay=%g t=%d", (double)scale, (double)decay, step);
@@ -3190,7 +3197,8 @@ static void check_adamw(float scale, float decay, int step) {
     float *w_1 = copy(w, n), *g_1 = copy(g, n), *m_1 = copy(m, n), *v_1 = copy(v, n),
           *master_1 = master ? copy(master, n) : NULL;
     omp_set_num_threads(1);
-    adamw(w_1, master_1, g_1, m_1, v_1, n, scale, lr, beta1, beta2, epsilon, decay, step);
+    const Stepped all = stepped(w_1, master_1, g_1, m_1, v_1, 0, n, decay);
+    adamw(&all, 1, scale, lr, beta1, beta2, epsilon, step);
     ck_close(m_1, m_ref, n, 8 * EPSILON);  // a handful of roundings each
     ck_close(v_1, v_ref, n, 8 * EPSILON);
     ck_close(master ? master_1 : w_1, w_ref, n, 16 * EPSILON);
@@ -3202,8 +3210,8 @@ static void check_adamw(float scale, float decay, int step) {
             float *w_t = copy(w + from, n - from), *g_t = copy(g + from, n - from),
                   *m_t = copy(m + from, n - from), *v_t = copy(v + from, n - from),
                   *master_t = master ? copy(master + from, n - from) : NULL;
-            adamw(w_t, master_t, g_t, m_t, v_t, n - from, scale, lr, beta1, beta2, epsilon, decay,
-                  step);
+            const Stepped some = stepped(w_t, master_t, g_t, m_t, v_t, 0, n - from, decay);
+            adamw(&some, 1, scale, lr, beta1, beta2, epsilon, step);
             ck_bits(w_t, w_1 + from, n - from);
             ck_bits(m_t, m_1 + from, n - from);
             ck_bits(v_t, v_1 + from, n - from);
@@ -3226,8 +3234,72 @@ START_TEST(adamw_shows_nan) {
     float *w = reals(N, 1), *g = reals(N, 1), *m = filled(N, 0), *v = filled(N, 0),
           *master = SHORT ? copy(w, N) : NULL;
     g[18] = g[3] = NAN;
-    adamw(w, master, g, m, v, N, 1, 0.1f, 0.9f, 0.999f, 1e-8f, 0.1f, 1);
+    const Stepped all = stepped(w, master, g, m, v, 0, N, 0.1f);
+    adamw(&all, 1, 1, 0.1f, 0.9f, 0.999f, 1e-8f, 1);
     for (int i = 0; i < N; i++) ck_assert_int_eq(isnan(w[i]) != 0, i == 18 || i == 3);
+    release();
+}
+END_TEST
+
+/* Arrays of a step, one behind the other, so that some are not aligned; a few around the numbers
+   that a block of a GPU steps on, which are 2,048, and that it adds up, which are 4,096 */
+static const size_t stepped_n[] = {4096, 2048, 0, 8, 2056, 1, 2047, 16, 3, 8192, 4097, 0, 70000, 5};
+
+static size_t stepped_from[LENGTH(stepped_n) + 1];
+
+static size_t all_stepped(void) {
+    for (int i = 0; i < LENGTH(stepped_n); i++)
+        stepped_from[i + 1] = stepped_from[i] + stepped_n[i];
+    return stepped_from[LENGTH(stepped_n)];
+}
+
+START_TEST(a_step_on_many_arrays_is_that_on_each) {
+    const size_t n = all_stepped();
+    float *w = reals(n, 0.1), *g = reals(n, 1), *m = reals(n, 0.1), *v = reals(n, 0.01),
+          *master = SHORT ? copy(w, n) : NULL;
+    for (size_t i = 0; i < n; i++) v[i] = fabsf(v[i]);
+    freeze();
+    float *w_1 = copy(w, n), *g_1 = copy(g, n), *m_1 = copy(m, n), *v_1 = copy(v, n),
+          *master_1 = master ? copy(master, n) : NULL;
+    float *w_2 = copy(w, n), *g_2 = copy(g, n), *m_2 = copy(m, n), *v_2 = copy(v, n),
+          *master_2 = master ? copy(master, n) : NULL;
+    Stepped each, list[LENGTH(stepped_n)];
+    for (int i = 0; i < LENGTH(stepped_n); i++) {
+        const float decay = 0.01f * (float)i;
+        list[i] = stepped(w_2, master_2, g_2, m_2, v_2, stepped_from[i], stepped_n[i], decay);
+        each = stepped(w_1, master_1, g_1, m_1, v_1, stepped_from[i], stepped_n[i], decay);
+        adamw(&each, 1, 0.3f, 0.1f, 0.9f, 0.999f, 1e-8f, 7);
+    }
+    adamw(list, LENGTH(list), 0.3f, 0.1f, 0.9f, 0.999f, 1e-8f, 7);
+    adamw(list, 0, 0.3f, 0.1f, 0.9f, 0.999f, 1e-8f, 7);
+    ck_bits(w_2, w_1, n);
+    ck_bits(m_2, m_1, n);
+    ck_bits(v_2, v_1, n);
+    ck_bits(g_2, g_1, n);
+    if (master) ck_bits(master_2, master_1, n);
+    for (size_t i = 0; i < n; i++) ck_true(g_2[i] == 0 && (m_2[i] != m[i] || v_2[i] != v[i]));
+    release();
+}
+END_TEST
+
+START_TEST(squares_of_many_arrays_do_not_depend_on_where_they_lie) {
+    const size_t n = all_stepped();
+    float *x = reals(n + 1, 1);
+    const float *together[LENGTH(stepped_n)], *moved[LENGTH(stepped_n)], *alone[LENGTH(stepped_n)];
+    freeze();
+    float *beside = room(n + 1);
+    memcpy(beside + 1, x, n * sizeof *x);
+    for (int i = 0; i < LENGTH(stepped_n); i++) {
+        together[i] = x + stepped_from[i];
+        moved[i] = beside + 1 + stepped_from[i];
+        alone[i] = copy(x + stepped_from[i], stepped_n[i]);
+    }
+    const double want = ref_sum_of_squares(widen(x, n), n),
+                 sum = sum_of_squares(together, stepped_n, LENGTH(stepped_n)),
+                 sum_moved = sum_of_squares(moved, stepped_n, LENGTH(stepped_n)),
+                 sum_alone = sum_of_squares(alone, stepped_n, LENGTH(stepped_n));
+    ck_must(fabs(sum - want) <= 1e-12 * want, "%.17g, not %.17g", sum, want);
+    ck_assert(!memcmp(&sum, &sum_moved, sizeof sum) && !memcmp(&sum, &sum_alone, sizeof sum));
     release();
 }
 END_TEST
@@ -3352,8 +3424,9 @@ static int run_all(const char *name) {
               sample_with_many_ties_keeps_the_lower_tokens, sample_never_draws_the_impossible,
               sample_is_the_inverse_of_the_cumulative_distribution,
               sample_draws_with_the_right_frequencies);
-    ADD("optimiser", squares_are_summed_in_double, adamw_takes_the_documented_step,
-        adamw_shows_nan);
+    ADD("optimiser", squares_are_summed_in_double,
+        squares_of_many_arrays_do_not_depend_on_where_they_lie, adamw_takes_the_documented_step,
+        a_step_on_many_arrays_is_that_on_each, adamw_shows_nan);
     ADD("empty", empty_batches);
     return run_suite(suite);
 }

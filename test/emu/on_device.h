@@ -19,7 +19,7 @@
 #ifndef POSTTRAIN_ON_DEVICE_H
 #define POSTTRAIN_ON_DEVICE_H
 
-enum { MARGIN = 192, USES = 32 };  // bytes of guards on either side
+enum { MARGIN = 192, USES = 128, LISTED = 24 };  // MARGIN: bytes of guards on either side
 
 typedef enum { WORDS, REALS } Storage;
 
@@ -265,9 +265,21 @@ static const float *const *FLOATS(const float *const *x, int count) {
          REAL(weight), N, C)
 #define sample(token, logp, logits, R, V, ldv, temperature, top_k, top_p, uniform) \
     CALL(sample, token, logp, REAL(logits), R, V, ldv, temperature, top_k, top_p, FLOAT(uniform))
-#define adamw(w, master, g, m, v, n, scale_, lr, beta1, beta2, epsilon, decay, t)                  \
-    CALL(adamw, REAL(w), FLOAT(master), FLOAT(g), FLOAT(m), FLOAT(v), n, scale_, lr, beta1, beta2, \
-         epsilon, decay, t)
+static void adamw_there(const Stepped *x, int count, float scale, float lr, float beta1,
+                        float beta2, float epsilon, int t) {
+    Stepped there[LISTED];
+    ck_must(count <= LISTED, "too many arrays in a step");
+    for (int i = 0; i < count; i++)
+        there[i] = (Stepped){.w = REAL((const float *)(const void *)x[i].w),
+                             .master = FLOAT(x[i].master),
+                             .g = FLOAT(x[i].g),
+                             .m = FLOAT(x[i].m),
+                             .v = FLOAT(x[i].v),
+                             .n = x[i].n,
+                             .decay = x[i].decay};
+    CALL(adamw, there, count, scale, lr, beta1, beta2, epsilon, t);
+}
+#define adamw adamw_there
 
 /* These two return what they found and write nothing. */
 static double sum_of_squares_there(const float *const *x, const size_t *n, int count) {

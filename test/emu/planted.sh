@@ -258,7 +258,15 @@ what top_k left out counts for top_p | sample
 the likeliest of equal tokens is the last | logprob
     s/(other == top \&\& there < place)/(other == top \&\& there > place)/
 a step does not reach the master | optimiser
-    s/if (master) master\[i\] = next;//
+    s/if (a.master) put<W>(a.master + i, w);//
+a block steps on the array before its own | optimiser
+    s/if (list\[middle\].first <= blockIdx.x)/if (list[middle].first < blockIdx.x)/
+a block's place is counted from the first array | optimiser
+    s/const size_t from = (size_t)(blockIdx.x - a.first)/const size_t from = (size_t)blockIdx.x/
+a block of eights steps beyond its array | optimiser
+    s/if (a.eights \&\& from + STEPPED <= a.array.n)/if (a.eights)/
+eight numbers are read beyond an array | optimiser
+    s/if (a.eights \&\& i + 8 <= n)/if (a.eights)/
 an offset of 32 bits: a row of layernorm | layernorm
     /void layernorm_backward_kernel/,/^}/s/(size_t)n \* (size_t)C/n * C/
 an offset of 32 bits: a row of logits | logprob
