@@ -776,6 +776,23 @@ START_TEST(head_in_bf16_is_the_documented_chain) {
 }
 END_TEST
 
+/* A GPU loads eight columns at a time, if their number is a multiple of eight. */
+START_TEST(a_bias_has_the_same_gradient_in_any_matrix) {
+    enum { N = 300, IC = 3, OC = 520, LESS = OC - 1 };
+    float *inp = reals((size_t)N * IC, 1), *dout = reals((size_t)N * OC, 1),
+          *less = room((size_t)N * LESS);
+    for (int n = 0; n < N; n++) memcpy(less + n * LESS, dout + n * OC, LESS * sizeof *less);
+    freeze();
+    float *dweight = filled(IC * OC, 0), *dbias = filled(OC, 0.5f),
+          *dbias_less = filled(LESS, 0.5f);
+    linear_backward_weight(dweight, dbias, inp, dout, N, IC, OC);
+    dweight = filled(IC * LESS, 0);
+    linear_backward_weight(dweight, dbias_less, inp, less, N, IC, LESS);
+    ck_bits(dbias_less, dbias, LESS);
+    release();
+}
+END_TEST
+
 START_TEST(linear_shows_nan_in_its_row_only) {
     Linear l = linear_inputs(19, 33, 29);
     float *inp = copy(l.inp, l.inp_n), *dout = copy(l.dout, l.out_n);
@@ -3390,8 +3407,9 @@ static int run_all(const char *name) {
         layernorm_reference, gelu_reference, relu_and_silu_reference, attention_reference,
         head_reference, logprob_reference, sample_reference, adamw_reference);
     ADD("embedding", embedding);
-    ADD("linear", linear_shows_nan_in_its_row_only, few_rows_have_the_bits_of_many,
-        what_runs_beside_a_weight_gradient_does_not_change_it, scale_multiplies);
+    ADD("linear", a_bias_has_the_same_gradient_in_any_matrix, linear_shows_nan_in_its_row_only,
+        few_rows_have_the_bits_of_many, what_runs_beside_a_weight_gradient_does_not_change_it,
+        scale_multiplies);
     ADD_LARGE("linear, large", linear_values, linear_is_the_documented_chain_to_the_bit);
     ADD("bf16", linear_in_bf16_is_the_documented_chain, head_in_bf16_is_the_documented_chain);
     ADD("nf4", nf4_codes_change_at_the_thresholds, nf4_blocks_run_along_the_input_channels,

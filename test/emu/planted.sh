@@ -101,8 +101,10 @@ a barrier is missing in the sum over a block | optimiser
     /if (threadIdx.x % 32 == 0) part/{n;s/__syncthreads();//}
 a barrier is missing before rows of the embedding are compared | embedding
     /ids\[threadIdx.x\] = /{n;s/__syncthreads();//}
+the last of eight columns has the sum of the one before | linear
+    s/sums\[w\]\[k\]\[lane\] = sum\[k\];/sums[w][k][lane] = sum[k == 7 ? 6 : k];/
 a barrier is missing in the sums over columns | linear
-    /sums\[w\]\[lane\] = sum;/{n;s/__syncthreads();//}
+    /sums\[w\]\[k\]\[lane\] = sum\[k\];/{n;s/__syncthreads();//}
 a barrier is missing before a block of keys is read, forward | attention, large
     /Attended<HSP> attend(/,/^}/{/for (int k0 = 0/,/load_tile/s/__syncthreads();//}
 a barrier is missing before a block of keys is read, dq | attention, large
