@@ -39,11 +39,8 @@ typedef struct {
     float *uniform;                // (R) its random number
 } Round;
 
-/* The ints of its arrays, and the arrays one behind the other in memory of the host or the device.
-   There is room for round_room() of them (private.h). */
-static size_t round_ints(int N, int S, int R) {
-    return 3 * (size_t)N + (size_t)S + 1 + 3 * (size_t)R;
-}
+/* A round's arrays, one behind the other in memory of the host or the device, which has room for
+   round_room() ints (private.h). */
 static Round round_in(int *memory, int N, int S, int R) {
     int *start = memory + 3 * (size_t)N, *row = start + S + 1;
     return (Round){.N = N,

@@ -1057,8 +1057,9 @@ void linear_backward_input(real *dinp, const real *dout, const real *weight, int
             runs_beside(span_of(dinp, sizeof *dinp * (size_t)N * (size_t)IC)));
 }
 
+template <class T>
 struct Column {
-    const real *x;
+    const T *x;
     size_t C;
     template <int W>
     __device__ void at(float2 sums[W], int n, int c) const {
@@ -1075,7 +1076,7 @@ void linear_backward_weight(float *dweight, float *dbias, const real *inp, const
     // A product of few tiles leaves most of the GPU idle, so it runs beside dbias and what follows
     const size_t in = (size_t)IC, out = (size_t)OC, n = (size_t)N;
     begin_beside();
-    add_column_sums(dbias, (float *)NULL, Column{dout, out}, N, OC,
+    add_column_sums(dbias, (float *)NULL, Column<real>{dout, out}, N, OC,
                     runs_beside(span_of(dbias, sizeof *dbias * out)));
     if (!dweight || !N) return;
     product(IC, OC, N, Matrix{inp, in, true}, Matrix{dout, out, false}, dweight, out,
@@ -1122,7 +1123,7 @@ void projection_backward_weight(float *dweight, float *dbias, const real *inp, c
     if (dweight)
         product(OC, IC, N, Matrix{dout, (size_t)OC, true}, Matrix{inp, (size_t)IC, false}, dweight,
                 (size_t)IC, (const real *)NULL, true, true);
-    add_column_sums(dbias, (float *)NULL, Column{dout, (size_t)OC}, N, OC);
+    add_column_sums(dbias, (float *)NULL, Column<real>{dout, (size_t)OC}, N, OC);
 }
 
 struct Add {
@@ -2669,21 +2670,12 @@ struct ValueColumn {
     bool eights(void) const { return aligned(inp); }
 };
 
-struct Values {
-    const float *dvalue;
-    template <int W>
-    __device__ void at(float2 sums[W], int n, int) const {
-        for (int k = 0; k < W; k++) sums[k] = make_float2(dvalue[n], 0);
-    }
-    bool eights(void) const { return false; }
-};
-
 void value_backward(real *dinp, float *dweight, float *dbias, const float *dvalue, const real *inp,
                     const real *weight, int N, int C) {
     // value[n] = sum_c inp[n][c] weight[c] + bias
     each(ValueBackward{dinp, dvalue, weight, (size_t)C}, (size_t)N * (size_t)C, false);
     add_column_sums(dweight, (float *)NULL, ValueColumn{dvalue, inp, (size_t)C}, N, C);
-    add_column_sums(dbias, (float *)NULL, Values{dvalue}, N, 1);
+    add_column_sums(dbias, (float *)NULL, Column<float>{dvalue, 1}, N, 1);
 }
 
 /* ---- Sampling: one block per row ------------------------------------------------------------- */

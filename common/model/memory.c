@@ -186,7 +186,7 @@ static void assign_addresses(GPT2 *m, Arena *a, GPT2Memory *memory) {
     memory->logits = a->used - mark;
 
     mark = a->used;
-    size_t rows = (size_t)max_int(lim->scored, lim->slots);
+    const size_t rows = (size_t)lim->scored;
     m->logp = take(a, rows, f);
     m->entropy = take(a, rows, f);
     m->lse = take(a, rows, f);

@@ -190,11 +190,16 @@ bool gpt2_is_factor(const GPT2Tensor *t);
 void gpt2_shorten(GPT2 *m);
 void gpt2_lengthen(GPT2 *m, Parts *before);
 
-/* The ints that m->token has room for: those of the tokens or, if that is more, of a round of
-   decoding (generate.c). */
+/* The ints of the arrays of a round of decoding that reads N tokens of S slots, of which R sample a
+   token (Round in generate.c). */
+static inline size_t round_ints(int N, int S, int R) {
+    return 3 * (size_t)N + (size_t)S + 1 + 3 * (size_t)R;
+}
+/* The ints that m->token has room for: those of the tokens or, in a model that decodes, of the
+   largest round. */
 static inline size_t round_room(const GPT2Limits *limits) {
-    const size_t N = (size_t)limits->tokens, slots = (size_t)limits->slots;
-    return slots ? 3 * N + 4 * slots + 1 : N;
+    const int N = limits->tokens, slots = limits->slots;
+    return slots ? round_ints(N, slots, slots) : (size_t)N;
 }
 
 /* ---- sums of gradients, in shards.c ---------------------------------------------------------- */

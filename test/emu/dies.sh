@@ -1,7 +1,7 @@
 #!/bin/sh
 # Do the other tests run when one ends its process? Here every product of the emulated cuBLASLt
-# fails. Of the four tests of the case gelu only one has products, and the message must have the words
-# of cuBLASLt.
+# fails. Of the four tests of the case gelu only one has products, and the message must have the
+# words of cuBLASLt.
 #
 #   sh test/emu/dies.sh BUILD    BUILD: a directory with check_kernels, such as .build/gcc/emu
 set -eu

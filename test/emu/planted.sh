@@ -8,11 +8,11 @@
 # BUILD is a directory such as .build/cc in which check_kernels has been built for emu and emu_bf16.
 #
 # A bug in the list below has two lines: its name and the test case of check_kernels that looks for
-# it (and that of the same name with ", large"), then the sed command that plants it. A bug is caught when these tests fail in bf16 (threads in
-# forward or reverse order) or in fp32 (forward order). Offsets of 32 bits are correct below 2^31
-# elements, which no test reaches; they are caught when clang-tidy gives more warnings than it gives
-# for the original. The script fails if the tests fail without a bug, if a bug is not caught, or if
-# a bug can no longer be planted.
+# it (and that of the same name with ", large"), then the sed command that plants it. A bug is
+# caught when these tests fail in bf16 (threads in forward or reverse order) or in fp32 (forward
+# order). Offsets of 32 bits are correct below 2^31 elements, which no test reaches; they are caught
+# when clang-tidy gives more warnings than it gives for the original. The script fails if the tests
+# fail without a bug, if a bug is not caught, or if a bug can no longer be planted.
 set -eu
 cd "$(dirname "$0")/../.."
 build=$1 words=${2:-}
