@@ -305,8 +305,25 @@ int refuse_mark(const char *path, const char *text, size_t n, Error *e) {
                 path, path);
 }
 
+char *real_path(const char *path) {
+    char *real = realpath(path, NULL);
+    if (!real && errno == ENOMEM) die("out of memory for the path of %s", path);
+    return real;
+}
+
+int list_directory(const char *dir, int (*wanted)(const struct dirent *),
+                   int (*order)(const struct dirent **, const struct dirent **),
+                   struct dirent ***list) {
+    const int n = scandir(dir, list, wanted, order);
+    if (n >= 0) return n;
+    if (errno != ENOENT && errno != ENOTDIR)
+        die("cannot list %s: %s; nothing in it has been changed", dir, strerror(errno));
+    *list = NULL;
+    return 0;
+}
+
 char *resolve_path(const char *path) {
-    char *resolved = realpath(path, NULL);
+    char *resolved = real_path(path);
     if (resolved) return resolved;
     char *in = xstrdup(path), *of = xstrdup(path);
     const char *parent = dirname(in);

@@ -169,8 +169,17 @@ int read_line(FILE *f, size_t limit, Str *line, Error *e);
 /* -1 with e filled, which says how to mend it, if a text begins with a byte order mark:
    transformers reads no file of a model with one. */
 int refuse_mark(const char *path, const char *text, size_t n, Error *e);
-/* The absolute path without links, to be freed, also of a file that does not exist yet. */
+struct dirent;
+/* The absolute path without links, to be freed. NULL: there is nothing, or it cannot be reached;
+   errno says why. Without memory the program ends: the file must not be taken for an absent one. */
+char *real_path(const char *path);
+/* The same, also of a file that does not exist yet. */
 char *resolve_path(const char *path);
+/* A scandir of a directory that may be absent. One that cannot be read ends the program: it must
+   not be taken for an empty one. order: of the entries, or NULL. Returns how many. */
+int list_directory(const char *dir, int (*wanted)(const struct dirent *),
+                   int (*order)(const struct dirent **, const struct dirent **),
+                   struct dirent ***list);
 
 /* A file or directory of ours that is not finished is called NAME.posttrain-PID, a name that nobody
    else uses: it may be removed when that process has ended. */

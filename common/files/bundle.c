@@ -103,7 +103,7 @@ static bool belongs(const char *dir, const char *path) {
 }
 
 bool bundle_leads_out(const char *dir, const char *path) {
-    char *resolved = realpath(dir, NULL), *real = realpath(path, NULL);
+    char *resolved = real_path(dir), *real = real_path(path);
     const bool out = resolved && real && !belongs(resolved, real);
     free(resolved);
     free(real);
@@ -113,12 +113,14 @@ bool bundle_leads_out(const char *dir, const char *path) {
 /* Reads dir/name if it exists. 0, or -1 with e filled. */
 static int read_companion(Bundle *b, const char *dir, const char *resolved, const char *name,
                           size_t limit, Error *e) {
-    char *path = path_join(dir, name), *real = realpath(path, NULL);
+    char *path = path_join(dir, name), *real = real_path(path);
     const size_t n = strlen(name);
     Str text = {0};
     int status = 0;
-    if (!real) goto done;  // there is none, or a link to nothing
-    if (!belongs(resolved, real))
+    if (!real && (errno == ENOENT || errno == ENOTDIR)) goto done;  // or a link to nothing
+    if (!real)
+        status = fail_errno(e, errno, "cannot reach %s: %s", path, strerror(errno));
+    else if (!belongs(resolved, real))
         status = fail(e,
                       "%s is a link to %s, outside the model's directory, and its content would be "
                       "copied into the output; if you want that, replace the link by a copy",
@@ -144,7 +146,7 @@ static int is_chat_template(const struct dirent *entry) {
 }
 
 int bundle_read(const char *dir, Bundle *b, Error *e) {
-    char *resolved = realpath(dir, NULL);
+    char *resolved = real_path(dir);
     struct dirent **list = NULL;
     int status = 0, n = resolved ? scandir(dir, &list, is_chat_template, alphasort) : -1;
     if (n < 0) status = fail_errno(e, errno, "cannot list %s: %s", dir, strerror(errno));
@@ -223,8 +225,7 @@ typedef struct {
 
 static Results results_in(const char *dir) {
     Results r = {0};
-    const int templates = scandir(dir, &r.templates, is_chat_template, NULL);
-    r.n = KNOWN + max_int(templates, 0);
+    r.n = KNOWN + list_directory(dir, is_chat_template, NULL, &r.templates);
     return r;
 }
 

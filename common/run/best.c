@@ -150,7 +150,7 @@ static int read_best(const Run *run, const char *dir, bool take, Error *e) {
 /* OUTPUT/best of the run that wrote the checkpoint. To be freed. */
 static char *best_of_checkpoint(const Run *run) {
     if (run->state->continues) return path_join(run->output, "best");
-    char *parent = path_join(run->state->checkpoint, ".."), *real = realpath(parent, NULL);
+    char *parent = path_join(run->state->checkpoint, ".."), *real = real_path(parent);
     char *dir = path_join(real ? real : parent, "best");
     free(real);
     free(parent);

@@ -64,22 +64,10 @@ static int is_content(const struct dirent *d) {
            !is_unfinished(d);
 }
 
-/* For a scandir of checkpoints: 9 before 10. */
+/* For a list of checkpoints: 9 before 10. */
 static int by_number(const struct dirent **a, const struct dirent **b) {
     const long x = checkpoint_number((*a)->d_name), y = checkpoint_number((*b)->d_name);
     return (x > y) - (x < y);
-}
-
-/* A scandir of a directory that may be absent. One that cannot be read ends the program: it must
-   not be taken for an empty one. Released with free_entries. */
-static int list_directory(const char *dir, int (*wanted)(const struct dirent *),
-                          struct dirent ***list) {
-    const int n = scandir(dir, list, wanted, by_number);
-    if (n >= 0) return n;
-    if (errno != ENOENT && errno != ENOTDIR)
-        die("cannot list %s: %s; nothing in it has been changed", dir, strerror(errno));
-    *list = NULL;
-    return 0;
 }
 
 void free_entries(struct dirent **list, int n) {
@@ -88,7 +76,7 @@ void free_entries(struct dirent **list, int n) {
 }
 
 int checkpoint_list(const char *dir, struct dirent ***list) {
-    return list_directory(dir, is_checkpoint, list);
+    return list_directory(dir, is_checkpoint, by_number, list);
 }
 
 /* Is this the number of no other living process? Our own counts as free: this process has written
@@ -149,7 +137,7 @@ bool run_records(const char *name) {
 
 /* Is path this file or directory, whose path has no links, or something in it? */
 static bool is_within(const char *wanted, const char *path) {
-    char *real = realpath(path, NULL);
+    char *real = real_path(path);
     const size_t n = strlen(wanted);
     const bool within = real && !strncmp(real, wanted, n) && (!real[n] || real[n] == '/');
     free(real);
@@ -160,7 +148,7 @@ static bool is_within(const char *wanted, const char *path) {
    do so in a list of paths? */
 static bool is_in_use(const void *context, const char *path) {
     const Run *run = context;
-    char *wanted = realpath(path, NULL);
+    char *wanted = real_path(path);
     bool used = false;
     const Flag *f;
     for (int i = 0; wanted && !used && (f = flags_at(run->state->flags, i)); i++) {
@@ -244,7 +232,7 @@ char *run_path(const Run *run, const char *name) {
 static void finish_overwriting(const Run *run) {
     struct dirent **list;
     Error e;
-    const int n = list_directory(run->output, is_first, &list);
+    const int n = list_directory(run->output, is_first, by_number, &list);
     for (int i = 0; i < n; i++) {
         char *first = path_join(run->output, list[i]->d_name), *path = xstrdup(first);
         const long writer = newfile_writer(first, FIRST_MARK);
@@ -265,7 +253,7 @@ static void finish_overwriting(const Run *run) {
 static void finish_replacing(const Run *run) {
     struct dirent **list;
     const char *model = run->state->checkpoint ? run->state->checkpoint : run->model;
-    const int n = list_directory(run->output, is_replaced, &list);
+    const int n = list_directory(run->output, is_replaced, by_number, &list);
     for (int i = 0; i < n; i++) {
         char *old = path_join(run->output, list[i]->d_name), *path = xstrdup(old);
         *strrchr(path, '.') = 0;
@@ -297,7 +285,7 @@ static bool is_of_run(const char *name) {
  * best.posttrain-PID/ and FILE.posttrain-PID. */
 static void remove_unfinished(const char *output) {
     struct dirent **list;
-    const int n = list_directory(output, is_unfinished, &list);
+    const int n = list_directory(output, is_unfinished, by_number, &list);
     for (int i = 0; i < n; i++) {
         const char *name = list[i]->d_name;
         const long writer = newfile_writer(name, UNFINISHED_MARK);
@@ -346,7 +334,8 @@ void checkpoint_each(const Run *run, void (*f)(const char *dir)) {
 /* A new run begins in OUTPUT: does it hold an older result? */
 static void begin_older(const Run *run) {
     struct dirent **list = NULL;
-    const int n = run->state->continues ? 0 : list_directory(run->output, is_replaceable, &list);
+    const int n =
+        run->state->continues ? 0 : list_directory(run->output, is_replaceable, by_number, &list);
     free_entries(list, n);
     if (!n) return;
     run->state->older = true;
@@ -371,7 +360,7 @@ int checkpoint_prepare_output(Run *run, Error *e) {
         return -1;
     if (!s->continues && !run->overwrite_output_dir) {
         struct dirent **list;
-        const int n = list_directory(run->output, is_content, &list);
+        const int n = list_directory(run->output, is_content, by_number, &list);
         const char *model = exists_in(run->output, MODEL_FILE) ? MODEL_FILE : NULL;
         if (n)
             fail(e,

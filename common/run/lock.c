@@ -276,7 +276,7 @@ int lock_check(const char *flag, char **now, Error *e) {
         if (!whole || strcmp(lock[i].flag, flag) || fstat(lock[i].file, &s)) continue;
         if (is_at(&s, lock[i].path)) continue;
         snprintf(path, sizeof path, "/proc/self/fd/%d", lock[i].file);
-        to = realpath(path, NULL);
+        to = real_path(path);
         if (to && !is_at(&s, to)) {
             free(to);
             to = NULL;

@@ -128,7 +128,7 @@ static int check_input(const Run *run, const char *output, const Flag *f, const 
     const bool stays =
         !model || run->state->program->technique;  // it is not replaced by its result
     const size_t n = strlen(output);
-    char *real = realpath(path, NULL), name[256] = "";
+    char *real = real_path(path), name[256] = "";
     int status = 0;
     if (real && !strncmp(real, output, n) && real[n] == '/')
         snprintf(name, sizeof name, "%.*s", (int)strcspn(real + n + 1, "/"), real + n + 1);
@@ -178,7 +178,7 @@ static int check_names(const char *output, Error *e) {
 }
 
 int outputs_check(const Run *run, Error *e) {
-    char *output = realpath(run->output, NULL);
+    char *output = real_path(run->output);
     const Flag *f;
     int status = 0;
     for (int i = 0; output && !status && (f = flags_at(run->state->flags, i)); i++) {

@@ -321,6 +321,24 @@ static void save(const Usage *u) {
     bundle_free(&files);
 }
 
+/* A file that cannot be reached is not an absent one: the result would lack it without a word. */
+START_TEST(a_file_that_cannot_be_reached_is_an_error) {
+    Error e = {0};
+    Bundle files = {0};
+    clean_usage();
+    write_config("");
+    const char *link = in_directory("generation_config.json");
+    ck_assert(!symlink("nothing", link));
+    ck_assert_msg(!bundle_read(directory, &files, &e), "%s", e.text);
+    ck_assert(bundle_get(&files, "config.json") && !bundle_get(&files, "generation_config.json"));
+    bundle_free(&files);
+    ck_assert(!unlink(link) && !symlink("generation_config.json", link));
+    ck_assert_int_eq(bundle_read(directory, &files, &e), -1);
+    ck_assert_ptr_nonnull(strstr(e.text, "generation_config.json: Too many levels"));
+    ck_assert(!unlink(link));
+}
+END_TEST
+
 START_TEST(the_trained_end_is_declared) {
     const Usage u = {.end = 256, .end_text = "<|endoftext|>"};
     clean_usage();
@@ -594,9 +612,9 @@ int main(void) {
                                   what_is_trained_is_what_transformers_renders,
                                   what_is_no_jinja,
                                   a_written_chat_template_is_the_training_form};
-    const TTest *const usage[] = {the_trained_end_is_declared,
-                                  a_reward_model_is_padded_with_its_end,
-                                  the_template_of_a_directory};
+    const TTest *const usage[] = {
+        a_file_that_cannot_be_reached_is_an_error, the_trained_end_is_declared,
+        a_reward_model_is_padded_with_its_end, the_template_of_a_directory};
     const TTest *const programs[] = {the_programs_use_the_template_of_the_directory,
                                      a_judge_reads_one_template, directories_of_other_kinds,
                                      the_token_that_ends_the_turns_ends_every_text,
