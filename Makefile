@@ -319,10 +319,11 @@ emu-bench: $(B)/bench $(B)/emu_bf16/bench FORCE
 emu-dies: $(B)/emu/check_kernels FORCE
 	sh test/emu/dies.sh $(B)/emu
 
-# What the compiled kernels take of a GPU: registers, shared memory, warps (test/emu/cuda_table.sh).
-# cuda_check fails when a kernel spills registers or loses warps. Without nvcc it has nothing to do.
+# What the compiled kernels take of a GPU: registers, shared memory, warps, instructions; and the
+# least time of a training step (test/emu/cuda_table.sh). cuda_check fails when a kernel spills
+# registers or loses warps. Without nvcc it has nothing to do.
 cuda_table:
-	@NVCC="$(or $(NVCC),nvcc)" sh test/emu/cuda_table.sh table
+	@NVCC="$(or $(NVCC),nvcc)" sh test/emu/cuda_table.sh all
 cuda_check: .build/cuda_check
 .build/cuda_check: test/emu/cuda_table.sh test/emu/cuda_limits.txt common/model/kernels.cu \
         common/model/kernels.h common/model/nf4.h common/util.h
@@ -554,7 +555,7 @@ help:
 	@echo "make asan_mpi   run several processes under AddressSanitizer; also ubsan_mpi"
 	@echo "make test_emu   test the GPU kernels without a GPU; test_cuda tests them on a GPU"
 	@echo "make planted    plant bugs in the GPU kernels, and check that the tests see each"
-	@echo "make cuda_table print what each compiled GPU kernel takes: registers, memory (nvcc)"
+	@echo "make cuda_table print what compiled GPU kernels take, and the least time of a step (nvcc)"
 	@echo "make torture    kill programs, fill their disk, take their memory (an hour; -j2)"
 	@echo "make network    run sft on several machines, as network namespaces (root, iproute2)"
 	@echo "make fuzz       fuzz every file reader for FUZZ_SECONDS=$(FUZZ_SECONDS) each (clang)"

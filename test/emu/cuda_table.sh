@@ -1,8 +1,14 @@
 #!/bin/sh
 # Counts what the compiled kernels of kernels.cu take, in bf16: registers, shared memory, spilled
-# bytes, and how many of their warps fit on a multiprocessor. Nothing is run, so no GPU is needed.
+# bytes, how many of their warps fit on a multiprocessor, and the instructions of their inner loops.
+# Nothing is run, so no GPU is needed.
 #
-#   sh test/emu/cuda_table.sh table           prints a table
+#   sh test/emu/cuda_table.sh table           prints a table of registers, memory and warps
+#   sh test/emu/cuda_table.sh loops           prints a table of instructions by kind; which loop is
+#                                             counted is said in cuda_loops.awk
+#   sh test/emu/cuda_table.sh roofline        prints the least time of a training step, by kernel
+#                                             (cuda_roofline.awk); this needs no compiler
+#   sh test/emu/cuda_table.sh all             prints these three, as far as the tools are installed
 #   sh test/emu/cuda_table.sh check [STAMP]   compares the kernels with test/emu/cuda_limits.txt;
 #                                             when they agree, touches the file STAMP
 #   sh test/emu/cuda_table.sh limits          prints a new cuda_limits.txt
@@ -12,17 +18,53 @@
 # with another version than that in cuda_limits.txt they are not compared. Without nvcc nothing is
 # checked. Both are said in a sentence.
 #
+# NVDISASM is the disassembler. If it is not given, it is looked for beside nvcc, then in PATH.
+#
+# The ceilings of the roofline are TB_PER_S and TFLOP_PER_S, of memory and of products in bf16. They
+# are 3.0 and 798 if not given, which others have measured on an H100.
+#
 # The figures are for compute capability 9.0: 65,536 registers in four parts, 228 KiB of shared
 # memory of which each block takes 1 KiB more than it asks for, 64 warps and 32 blocks.
 set -eu
 cd "$(dirname "$0")/../.."
 what=${1:-table}
 list=test/emu/cuda_limits.txt
+
+roofline() {
+    awk -v bandwidth="${TB_PER_S:-3.0}" -v peak="${TFLOP_PER_S:-798}" -f test/emu/cuda_roofline.awk
+}
+
+case $what in
+table | loops | all | check | limits) ;;
+roofline)
+    roofline
+    exit
+    ;;
+*)
+    echo "table, loops, roofline, all, check or limits, not $what" >&2
+    exit 2
+    ;;
+esac
 nvcc=${NVCC:-nvcc}
 if ! command -v "$nvcc" >/dev/null; then
     echo "$nvcc was not found, so the compiled GPU kernels are not counted"
-    [ "$what" = check ] || exit 1
+    case $what in
+    all)
+        echo
+        roofline
+        ;;
+    check) ;;
+    *) exit 1 ;;
+    esac
     exit 0
+fi
+beside=$(dirname "$(command -v "$nvcc")")/nvdisasm
+[ -x "$beside" ] || beside=nvdisasm
+nvdisasm=${NVDISASM:-$beside}
+without="$nvdisasm was not found, so the instructions of the GPU kernels are not counted"
+if [ "$what" = loops ] && ! command -v "$nvdisasm" >/dev/null; then
+    echo "$without"
+    exit 1
 fi
 version=$("$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')
 listed=$(sed -n 's/^nvcc|//p' "$list")
@@ -65,11 +107,39 @@ c++filt <"$dir/said" | awk '
             "|" spilled
     }' | LC_ALL=C sort >"$dir/kernels"
 
-case $what in
-table)
+table() {
     echo "| kernel | registers | shared memory | threads | blocks | warps of 64 | spilled |"
     echo "|---|---|---|---|---|---|---|"
     sed 's/|/ | /g;s/.*/| & |/' "$dir/kernels"
+}
+
+loops() {
+    "$nvdisasm" -c "$dir/cubin" >"$dir/code"
+    c++filt <"$dir/code" | awk -f test/emu/cuda_loops.awk >"$dir/loops"
+    if [ "$(wc -l <"$dir/loops")" != "$(wc -l <"$dir/kernels")" ]; then
+        echo "cuda_loops.awk has not found each kernel in what $nvdisasm prints" >&2
+        exit 1
+    fi
+    echo "| kernel | all | tensor cores | loads, shared | stores, shared | loads, global |" \
+        "stores, global | local memory | special functions | float | integers, moves |" \
+        "branches, barriers |"
+    echo "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    LC_ALL=C sort "$dir/loops"
+}
+
+case $what in
+table) table ;;
+loops) loops ;;
+all)
+    table
+    echo
+    if command -v "$nvdisasm" >/dev/null; then
+        loops
+    else
+        echo "$without"
+    fi
+    echo
+    roofline
     ;;
 limits)
     echo "# kernel | warps that fit on a multiprocessor | spilled bytes, for cuda_table.sh"
@@ -98,9 +168,5 @@ check)
             exit bad
         }' "$list" "$dir/kernels"
     if [ $# -gt 1 ]; then touch "$2"; fi
-    ;;
-*)
-    echo "table, check or limits, not $what" >&2
-    exit 2
     ;;
 esac
