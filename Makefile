@@ -224,11 +224,11 @@ NCCL_H     = $(firstword $(wildcard $(addsuffix /nccl.h,$(if $(NCCL_HOME),$(NCCL
 NCCL_ROOT  = $(NCCL_H:/include/nccl.h=)
 NCCL_LIBS  = $(foreach d,lib lib64,-L$(NCCL_ROOT)/$(d) -Wl,-rpath,$(NCCL_ROOT)/$(d)) -l:libnccl.so.2
 # Machine code for the GPUs that this nvcc knows (Ampere, Hopper, Blackwell), and PTX for all
-# others, which the driver compiles.
+# others, which the driver compiles. Hopper's is of 90a, which has the products of warp groups.
 comma := ,
 KNOWN_GPUS = $(filter $(addprefix compute_,80 90 100 120),$(shell $(NVCC) --list-gpu-arch))
 ARCHITECTURES = -gencode arch=compute_80$(comma)code=compute_80 \
-    $(foreach a,$(KNOWN_GPUS),-gencode arch=$(a)$(comma)code=$(subst compute,sm,$(a)))
+    $(foreach a,$(KNOWN_GPUS:%90=%90a),-gencode arch=$(a)$(comma)code=$(subst compute,sm,$(a)))
 $(addprefix $(B)/,cuda/kernels.o cuda_fp32/kernels.o): $(B)/%/kernels.o: common/model/kernels.cu \
         | $(B)/% nvcc
 	$(NVCC) -std=c++17 -O3 -lineinfo --threads 0 $(ARCHITECTURES) --Werror all-warnings \

@@ -15,8 +15,8 @@
  *
  * Left out: stochastic rounding of weights, which is for training without float masters. Here a
  * weight is its master rounded to nearest. A resumed run reads the masters and so continues with
- * the same bits. Also left out: instructions of one GPU generation only. cuBLASLt uses them where
- * they matter most.
+ * the same bits. Also left out: instructions of one GPU generation only, except in attention
+ * (wgmma_bf16). cuBLASLt uses them where they matter most.
  *
  * Left out of the loss: logits that the forward pass replaces by their gradient, p - 1 at the
  * target, so that dlogp scales rows of C numbers and not of V. It would save one reading of the
@@ -50,6 +50,11 @@
         extern __shared__ __align__(16) char name##_bytes[]; \
         T *name = (T *)name##_bytes
 
+#    define SUMS_OF(d) "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+#    define SUMS_OF_GROUP(d)                                                                      \
+        SUMS_OF(d[0]), SUMS_OF(d[1]), SUMS_OF(d[2]), SUMS_OF(d[3]), SUMS_OF(d[4]), SUMS_OF(d[5]), \
+            SUMS_OF(d[6]), SUMS_OF(d[7])
+
 /* d (16,8) += a (16,16) b (16,8), computed by one warp. Lane l = 4 g + t has rows g, g+8 and
    columns 2t, 2t+1, 2t+8, 2t+9 of a; column g and rows 2t, 2t+1, 2t+8, 2t+9 of b; and rows g, g+8
    and columns 2t, 2t+1 of d (PTX ISA, mma.m16n8k16). */
@@ -58,7 +63,7 @@
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
         "{%8,%9}, {%0,%1,%2,%3};\n"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : SUMS_OF(d)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
@@ -78,6 +83,50 @@
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"((uint32_t)__cvta_generic_to_shared(row))
                  : "memory");
+}
+
+/*
+ * Warp groups, on Hopper (PTX ISA, wgmma.m64n64k16): d (64,64) = a (64,16) b (16,64), or with add
+ * d += a b, computed by four warps. Warp w has rows 16w .. 16w+16 of a and d, in each lane the
+ * fragments of mma_bf16; d[j] is columns 8j .. 8j+8. b is in shared memory, and described by an
+ * operand (operand_of). Its rows are the columns of b, or, if they are `down`, the rows. The
+ * product may still be computed when the function returns; wgmma_wait waits for all of the warp
+ * group. Until then nothing may read d, nor write to b.
+ */
+template <bool down>
+static __device__ __forceinline__ void wgmma_bf16(float d[8][4], const uint32_t a[4], uint64_t b,
+                                                  bool add) {
+#    ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    asm volatile(
+        "{\n.reg .pred add;\nsetp.ne.b32 add, %38, 0;\n"
+        "wgmma.fence.sync.aligned;\n"  // a and d have been written
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,"
+        "%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+        "{%32,%33,%34,%35}, %36, add, 1, 1, %37;\n"
+        "wgmma.commit_group.sync.aligned;\n}\n"
+        : SUMS_OF_GROUP(d)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(down), "r"((int)add)
+        : "memory");
+#    else
+    __trap();  // not launched: group_serves()
+#    endif
+}
+static __device__ __forceinline__ void wgmma_wait(float d[8][4]) {
+#    ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    asm volatile("wgmma.wait_group.sync.aligned 0;\n" : SUMS_OF_GROUP(d)::"memory");
+#    endif
+}
+
+/* Before a barrier: what this thread has written to shared memory, products of warp groups read
+   after the barrier. */
+static __device__ __forceinline__ void fence_for_wgmma(void) {
+#    ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+#    endif
+}
+
+static __device__ __forceinline__ uint32_t shared_address(const void *p) {
+    return (uint32_t)__cvta_generic_to_shared(p);
 }
 
 /* Starts a copy of 16 bytes from global to shared memory. cp_async_wait waits for it. */
@@ -1613,6 +1662,16 @@ void add_uniform_noise(real *x, const float *magnitude, int N, int C, Noise nois
  * What a block reads again and again (keys and values; for dk and dv, queries and dout) has two
  * buffers in shared memory: while one is read, the next block is copied to the other. What it reads
  * in every turn is read into registers once.
+ *
+ * On Hopper, in bf16, and for heads of 64 numbers, the four warps of a block are a warp group
+ * (GROUP). One instruction multiplies its 64 rows, which are distributed as before, by a matrix in
+ * shared memory. That matrix is read once for all four warps, and no instruction loads it into
+ * registers. A block of 64 keys takes a warp 372 instructions in place of 450, 375 in place of 476
+ * for dq, and 519 in place of 620 for dk and dv (computed: `sh test/emu/cuda_table.sh loops`).
+ *
+ * Left out: copies by the tensor memory accelerator. It copies boxes of a fixed number of rows. A
+ * tile has fewer rows at the end of a sequence, and rows from two places where a shared beginning
+ * ends.
  */
 
 enum { KB = FP32 ? 32 : 64, ATTENTION_WARPS = KB / 16 };
@@ -1621,51 +1680,93 @@ enum { KB = FP32 ? 32 : 64, ATTENTION_WARPS = KB / 16 };
    and 12.0 have the least, 100 KiB less the 1 KiB that the system takes. */
 enum { SHARED_OF_ANY_GPU = 99 << 10 };
 
-/* A tile is KB rows of a head in shared memory. A row has 16 bytes more than a head, so that the
-   eight rows of an 8 x 8 matrix are in different banks. */
-template <int HSP>
+/*
+ * A tile is KB rows of a head in shared memory, and 16 bytes more for each row. For products by
+ * warps, these are at the row's end, so that the eight rows of an 8 x 8 matrix are in different
+ * banks. For products by warp groups (GROUP), they come after all rows. There a row has 128 bytes,
+ * and its eight chunks of 16 bytes are swizzled: chunk c is at c xor row % 8.
+ */
+template <int HSP_, bool GROUP_>
 struct Tile {
-    enum { LD = HSP + 16 / (int)sizeof(real), SIZE = KB * LD };
+    static constexpr int HSP = HSP_;
+    static constexpr bool GROUP = GROUP_;
+    enum { MORE = 16 / (int)sizeof(real), LD = HSP + (GROUP ? 0 : MORE), SIZE = KB * (HSP + MORE) };
+    static_assert(!GROUP || (HSP == 64 && !FP32), "wgmma_bf16 is of 64 columns");
+
+    /* Where the chunk that begins with column c is. */
+    template <class R>
+    static __device__ __forceinline__ R *at(R *tile, int row, int c) {
+        return tile + row * LD + (GROUP ? c ^ row % 8 * 8 : c);
+    }
+    /* Where the 16 bytes more of a row are. */
+    template <class R>
+    static __device__ __forceinline__ R *more(R *tile, int row) {
+        return GROUP ? tile + KB * HSP + row * MORE : tile + row * LD + HSP;
+    }
 };
 
 /* The tiles of a kernel: two buffers of two tiles. In fp32 what is in registers in bf16, `own`
    tiles, stays in shared memory. In bf16 it passes through the second buffer. */
 enum { OWN = FP32 ? 4 : 2 };
 
-static constexpr size_t shared_bytes(int own, int hsp) {
-    return sizeof(real) * (size_t)(4 + (FP32 ? own : 0)) * KB * ((size_t)hsp + 16 / sizeof(real));
+/* The tiles of warp groups begin at a multiple of so many bytes, because the swizzle is one of
+   addresses. A block asks for so many more. */
+enum { SWIZZLED = 1024 };
+
+static constexpr size_t shared_bytes(int own, int hsp, bool group) {
+    return sizeof(real) * (size_t)(4 + (FP32 ? own : 0)) * KB * ((size_t)hsp + 16 / sizeof(real)) +
+           (group ? SWIZZLED : 0);
+}
+
+/* The numbers from an address to where the tiles of warp groups can begin. */
+static __device__ __forceinline__ uint32_t to_swizzled(const real *memory) {
+    return (SWIZZLED - shared_address(memory) % SWIZZLED) / sizeof(real);
 }
 
 /* 16 rows of a head, the first factor of products by one warp. In bf16 it is in registers: part[i]
    is the fragment a of columns 16i .. 16i+16. In fp32 it stays in a tile. */
-template <int HSP>
+template <class T>
 struct Factor {
-    uint32_t part[HSP / 16][4];
+    uint32_t part[T::HSP / 16][4];
     const real *rows;
 };
 
-template <int HSP>
-static __device__ __forceinline__ Factor<HSP> factor_of(const real *rows) {
-    Factor<HSP> f;
+template <class T>
+static __device__ __forceinline__ Factor<T> factor_of(const real *rows) {
+    Factor<T> f;
     f.rows = rows;
     if constexpr (!FP32) {
         const int r = threadIdx.x % 8, m = threadIdx.x % 32 / 8;  // row r of matrix m
 #pragma unroll
-        for (int i = 0; i < HSP / 16; i++)
-            ldmatrix_x4(f.part[i], rows + (r + m % 2 * 8) * Tile<HSP>::LD + 16 * i + m / 2 * 8);
+        for (int i = 0; i < T::HSP / 16; i++)
+            ldmatrix_x4(f.part[i], T::at(rows, r + m % 2 * 8, 16 * i + m / 2 * 8));
     }
     return f;
 }
 
+/* The operand of wgmma_bf16 that begins at `at` in a tile (PTX ISA, matrix descriptor): its address
+   and the 1,024 bytes from each eight rows to the next, both in units of 16 bytes; and the swizzle
+   of rows of 128 bytes, 1 in the highest two bits. */
+static __device__ __forceinline__ uint64_t operand_of(const real *at) {
+    return (uint64_t)(shared_address(at) / 16) | (uint64_t)(SWIZZLED / 16) << 32 |
+           (uint64_t)1 << 62;
+}
+
+/* The sums d of products are in their registers: those of warps are when they are returned. */
+template <class T>
+static __device__ __forceinline__ void arrived(float d[][4]) {
+    if constexpr (T::GROUP) wgmma_wait(d);
+}
+
 /* d (16,8 NT) = A (16,HSP) B^T, with B (8 NT,HSP) in a tile. In fp32 the same sums are computed
-   without tensor cores. */
-template <int HSP, int NT>
-static __device__ __forceinline__ void products_of_rows(float d[][4], const Factor<HSP> &a,
+   without tensor cores. arrived() waits for d. */
+template <class T, int NT>
+static __device__ __forceinline__ void products_of_rows(float d[][4], const Factor<T> &a,
                                                         const real *b) {
-    enum { LD = Tile<HSP>::LD };
+    enum { LD = T::LD, HSP = T::HSP };
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int j = 0; j < NT; j++)
+    for (int j = 0; j < NT && !T::GROUP; j++)
         for (int i = 0; i < 4; i++) d[j][i] = 0;
     if constexpr (FP32) {
         for (int j = 0; j < NT; j++)
@@ -1674,6 +1775,11 @@ static __device__ __forceinline__ void products_of_rows(float d[][4], const Fact
                            *y = b + (8 * j + 2 * (lane % 4) + i % 2) * LD;
                 for (int k = 0; k < HSP; k++) d[j][i] = fmaf(get(x + k), get(y + k), d[j][i]);
             }
+    } else if constexpr (T::GROUP) {
+        static_assert(NT == 8, "wgmma_bf16 is of 64 columns");
+#pragma unroll
+        for (int k = 0; k < HSP / 16; k++)
+            wgmma_bf16<false>(d, a.part[k], operand_of(b + 16 * k), k > 0);
     } else {
         const int r = lane % 8, m = lane / 8;
 #pragma unroll
@@ -1689,11 +1795,12 @@ static __device__ __forceinline__ void products_of_rows(float d[][4], const Fact
 }
 
 /* d (16,HSP) += P (16,8 NT) B, with B (8 NT,HSP) in a tile. P is in registers, distributed as the
-   sums of a product. In fp32, lanes 4g .. 4g+4 have rows g and g+8 of P, and take turns. */
-template <int HSP, int NT>
+   sums of a product. In fp32, lanes 4g .. 4g+4 have rows g and g+8 of P, and take turns. arrived()
+   waits for d. */
+template <class T, int NT>
 static __device__ __forceinline__ void add_product(float d[][4], const float p[][4],
                                                    const real *b) {
-    enum { LD = Tile<HSP>::LD };
+    enum { LD = T::LD, HSP = T::HSP };
     const int lane = threadIdx.x % 32;
     if constexpr (FP32) {
         const int t = lane % 4;
@@ -1708,19 +1815,22 @@ static __device__ __forceinline__ void add_product(float d[][4], const float p[]
                                    d[j][i]);
         }
     } else {
-        const int r = lane % 8, m = lane / 8;
+        [[maybe_unused]] const int r = lane % 8, m = lane / 8;
 #pragma unroll
         for (int k = 0; k < NT / 2; k++) {
             const float *left = p[2 * k], *right = p[2 * k + 1];
             const uint32_t A[4] = {bf16_pair(left[0], left[1]), bf16_pair(left[2], left[3]),
                                    bf16_pair(right[0], right[1]), bf16_pair(right[2], right[3])};
+            if constexpr (T::GROUP)
+                wgmma_bf16<true>(d, A, operand_of(b + 16 * k * LD), true);
+            else
 #pragma unroll
-            for (int j = 0; j < HSP / 8; j += 2) {
-                uint32_t B[4];
-                ldmatrix_x4_trans(B, b + (16 * k + r + m % 2 * 8) * LD + 8 * j + m / 2 * 8);
-                mma_bf16(d[j], A, B);
-                mma_bf16(d[j + 1], A, B + 2);
-            }
+                for (int j = 0; j < HSP / 8; j += 2) {
+                    uint32_t B[4];
+                    ldmatrix_x4_trans(B, b + (16 * k + r + m % 2 * 8) * LD + 8 * j + m / 2 * 8);
+                    mma_bf16(d[j], A, B);
+                    mma_bf16(d[j + 1], A, B + 2);
+                }
         }
     }
 }
@@ -1765,13 +1875,13 @@ static __device__ __forceinline__ const real *row_at(RowsOf x, int t) {
 /* Starts to copy rows t0 .. of x to the first ROWS_ rows of a tile, with zeros from row `end` and
    column hs on. All warps of a block take part. cp_async_wait waits for it. eights: the addresses
    allow loads of 16 bytes. */
-template <int HSP, int WARPS_, int ROWS_>
+template <class T, int WARPS_, int ROWS_>
 static __device__ __forceinline__ void load_tile(real *tile, RowsOf x, int t0, int end, int hs,
                                                  bool eights) {
-    enum { E = 16 / (int)sizeof(real), CHUNKS = HSP / E };
+    enum { E = 16 / (int)sizeof(real), CHUNKS = T::HSP / E };
     for (int i = (int)threadIdx.x; i < ROWS_ * CHUNKS; i += 32 * WARPS_) {
         const int row = i / CHUNKS, c = i % CHUNKS * E, t = t0 + row;
-        real *to = tile + row * Tile<HSP>::LD + c;
+        real *to = T::at(tile, row, c);
         const real *from = t < end && c < hs ? row_at(x, t) + c : NULL;
         if (from && eights)
             cp_async16(to, from);
@@ -1781,13 +1891,21 @@ static __device__ __forceinline__ void load_tile(real *tile, RowsOf x, int t0, i
 }
 
 /* The same with two matrices: the rows of x, and those `distance` behind them for the next tile. */
-template <int HSP, int WARPS_>
+template <class T, int WARPS_>
 static __device__ __forceinline__ void load_pair(real *tile, RowsOf x, size_t distance, int t0,
                                                  int end, int hs, bool eights) {
-    load_tile<HSP, WARPS_, KB>(tile, x, t0, end, hs, eights);
+    load_tile<T, WARPS_, KB>(tile, x, t0, end, hs, eights);
     x.first += distance;
     x.second += distance;
-    load_tile<HSP, WARPS_, KB>(tile + Tile<HSP>::SIZE, x, t0, end, hs, eights);
+    load_tile<T, WARPS_, KB>(tile + T::SIZE, x, t0, end, hs, eights);
+}
+
+/* Waits until the tiles that the block has started to load are there, for all of its threads. */
+template <class T>
+static __device__ __forceinline__ void loaded(void) {
+    cp_async_wait<0>();
+    if constexpr (T::GROUP) fence_for_wgmma();
+    __syncthreads();
 }
 
 /* Dropout is a template argument (DROP) of the kernels, because its code takes registers even where
@@ -1858,9 +1976,9 @@ static constexpr float LOG2_E = 1.4426950408889634f;
 
 /* Of a warp's 16 queries: the weighted sums of values, and for rows g and g+8 of them one by the
    sum of weights, and the log of the sum of exponentials. */
-template <int HSP>
+template <class T>
 struct Attended {
-    float o[HSP / 8][4], inverse[2], lse[2];
+    float o[T::HSP / 8][4], inverse[2], lse[2];
 };
 
 /*
@@ -1870,35 +1988,34 @@ struct Attended {
  * e^((q.k - m) scale), o the weighted sum of values. e^x is 2^(x log2 e). A value is `values`
  * numbers behind its key. With DROP, dropout by noise; n0 is the batch row of q0.
  */
-template <int HSP, int WARPS_, bool DROP>
-static __device__ __forceinline__ Attended<HSP> attend(const real *q, size_t q_row, int rows,
-                                                       int q0, RowsOf keys, size_t values, int hs,
-                                                       bool eights, const Noise &noise, int n0,
-                                                       int h, int NH) {
-    enum { SIZE = Tile<HSP>::SIZE };
+template <class T, int WARPS_, bool DROP>
+static __device__ __forceinline__ Attended<T> attend(const real *q, size_t q_row, int rows, int q0,
+                                                     RowsOf keys, size_t values, int hs,
+                                                     bool eights, const Noise &noise, int n0, int h,
+                                                     int NH) {
+    enum { SIZE = T::SIZE };
     SHARED_DYN(real, memory);
-    real *const buffer = memory, *const own = memory + OWN * SIZE;
+    if constexpr (T::GROUP) memory += to_swizzled(memory);
+    real *const buffer = memory, *const own = buffer + OWN * SIZE;
     const int lane = threadIdx.x % 32, w = threadIdx.x / 32, g = lane / 4, t = lane % 4,
               end = q0 + rows, first = q0 + w * 16;  // the warp's first query
     const float scale = 1.0f / sqrtf((float)hs), scale2 = scale * LOG2_E;
-    Attended<HSP> a = {};
+    Attended<T> a = {};
     float m[2] = {-INFINITY, -INFINITY}, l[2] = {0, 0};
-    load_tile<HSP, WARPS_, 16 * WARPS_>(own, same_rows(q, q_row), 0, rows, hs, eights);
-    load_pair<HSP, WARPS_>(buffer, keys, values, 0, end, hs, eights);
+    load_tile<T, WARPS_, 16 * WARPS_>(own, same_rows(q, q_row), 0, rows, hs, eights);
+    load_pair<T, WARPS_>(buffer, keys, values, 0, end, hs, eights);
     cp_async_commit();
-    cp_async_wait<0>();
-    __syncthreads();  // the queries have arrived, for all
-    const Factor<HSP> Q = factor_of<HSP>(own + w * 16 * Tile<HSP>::LD);
+    loaded<T>();
+    const Factor<T> Q = factor_of<T>(own + w * 16 * T::LD);
     for (int k0 = 0, stage = 0; k0 < end; k0 += KB, stage ^= 1) {
-        cp_async_wait<0>();
-        __syncthreads();  // this block of keys has arrived, for all; and the last one, or the
-                          // queries, are no longer read
+        loaded<T>();  // and the last block of keys, or the queries, are no longer read
         const real *const K = buffer + 2 * stage * SIZE, *const V = K + SIZE;
         real *const next = buffer + 2 * (stage ^ 1) * SIZE;
-        if (k0 + KB < end) load_pair<HSP, WARPS_>(next, keys, values, k0 + KB, end, hs, eights);
+        if (k0 + KB < end) load_pair<T, WARPS_>(next, keys, values, k0 + KB, end, hs, eights);
         cp_async_commit();
         float s[KB / 8][4];
-        products_of_rows<HSP, KB / 8>(s, Q, K);
+        products_of_rows<T, KB / 8>(s, Q, K);
+        arrived<T>(s);
         if (k0 + KB > first + 1)  // some keys come after the query
 #pragma unroll
             for (int j = 0; j < KB / 8; j++)
@@ -1920,7 +2037,7 @@ static __device__ __forceinline__ Attended<HSP> attend(const real *q, size_t q_r
             top2[i] = larger * scale2;
         }
 #pragma unroll
-        for (int j = 0; j < HSP / 8; j++)
+        for (int j = 0; j < T::HSP / 8; j++)
             for (int i = 0; i < 4; i++) a.o[j][i] *= shrink[i / 2];
 #pragma unroll
         for (int c = 0; c < KB / 8; c += 2) {
@@ -1935,8 +2052,9 @@ static __device__ __forceinline__ Attended<HSP> attend(const real *q, size_t q_r
                     if constexpr (DROP) s[j][i] *= keep[i];
                 }
             }
-            add_product<HSP, 2>(a.o, s + c, V + 8 * c * Tile<HSP>::LD);
+            add_product<T, 2>(a.o, s + c, V + 8 * c * T::LD);
         }
+        arrived<T>(a.o);
     }
     for (int i = 0; i < 2; i++) {
         l[i] += __shfl_xor_sync(ALL, l[i], 1);
@@ -1993,12 +2111,12 @@ static __device__ RowsOf keys_of(const real *qkv, Rows r, int h, int NH, int hs)
 /* The blocks that shall fit on a multiprocessor, which limits their registers. Without a limit,
    nvcc 13.0 takes a few more, and one block less fits. */
 [[maybe_unused]] static constexpr int forward_blocks(int hsp, bool drop) {
-    return hsp < 64 ? 5 - drop : hsp == 64 ? 4 - drop : hsp == 96 ? 3 : 2;
+    return hsp < 32 ? 5 - drop : hsp < 64 ? 4 : hsp == 64 ? 4 - drop : hsp == 96 ? 3 : 2;
 }
 
 /* The blocks of the last queries, which have the most keys, are the first to run, so that no long
    one is left over at the end. */
-template <int HSP, bool DROP>
+template <int HSP, bool DROP, bool GROUP>
 __global__ void __launch_bounds__(32 * ATTENTION_WARPS, forward_blocks(HSP, DROP))
     attention_forward_kernel(real *out, float *lse, const real *qkv, const int *start,
                              const int *parent, int S, int NH, int hs, bool eights, Noise noise) {
@@ -2008,7 +2126,8 @@ __global__ void __launch_bounds__(32 * ATTENTION_WARPS, forward_blocks(HSP, DROP
     const int h = (int)blockIdx.y, n0 = r.own + i * KB, rows = min(KB, r.T - i * KB),
               w = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
     const size_t C = (size_t)NH * (size_t)hs;
-    const Attended<HSP> a = attend<HSP, ATTENTION_WARPS, DROP>(
+    typedef Tile<HSP, GROUP> T;
+    const Attended<T> a = attend<T, ATTENTION_WARPS, DROP>(
         qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C, rows, r.P + i * KB,
         keys_of(qkv, r, h, NH, hs), C, hs, eights, noise, n0, h, NH);
     put_sums<HSP>(out + (size_t)(n0 + w * 16) * C + (size_t)(h * hs), C, a.o, a.inverse[0],
@@ -2044,12 +2163,18 @@ __global__ void attention_sums_kernel(float4 *sums, const real *dout, const real
  * For dq, a block of 64 queries loops over the keys. A warp takes 16 keys at a time, so that the
  * sums of its products need few registers.
  */
-template <int HSP, bool DROP>
+template <int HSP, bool DROP, bool GROUP>
 __global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qkv,
                                     const float4 *sums, const int *start, const int *parent, int S,
                                     int NH, int hs, bool eights, Noise noise) {
-    enum { LD = Tile<HSP>::LD, SIZE = Tile<HSP>::SIZE, W_ = ATTENTION_WARPS };
-    SHARED_DYN(real, memory);
+    typedef Tile<HSP, GROUP> T;
+    enum {
+        LD = T::LD,
+        SIZE = T::SIZE,
+        W_ = ATTENTION_WARPS,
+        ONCE = GROUP ? KB : 16,
+        NT = ONCE / 8
+    };
     int s_, i_;
     if (!find_block(start, S, KB, (int)(gridDim.x - 1 - blockIdx.x), &s_, &i_)) return;
     const Rows r = rows_of(start, parent, s_);
@@ -2060,12 +2185,14 @@ __global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qk
     const size_t C = (size_t)NH * (size_t)hs;
     const float scale = 1.0f / sqrtf((float)hs), scale2 = scale * LOG2_E;
     const RowsOf keys = keys_of(qkv, r, h, NH, hs);
-    real *const buffer = memory, *const own = memory + OWN * SIZE;
-    load_tile<HSP, W_, KB>(own, same_rows(qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C), 0,
-                           rows, hs, eights);
-    load_tile<HSP, W_, KB>(own + SIZE, same_rows(dout + (size_t)n0 * C + (size_t)(h * hs), C), 0,
-                           rows, hs, eights);
-    load_pair<HSP, W_>(buffer, keys, C, 0, end, hs, eights);
+    SHARED_DYN(real, memory);
+    if constexpr (T::GROUP) memory += to_swizzled(memory);
+    real *const buffer = memory, *const own = buffer + OWN * SIZE;
+    load_tile<T, W_, KB>(own, same_rows(qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C), 0,
+                         rows, hs, eights);
+    load_tile<T, W_, KB>(own + SIZE, same_rows(dout + (size_t)n0 * C + (size_t)(h * hs), C), 0,
+                         rows, hs, eights);
+    load_pair<T, W_>(buffer, keys, C, 0, end, hs, eights);
     cp_async_commit();
     float dq[HSP / 8][4] = {}, lse2[2], delta[2];
     for (int i = 0; i < 2; i++) {
@@ -2075,31 +2202,33 @@ __global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qk
         lse2[i] = x.x;
         delta[i] = x.y;
     }
-    cp_async_wait<0>();
-    __syncthreads();  // the queries have arrived, for all
-    const Factor<HSP> Q = factor_of<HSP>(own + w * 16 * LD),
-                      dO = factor_of<HSP>(own + SIZE + w * 16 * LD);
+    loaded<T>();
+    const Factor<T> Q = factor_of<T>(own + w * 16 * T::LD),
+                    dO = factor_of<T>(own + SIZE + w * 16 * T::LD);
     for (int k0 = 0, stage = 0; k0 < end; k0 += KB, stage ^= 1) {
-        cp_async_wait<0>();
-        __syncthreads();  // this block of keys has arrived, for all; and the last one, or the
-                          // queries, are no longer read
+        loaded<T>();  // and the last block of keys, or the queries, are no longer read
         const real *const K = buffer + 2 * stage * SIZE, *const V = K + SIZE;
         real *const next = buffer + 2 * (stage ^ 1) * SIZE;
-        if (k0 + KB < end) load_pair<HSP, W_>(next, keys, C, k0 + KB, end, hs, eights);
+        if (k0 + KB < end) load_pair<T, W_>(next, keys, C, k0 + KB, end, hs, eights);
         cp_async_commit();
-        for (int c = 0; c < KB && k0 + c < first + 16; c += 16) {  // not keys after all queries
-            float s[2][4], dp[2][4];
-            products_of_rows<HSP, 2>(s, Q, K + c * LD);
-            products_of_rows<HSP, 2>(dp, dO, V + c * LD);
-            if (k0 + c + 15 > first)  // some keys come after the query
-                for (int j = 0; j < 2; j++)
+        for (int c = 0; c < KB; c += ONCE) {
+            if (!GROUP && k0 + c >= first + 16) break;  // these keys come after all queries
+            float s[NT][4], dp[NT][4];
+            products_of_rows<T, NT>(s, Q, K + c * LD);
+            products_of_rows<T, NT>(dp, dO, V + c * LD);
+            arrived<T>(s);
+            arrived<T>(dp);
+            if (k0 + c + ONCE - 1 > first)  // some keys come after the query
+#pragma unroll
+                for (int j = 0; j < NT; j++)
                     for (int i = 0; i < 4; i++) {
                         const int key = k0 + c + 8 * j + 2 * t + i % 2,
                                   query = first + g + i / 2 * 8;
                         s[j][i] = key <= query ? s[j][i] : -INFINITY;
                         dp[j][i] = key <= query ? dp[j][i] : 0;
                     }
-            for (int j = 0; j < 2; j++) {
+#pragma unroll
+            for (int j = 0; j < NT; j++) {
                 float keep[4];
                 if constexpr (DROP)
                     keep_by_query(keep, noise, n0 + min(w * 16 + g, rows - 1),
@@ -2111,7 +2240,8 @@ __global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qk
                     s[j][i] = p * (dp[j][i] - delta[i / 2]);  // ds
                 }
             }
-            add_product<HSP, 2>(dq, s, K + c * LD);
+            add_product<T, NT>(dq, s, K + c * LD);
+            arrived<T>(dq);
         }
     }
     put_sums<HSP>(dqkv + (size_t)(n0 + w * 16) * 3 * C + (size_t)(h * hs), 3 * C, dq, scale, scale,
@@ -2123,12 +2253,19 @@ __global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qk
    keys, without atomics. In return s and dp are computed twice. They are transposed: a warp has 16
    keys, and takes 16 queries at a time. A query's sums are in its row of the tile, behind the head.
  */
-template <int HSP, bool DROP>
-__global__ void attention_dkv_kernel(real *dqkv, const real *dout, const real *qkv,
-                                     const float4 *sums, const int *start, const int *parent, int S,
-                                     int NH, int hs, bool eights, Noise noise) {
-    enum { LD = Tile<HSP>::LD, SIZE = Tile<HSP>::SIZE, W_ = ATTENTION_WARPS };
-    SHARED_DYN(real, memory);
+template <int HSP, bool DROP, bool GROUP>
+__global__ void __launch_bounds__(32 * ATTENTION_WARPS, HSP <= 64 && !GROUP ? 3 : 2)
+    attention_dkv_kernel(real *dqkv, const real *dout, const real *qkv, const float4 *sums,
+                         const int *start, const int *parent, int S, int NH, int hs, bool eights,
+                         Noise noise) {
+    typedef Tile<HSP, GROUP> T;
+    enum {
+        LD = T::LD,
+        SIZE = T::SIZE,
+        W_ = ATTENTION_WARPS,
+        ONCE = GROUP ? KB : 16,
+        NT = ONCE / 8
+    };
     int s_, i_;
     if (!find_block(start, S, KB, (int)blockIdx.x, &s_, &i_)) return;
     const Rows mine = rows_of(start, parent, s_);
@@ -2138,20 +2275,22 @@ __global__ void attention_dkv_kernel(real *dqkv, const real *dout, const real *q
               first = k0 + w * 16;  // the warp's first key
     const size_t C = (size_t)NH * (size_t)hs;
     const float scale = 1.0f / sqrtf((float)hs), scale2 = scale * LOG2_E;
-    real *const buffer = memory, *const own = memory + OWN * SIZE,
+    SHARED_DYN(real, memory);
+    if constexpr (T::GROUP) memory += to_swizzled(memory);
+    real *const buffer = memory, *const own = buffer + OWN * SIZE,
                 *const out = dqkv + (size_t)(m0 + w * 16) * 3 * C + (size_t)(h * hs);
     // Starts to copy the queries from token `from` of sequence s on.
     auto load = [&](real *to, int s, int from) {
         const Rows r = rows_of(start, parent, s);
         const int n0 = r.own + from, rows = min(KB, r.T - from), i = (int)threadIdx.x;
-        load_tile<HSP, W_, KB>(to, same_rows(qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C), 0,
-                               rows, hs, eights);
-        load_tile<HSP, W_, KB>(to + SIZE, same_rows(dout + (size_t)n0 * C + (size_t)(h * hs), C), 0,
-                               rows, hs, eights);
+        load_tile<T, W_, KB>(to, same_rows(qkv + (size_t)n0 * 3 * C + (size_t)(h * hs), 3 * C), 0,
+                             rows, hs, eights);
+        load_tile<T, W_, KB>(to + SIZE, same_rows(dout + (size_t)n0 * C + (size_t)(h * hs), C), 0,
+                             rows, hs, eights);
         if (i < rows)
-            cp_async16(to + i * LD + HSP, sums + (size_t)(n0 + i) * (size_t)NH + (size_t)h);
+            cp_async16(T::more(to, i), sums + (size_t)(n0 + i) * (size_t)NH + (size_t)h);
         else if (i < KB)
-            *(float4 *)(void *)(to + i * LD + HSP) = make_float4(0, 0, 0, 0);
+            *(float4 *)(void *)T::more(to, i) = make_float4(0, 0, 0, 0);
     };
     // Moves on to the next block of queries. There is none if *s becomes S.
     auto advance = [&](int *s, int *from) {
@@ -2163,43 +2302,43 @@ __global__ void attention_dkv_kernel(real *dqkv, const real *dout, const real *q
         }
     };
     int s = s_, from = i_ * KB;
-    load_pair<HSP, W_>(own, same_rows(qkv + (size_t)m0 * 3 * C + C + (size_t)(h * hs), 3 * C), C, 0,
-                       keys, hs, eights);
+    load_pair<T, W_>(own, same_rows(qkv + (size_t)m0 * 3 * C + C + (size_t)(h * hs), 3 * C), C, 0,
+                     keys, hs, eights);
     load(buffer, s, from);
     cp_async_commit();
-    cp_async_wait<0>();
-    __syncthreads();  // the keys have arrived, for all
-    const Factor<HSP> K = factor_of<HSP>(own + w * 16 * LD),
-                      V = factor_of<HSP>(own + SIZE + w * 16 * LD);
+    loaded<T>();
+    const Factor<T> K = factor_of<T>(own + w * 16 * T::LD),
+                    V = factor_of<T>(own + SIZE + w * 16 * T::LD);
     float dk[HSP / 8][4] = {}, dv[HSP / 8][4] = {};
     for (int stage = 0; s < S; stage ^= 1) {
-        cp_async_wait<0>();
-        __syncthreads();  // this block of queries has arrived, for all; and the last one, or the
-                          // keys, are no longer read
+        loaded<T>();  // and the last block of queries, or the keys, are no longer read
         const real *const Q = buffer + 2 * stage * SIZE, *const dO = Q + SIZE;
         const Rows r = rows_of(start, parent, s);
         const int n0 = r.own + from, q0 = r.P + from, rows = min(KB, r.T - from);
         advance(&s, &from);
         if (s < S) load(buffer + 2 * (stage ^ 1) * SIZE, s, from);
         cp_async_commit();
-        for (int c = 0; c < rows; c += 16) {
-            if (q0 + c + 15 < first) continue;  // all of these queries come before the keys
-            float p[2][4], ds[2][4];
-            products_of_rows<HSP, 2>(p, K, Q + c * LD);
-            products_of_rows<HSP, 2>(ds, V, dO + c * LD);  // dp
-            if (first + 15 > q0 + c)                       // some keys come after the query
-                for (int j = 0; j < 2; j++)
+        for (int c = 0; c < rows; c += ONCE) {
+            if (!GROUP && q0 + c + 15 < first) continue;  // these queries come before all keys
+            float p[NT][4], ds[NT][4];
+            products_of_rows<T, NT>(p, K, Q + c * LD);
+            products_of_rows<T, NT>(ds, V, dO + c * LD);  // dp
+            arrived<T>(p);
+            arrived<T>(ds);
+            if (first + 15 > q0 + c)  // some keys come after the query
+#pragma unroll
+                for (int j = 0; j < NT; j++)
                     for (int i = 0; i < 4; i++) {
                         const int key = first + g + i / 2 * 8,
                                   query = q0 + c + 8 * j + 2 * t + i % 2;
                         p[j][i] = key <= query ? p[j][i] : -INFINITY;
                         ds[j][i] = key <= query ? ds[j][i] : 0;
                     }
-            for (int j = 0; j < 2; j++) {
+#pragma unroll
+            for (int j = 0; j < NT; j++) {
                 const int column = c + 8 * j + 2 * t;
-                const float2 sums_[2] = {
-                    *(const float2 *)(const void *)(Q + column * LD + HSP),
-                    *(const float2 *)(const void *)(Q + (column + 1) * LD + HSP)};
+                const float2 sums_[2] = {*(const float2 *)(const void *)(T::more(Q, column)),
+                                         *(const float2 *)(const void *)(T::more(Q, column + 1))};
                 float keep[4];
                 if constexpr (DROP)
                     keep_by_key(keep, noise, n0 + min(column, rows - 1),
@@ -2211,29 +2350,14 @@ __global__ void attention_dkv_kernel(real *dqkv, const real *dout, const real *q
                     if constexpr (DROP) p[j][i] *= keep[i];
                 }
             }
-            add_product<HSP, 2>(dv, p, dO + c * LD);
-            add_product<HSP, 2>(dk, ds, Q + c * LD);
+            add_product<T, NT>(dv, p, dO + c * LD);
+            add_product<T, NT>(dk, ds, Q + c * LD);
+            arrived<T>(dv);
+            arrived<T>(dk);
         }
     }
     put_sums<HSP>(out + C, 3 * C, dk, scale, scale, keys - w * 16, hs);
     put_sums<HSP>(out + 2 * C, 3 * C, dv, 1, 1, keys - w * 16, hs);
-}
-
-/* Calls f.at<HSP>() with hs rounded up to a size that the kernels are compiled for. */
-template <class F>
-static void with_head_size(int hs, F f) {
-    if (hs <= 16)
-        f.template at<16>();
-    else if (hs <= 32)
-        f.template at<32>();
-    else if (hs <= 64)
-        f.template at<64>();
-    else if (hs <= 96)
-        f.template at<96>();
-    else if (hs <= 128)
-        f.template at<128>();
-    else
-        die_usage("heads of %d numbers; the GPU's attention has been made for at most 128", hs);
 }
 
 static bool whole_chunks(int hs) { return (size_t)hs * sizeof(real) % 16 == 0; }
@@ -2254,57 +2378,153 @@ struct AttentionForward {
     const int *start, *parent;
     int N, S, NH, hs;
     Noise noise;
-    template <int HSP>
+    template <int HSP, bool GROUP>
     void at(void) const {
-        auto kernel = noise.p > 0 ? attention_forward_kernel<HSP, true>
-                                  : attention_forward_kernel<HSP, false>;
-        const size_t bytes = allow<shared_bytes(1, HSP)>(kernel);
+        auto kernel = noise.p > 0 ? attention_forward_kernel<HSP, true, GROUP>
+                                  : attention_forward_kernel<HSP, false, GROUP>;
+        const size_t bytes = allow<shared_bytes(1, HSP, GROUP)>(kernel);
         LAUNCH(kernel, dim3((unsigned)(N / KB + S), (unsigned)NH), 32 * ATTENTION_WARPS, bytes,
                stream, out, lse, qkv, start, parent, S, NH, hs, whole_chunks(hs) && aligned(qkv),
                noise);
     }
 };
 
-void attention_forward(real *out, float *lse, const real *qkv, const int *start, const int *parent,
-                       int N, int S, int NH, int hs, Noise noise) {
-    if (N) with_head_size(hs, AttentionForward{out, lse, qkv, start, parent, N, S, NH, hs, noise});
-}
-
 struct AttentionBackward {
     real *dqkv;
-    const real *dout, *qkv;
-    const float4 *sums;
+    const real *dout, *qkv, *out;
+    const float *lse;
+    float4 *sums;
     const int *start, *parent;
     int N, S, NH, hs;
     Noise noise;
-    template <int HSP>
+    template <int HSP, bool GROUP>
     void at(void) const {
+        auto add =
+            hs % 8 == 0 && aligned(dout, out) ? attention_sums_kernel<8> : attention_sums_kernel<1>;
+        LAUNCH(add, blocks_for((size_t)N * (size_t)NH, THREADS / 8), THREADS, 0, stream, sums, dout,
+               out, lse, N, NH, hs);
         const dim3 grid((unsigned)(N / KB + S), (unsigned)NH);
         const bool eights = whole_chunks(hs) && aligned(qkv, dout);
         const bool drop = noise.p > 0;
-        auto dq = drop ? attention_dq_kernel<HSP, true> : attention_dq_kernel<HSP, false>;
-        const size_t bytes = allow<shared_bytes(2, HSP)>(dq);
+        auto dq =
+            drop ? attention_dq_kernel<HSP, true, GROUP> : attention_dq_kernel<HSP, false, GROUP>;
+        const size_t bytes = allow<shared_bytes(2, HSP, GROUP)>(dq);
         LAUNCH(dq, grid, 32 * ATTENTION_WARPS, bytes, stream, dqkv, dout, qkv, sums, start, parent,
                S, NH, hs, eights, noise);
-        auto dkv = drop ? attention_dkv_kernel<HSP, true> : attention_dkv_kernel<HSP, false>;
-        allow<shared_bytes(2, HSP)>(dkv);
+        auto dkv =
+            drop ? attention_dkv_kernel<HSP, true, GROUP> : attention_dkv_kernel<HSP, false, GROUP>;
+        allow<shared_bytes(2, HSP, GROUP)>(dkv);
         LAUNCH(dkv, grid, 32 * ATTENTION_WARPS, bytes, stream, dqkv, dout, qkv, sums, start, parent,
                S, NH, hs, eights, noise);
     }
 };
 
+/*
+ * Does attention by warp groups give the bits of attention by warps on this GPU? Decoding needs
+ * them, because it has fewer queries than a warp group takes. On Hopper both instructions add 16
+ * products and the sum before them in one step, of which they keep the same 25 bits (Xie et al.
+ * 2025, arXiv 2511.10909, compared with a GPU). NVIDIA does not promise this. So both compute two
+ * sequences and the continuation of one, once, of numbers of sizes 2^-22 to 4.
+ */
+static bool same_attention(void) {
+    enum { S = 3, N = 210, HS = 64 };
+    const int start[S + 1] = {0, 100, 170, N}, parent[S] = {-1, -1, 0};
+    struct {
+        float4 sums[N];
+        float lse[2][N];
+        int start[S + 1], parent[S];
+        alignas(16) real qkv[N][3 * HS], dout[N][HS], out[2][N][HS], dqkv[2][N][3 * HS];
+    } * on_gpu, *seen;
+    if (sizeof *on_gpu > device_memory_free()) return false;  // cannot be tried
+    on_gpu = (decltype(on_gpu))device_alloc(sizeof *on_gpu);
+    if (!on_gpu) return false;
+    device_write(on_gpu->start, start, sizeof start);
+    device_write(on_gpu->parent, parent, sizeof parent);
+    for (real *x : {on_gpu->qkv[0], on_gpu->dout[0]}) {
+        const uint32_t columns = x == on_gpu->qkv[0] ? 3 * HS : HS;
+        each(Cancelling{x, columns, columns, false, false}, N * columns, false);
+        scale(x, 0x1p-22f, N * columns);
+    }
+    for (int i = 0; i < 2; i++) {
+        const AttentionForward forward = {on_gpu->out[i][0],
+                                          on_gpu->lse[i],
+                                          on_gpu->qkv[0],
+                                          on_gpu->start,
+                                          on_gpu->parent,
+                                          N,
+                                          S,
+                                          1,
+                                          HS,
+                                          Noise{}};
+        const AttentionBackward backward = {on_gpu->dqkv[i][0],
+                                            on_gpu->dout[0],
+                                            on_gpu->qkv[0],
+                                            on_gpu->out[i][0],
+                                            on_gpu->lse[i],
+                                            on_gpu->sums,
+                                            on_gpu->start,
+                                            on_gpu->parent,
+                                            N,
+                                            S,
+                                            1,
+                                            HS,
+                                            Noise{}};
+        if constexpr (!FP32) {
+            i ? forward.at<HS, true>() : forward.at<HS, false>();
+            i ? backward.at<HS, true>() : backward.at<HS, false>();
+        }
+    }
+    seen = (decltype(seen))xmalloc(sizeof *seen);
+    device_read(seen, on_gpu, sizeof *seen);
+    const bool same = !memcmp(seen->lse[0], seen->lse[1], sizeof seen->lse[0]) &&
+                      !memcmp(seen->out[0], seen->out[1], sizeof seen->out[0]) &&
+                      !memcmp(seen->dqkv[0], seen->dqkv[1], sizeof seen->dqkv[0]);
+    free(seen);
+    device_free(on_gpu, sizeof *on_gpu);
+    return same;
+}
+
+/* The Makefile compiles the instructions of warp groups for Hopper, whose major version is 9. */
+static bool group_serves(void) {
+    static bool tried, serves;
+    if (!tried) {
+        tried = true;
+        serves = !FP32 && properties.major == 9 && same_attention();
+    }
+    return serves;
+}
+
+/* Calls f.at<HSP, GROUP>(), with hs rounded up to a size that the kernels are compiled for. */
+template <class F>
+static void with_head_size(int hs, F f) {
+    if (hs <= 16)
+        f.template at<16, false>();
+    else if (hs <= 32)
+        f.template at<32, false>();
+    else if (hs <= 64 && group_serves())
+        f.template at<64, !FP32>();
+    else if (hs <= 64)
+        f.template at<64, false>();
+    else if (hs <= 96)
+        f.template at<96, false>();
+    else if (hs <= 128)
+        f.template at<128, false>();
+    else
+        die_usage("heads of %d numbers; the GPU's attention has been made for at most 128", hs);
+}
+
+void attention_forward(real *out, float *lse, const real *qkv, const int *start, const int *parent,
+                       int N, int S, int NH, int hs, Noise noise) {
+    if (N) with_head_size(hs, AttentionForward{out, lse, qkv, start, parent, N, S, NH, hs, noise});
+}
+
 void attention_backward(real *dqkv, const real *dout, const real *qkv, const real *out,
                         const float *lse, const int *start, const int *parent, int N, int S, int NH,
                         int hs, Noise noise) {
     if (!N) return;
-    const size_t items = (size_t)N * (size_t)NH;
-    float4 *sums = (float4 *)workspace(sizeof *sums * items);
-    auto kernel =
-        hs % 8 == 0 && aligned(dout, out) ? attention_sums_kernel<8> : attention_sums_kernel<1>;
-    LAUNCH(kernel, blocks_for(items, THREADS / 8), THREADS, 0, stream, sums, dout, out, lse, N, NH,
-           hs);
-    with_head_size(hs,
-                   AttentionBackward{dqkv, dout, qkv, sums, start, parent, N, S, NH, hs, noise});
+    float4 *sums = (float4 *)workspace(sizeof *sums * (size_t)N * (size_t)NH);
+    with_head_size(
+        hs, AttentionBackward{dqkv, dout, qkv, out, lse, sums, start, parent, N, S, NH, hs, noise});
 }
 
 /* A cache contains keys and values (slots,NH,2,positions,hs). */
@@ -2347,9 +2567,10 @@ __global__ void attention_cached_kernel(real *out, const real *cache, const real
     const size_t C = (size_t)NH * (size_t)hs, n = (size_t)first;
     const real *keys = cache + ((size_t)slot[n] * (size_t)NH + (size_t)h) * 2 * head;
     const Noise none = {};
-    const Attended<HSP> a =
-        attend<HSP, 1, false>(qkv + n * 3 * C + (size_t)(h * hs), 3 * C, rows, position[n],
-                              same_rows(keys, (size_t)hs), head, hs, eights, none, 0, h, NH);
+    typedef Tile<HSP, false> T;
+    const Attended<T> a =
+        attend<T, 1, false>(qkv + n * 3 * C + (size_t)(h * hs), 3 * C, rows, position[n],
+                            same_rows(keys, (size_t)hs), head, hs, eights, none, 0, h, NH);
     put_sums<HSP>(out + n * C + (size_t)(h * hs), C, a.o, a.inverse[0], a.inverse[1], rows, hs);
 }
 
@@ -2360,10 +2581,10 @@ struct AttentionCached {
     int N, S;
     size_t head;
     int NH, hs;
-    template <int HSP>
+    template <int HSP, bool GROUP>
     void at(void) const {
         auto kernel = attention_cached_kernel<HSP>;
-        const size_t bytes = allow<shared_bytes(1, HSP)>(kernel);
+        const size_t bytes = allow<shared_bytes(1, HSP, false)>(kernel);
         // if each sequence has one row, or if there are fewer than 16 rows, each has one block
         const int blocks = N == S ? S : N / CACHED_ROWS + S;
         LAUNCH(kernel, dim3((unsigned)blocks, (unsigned)NH), 32, bytes, stream, out, cache, qkv,

@@ -2260,6 +2260,36 @@ START_TEST(attention_shows_nan_in_its_sequence_only) {
 }
 END_TEST
 
+/* On an emulated Hopper in bf16, a head of 64 numbers is attended to by warp groups, if that gives
+   the bits of warps, which is tried once. Returns the products of 64 x 64 x 16 of one more forward
+   and backward pass, for two heads of sequences of 70 and 5 tokens. */
+static long products_of_warp_groups(void) {
+    Attention a = attention_inputs((const int[]){70, 5}, 2, 2, 64, 1, 0);
+    attention_run(&a);
+    const long before = cuda_emu_count("products of warp groups");
+    attention_run(&a);
+    const long after = cuda_emu_count("products of warp groups");
+    release();
+    return after - before;
+}
+
+START_TEST(attention_by_warp_groups) {
+    if (!cuda_emu_count) return;
+    // 70 tokens have 1 + 2 blocks of 64 keys for their two blocks of queries, 5 have 1. Each takes
+    // two products of 64 x 64 x 64 in the forward pass, three for dq, and four for dk and dv
+    const long wanted = 2 * (1 + 2 + 1) * (2 + 3 + 4) * 4;
+    ck_assert_int_eq(products_of_warp_groups(), sizeof(real) == 2 ? wanted : 0);
+}
+END_TEST
+
+START_TEST(attention_by_warps_if_warp_groups_have_other_bits) {
+    if (!cuda_emu_count) return;
+    setenv("CUDA_EMU_WGMMA", "backwards", 1);
+    ck_assert_int_eq(products_of_warp_groups(), 0);
+    if (sizeof(real) == 2) ck_assert_int_gt(cuda_emu_count("products of warp groups"), 0);
+}
+END_TEST
+
 enum { ATT_N = 13, ATT_NH = 2, ATT_HS = 3, ATT_C = ATT_NH * ATT_HS, ATT_S = 3 };
 static const int att_start[ATT_S + 1] = {0, 1, 8, ATT_N};
 static double *ref_lse;
@@ -3426,7 +3456,8 @@ static int run_all(const char *name) {
         dropout_is_added_to_what_is_there, dropout_of_nothing_is_the_identity,
         dropout_keeps_the_right_share);
     ADD("attention", attention_of_large_scores, attention_is_causal,
-        attention_shows_nan_in_its_sequence_only);
+        attention_shows_nan_in_its_sequence_only, attention_by_warp_groups,
+        attention_by_warps_if_warp_groups_have_other_bits);
     ADD_LARGE("attention, large", attention_values, attention_with_dropout,
               attention_of_shared_beginnings);
     ADD_LARGE("cache", attention_with_a_cache_has_the_same_bits);

@@ -682,6 +682,86 @@ START_TEST(tensor_cores) {
 }
 END_TEST
 
+/* C (64,64) = A (64,64) B, all integers, by one warp group. B is a tile of 64 rows of 128 bytes:
+   rows of B if they are `down`, else its columns. PTX ISA, wgmma: chunk c of row r of a tile that
+   begins at a multiple of 1,024 bytes is at 128 r + 16 (c xor r % 8); a product of 16 more terms
+   begins 16 rows further down, or 32 bytes further right. */
+template <bool down>
+__global__ void group_kernel(float *C, const __nv_bfloat16 *A, const __nv_bfloat16 *tile, int bug) {
+    SHARED_DYN(unsigned char, memory);
+    const int i = threadIdx.x, lane = i % 32, g = lane / 4, t = lane % 4, row = i / 32 * 16 + g;
+    memory += (1024 - shared_address(memory) % 1024) % 1024;
+    for (int chunk = i; chunk < 512; chunk += blockDim.x)
+        cp_async16(memory + chunk / 8 * 128 + (chunk % 8 ^ chunk / 8 % 8) * 16, tile + 8 * chunk);
+    cp_async_commit();
+    cp_async_wait<0>();
+    if (bug != 1) fence_for_wgmma();
+    __syncthreads();
+    float d[8][4];
+    for (int k = 0; k < (bug == 2 && i < 32 ? 48 : 64); k += 16) {
+        uint32_t a[4];
+        for (int j = 0; j < 4; j++) {
+            const __nv_bfloat16 *from = A + 64 * (row + j % 2 * 8) + k + 2 * t + j / 2 * 8;
+            a[j] = __bfloat16_as_ushort(from[0]) | (uint32_t)__bfloat16_as_ushort(from[1]) << 16;
+        }
+        uint64_t begin = shared_address(memory) + (uint64_t)(down ? 128 * k : 2 * k);
+        uint64_t operand =
+            begin / 16 | (uint64_t)(1024 / 16) << 32 | (uint64_t)(bug == 3 ? 0 : 1) << 62;
+        wgmma_bf16<down>(d, a, operand, k > 0);
+    }
+    if (bug == 4) memory[16 * i]++;
+    if (bug != 5 && bug != 6) wgmma_wait(d);
+    for (int j = 0; j < 8; j++)
+        for (int e = 0; e < 4; e++) C[64 * (row + e / 2 * 8) + 8 * j + 2 * t + e % 2] = d[j][e];
+    if (bug == 6) wgmma_wait(d);
+}
+
+template <bool down>
+static bool group_right(int bug) {
+    std::vector<__nv_bfloat16> A(64 * 64), tile(64 * 64);
+    for (int i = 0; i < 64 * 64; i++) {
+        A[i] = __float2bfloat16((float)(i * 7 % 23 - 11));
+        tile[i] = __float2bfloat16((float)(i * 5 % 19 - 9));
+    }
+    __nv_bfloat16 *a = device(A), *b = device(tile);
+    float *c;
+    cudaMalloc(&c, 64 * 64 * sizeof(float));
+    LAUNCH(group_kernel<down>, 1, bug == 7 ? 64 : 128, 64 * 128 + 1024, 0, c, a, b, bug);
+    cudaFree(a);
+    cudaFree(b);
+    std::vector<float> C = take(c, 64 * 64);
+    for (int i = 0; i < 64; i++)
+        for (int j = 0; j < 64; j++) {
+            int want = 0;
+            for (int k = 0; k < 64; k++)
+                want +=
+                    ((i * 64 + k) * 7 % 23 - 11) * ((down ? k * 64 + j : j * 64 + k) * 5 % 19 - 9);
+            if (C[i * 64 + j] != (float)want) return false;
+        }
+    return true;
+}
+
+START_TEST(warp_groups) {
+    setenv("CUDA_EMU_ORDER", orders[_i], 1);
+    ck_assert(group_right<false>(0));
+    ck_assert(group_right<true>(0));
+}
+END_TEST
+
+START_TEST(bad_warp_groups) {
+    dies("has written without a fence", [] { group_right<false>(1); });
+    dies("wgmma_bf16 and warp", [] { group_right<true>(2); });
+    dies("only rows of 128 bytes, swizzled", [] { group_right<true>(3); });
+    if (CUDA_EMU_TSAN)
+        dies("ThreadSanitizer: data race", [] { group_right<false>(4); });
+    else
+        dies("while a wgmma_bf16 read it", [] { group_right<false>(4); });
+    dies("that it has not waited for", [] { group_right<false>(5); });
+    shows("reading sums before the wait", [] { return group_right<false>(6); });
+    dies("in a block of 64 threads", [] { group_right<false>(7); });
+}
+END_TEST
+
 START_TEST(missing_waits) {
     if (CUDA_EMU_TSAN) {
         dies("ThreadSanitizer: data race", [] { mma_right(3); });
@@ -1290,6 +1370,8 @@ int main() {
     tcase_add_test(t, misaligned);
     tcase_add_test(t, launches);
     tcase_add_loop_test(t, tensor_cores, 0, LENGTH(orders));
+    tcase_add_loop_test(t, warp_groups, 0, LENGTH(orders));
+    tcase_add_test(t, bad_warp_groups);
     tcase_add_test(t, missing_waits);
     tcase_add_test(t, bad_copies);
     tcase_add_test(t, bf16);

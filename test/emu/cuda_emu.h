@@ -3,7 +3,8 @@
  *
  * kernels.cu includes either NVIDIA's headers or this one. Everything it uses of CUDA is here under
  * its own name: the types, blocks of threads, barriers, warp operations, shared memory, and the
- * twins of the few wrappers that are PTX on a GPU (mma_bf16, ldmatrix_x4, cp_async16, exp2_approx).
+ * twins of the few wrappers that are PTX on a GPU (mma_bf16, wgmma_bf16, ldmatrix_x4, cp_async16,
+ * exp2_approx).
  * The calls of the runtime are in cuda_runtime_emu.h, cuBLASLt is in cublaslt_emu.h. A launch runs
  * when its stream does (cuda_runtime_emu.h), one launch after the other. It is made to find
  * mistakes:
@@ -23,8 +24,9 @@
  *
  * It reports a mistake in one sentence, with the kernel, the block and the thread, and aborts.
  * Other variables are for testing errors: CUDA_EMU_DEVICES=0 (no GPU), CUDA_EMU_CAPABILITY=70 (too
- * old a one), CUDA_EMU_MEMORY=BYTES (a small one), CUDA_EMU_CUBLAS=STATUS (every product fails). A
- * block can have CUDA_EMU_SHARED bytes of shared memory; that is 101376 by default, which every GPU
+ * old a one), CUDA_EMU_MEMORY=BYTES (a small one), CUDA_EMU_CUBLAS=STATUS (every product fails),
+ * CUDA_EMU_WGMMA=backwards (products of warp groups have another order of additions). A block can
+ * have CUDA_EMU_SHARED bytes of shared memory; that is 101376 by default, which every GPU
  * of kernels.cu has.
  *
  * Left out: parts of CUDA that kernels.cu does not use; pointers inside a structure that a kernel
@@ -173,6 +175,13 @@ struct Pending {
     int group;
 };  // a cp_async16
 
+struct Product {
+    float *d;  // of a lane: its 32 sums, NaN until they are waited for
+    float sums[8][4];
+    unsigned char *operand[4];  // the lane's part of b in shared memory, and what was there
+    uint32_t word[4][4];
+};  // a wgmma_bf16
+
 struct Thread {
     Fiber *fiber;  // NULL before it starts
     uint3 index;
@@ -181,6 +190,8 @@ struct Thread {
     bool ended;
     int groups;  // of cp_async16, committed so far
     std::vector<Pending> pending;
+    std::vector<Product> products;            // not waited for
+    std::vector<unsigned char *> not_fenced;  // rows that its cp_async16 have written
 };
 
 struct Warp {
@@ -188,8 +199,12 @@ struct Warp {
         ended;  // lanes that could run; that wait in a warp operation; that have ended
     int width[32], from[32];  // of shuffles
     uint64_t value[32], result[32];
-    uint32_t in[32][10], out[32][4];  // of ldmatrix and mma
-    int syncs;                        // for ThreadSanitizer
+    uint32_t in[32][10], out[32][4];     // of ldmatrix and mma
+    uint32_t operand[128][4], a[32][4];  // of wgmma: the rows of b, one after the other
+    float sums[32][8][4];
+    bool down;
+    int products;  // wgmma so far
+    int syncs;     // for ThreadSanitizer
     char sync[2];
 };
 
@@ -210,6 +225,7 @@ struct Block {
     unsigned char *shared;       // SHARED_ROOM bytes: the arrays one after the other
     std::vector<Shared> arrays;  // in shared; arrays[0] is the dynamic one
     size_t shared_limit, shared_bytes, shared_used;
+    std::map<const unsigned char *, Thread *> not_fenced;  // rows of shared, and who wrote them
     void (*body)(void *);
     void *arguments;
 };
@@ -385,6 +401,8 @@ EMU void end_thread(Thread *t) {
     t->ended = true;
     if (!t->pending.empty())
         fail("the thread ends with %zu cp_async16 that nobody waited for", t->pending.size());
+    if (!t->products.empty())
+        fail("the thread ends with %zu wgmma_bf16 that it has not waited for", t->products.size());
     for (int i = 0; block.waiting && i < block.threads; i++)
         if (!block.thread[i].ended && block.thread[i].waits) diverged(&block.thread[i], t);
     int warp = (int)(t - block.thread) / 32;
@@ -416,6 +434,14 @@ EMU void fiber_main() {
     }
 }
 
+/* The four warps of a group compute the same products. */
+EMU void check_groups() {
+    for (int w = 0; w < block.threads / 32; w++)
+        if (block.warp[w].products != block.warp[w / 4 * 4].products)
+            fail("warp %d has come to %d wgmma_bf16 and warp %d of its group to %d", w / 4 * 4,
+                 block.warp[w / 4 * 4].products, w, block.warp[w].products);
+}
+
 }  // namespace cuda_emu
 
 inline void __syncthreads(int line = __builtin_LINE()) {
@@ -431,6 +457,7 @@ inline void __syncthreads(int line = __builtin_LINE()) {
     if (++block.waiting == block.threads) {
         for (int i = 0; i < block.threads; i++)
             if (block.thread[i].line != line) diverged(self, &block.thread[i]);
+        check_groups();
         for (int w = 0; w < block.threads / 32; w++) set_ready(w, 0xffffffff, true);
         block.waiting = 0;
         block.syncs++;
@@ -666,6 +693,8 @@ EMU void cp_async_finish(int except) {
             if (t->pending.empty() || t->pending[0].group >= t->groups - except) return;
             p = t->pending[0];
             t->pending.erase(t->pending.begin());
+            t->not_fenced.push_back(p.to);
+            block.not_fenced[p.to] = t;
         }
         copy16(p.to, p.from);
     }
@@ -800,6 +829,135 @@ inline void ldmatrix_x4_trans(uint32_t r[4], const void *shared_row, int line = 
     cuda_emu::ldmatrix<true>("ldmatrix_x4_trans", r, shared_row, line);
 }
 
+/* A product of a warp group is one of each of its warps here; check_groups() sees that they do the
+ * same. b is read when the product begins, and again by wgmma_wait, which fails if it has changed.
+ * Shared memory that cp_async16 has written and that no fence_for_wgmma followed is not to be read.
+ */
+
+/* An address in the shared memory of a block, which begins at SHARED_AT: at a multiple of 16, which
+ * is all that CUDA promises. */
+enum { SHARED_AT = 1024 + 48 };
+inline uint32_t shared_address(const void *p) {
+    using namespace cuda_emu;
+    Unseen unseen;
+    shared_row(p, "shared_address");
+    return (uint32_t)((const unsigned char *)p - block.shared) + SHARED_AT;
+}
+
+inline void fence_for_wgmma() {
+    using namespace cuda_emu;
+    Unseen unseen;
+    for (unsigned char *row : current->not_fenced) block.not_fenced.erase(row);
+    current->not_fenced.clear();
+}
+
+namespace cuda_emu {
+
+EMU void wgmma_work(Warp *w) {
+    static const char *wanted = getenv("CUDA_EMU_WGMMA");
+    const bool backwards = wanted && !strcmp(wanted, "backwards");
+    float A[16][16], B[16][64], D[16][64];
+    for (int k = 0; k < 16; k++)
+        for (int n = 0; n < 64; n++) {  // operand: 16 rows of 8 chunks, or 64 rows of 2
+            const int at = w->down ? 64 * k + n : 16 * n + k;
+            B[k][n] = bf16_value(w->operand[at / 8][at % 8 / 2] >> at % 2 * 16 & 0xffff);
+        }
+    for (int l = 0; l < 32; l++) {
+        const int g = l / 4, t = l % 4;
+        for (int i = 0; i < 8; i++) {
+            const uint32_t pair = w->a[l][i / 2];
+            A[g + i / 2 % 2 * 8][2 * t + i / 4 * 8 + i % 2] =
+                bf16_value(pair >> i % 2 * 16 & 0xffff);
+        }
+        for (int j = 0; j < 32; j++)
+            D[g + j % 4 / 2 * 8][j / 4 * 8 + 2 * t + j % 2] = w->sums[l][j / 4][j % 4];
+    }
+    for (int i = 0; i < 16; i++)
+        for (int k = 0; k < 16; k++)
+            for (int n = 0; n < 64; n++) {
+                const int at = backwards ? 15 - k : k;
+                D[i][n] += A[i][at] * B[at][n];
+            }
+    for (int l = 0; l < 32; l++)
+        for (int j = 0; j < 32; j++)
+            w->sums[l][j / 4][j % 4] = D[l / 4 + j % 4 / 2 * 8][j / 4 * 8 + 2 * (l % 4) + j % 2];
+    if ((w - block.warp) % 4 == 0) counts["products of warp groups"]++;
+    w->products++;
+}
+
+/* Chunk i of 16 bytes of the 128 that an operand names (PTX ISA, matrix descriptor). */
+EMU unsigned char *operand_chunk(uint64_t operand, bool down, int i) {
+    const uint32_t start = (uint32_t)(operand & 0x3fff) * 16,
+                   eight_rows = (uint32_t)(operand >> 32 & 0x3fff) * 16;
+    if (operand >> 62 != 1 || operand >> 46 & 0xffff)
+        fail("wgmma_bf16 with operand %016llx: only rows of 128 bytes, swizzled, are emulated",
+             (unsigned long long)operand);
+    const uint32_t row = (uint32_t)i / (down ? 8 : 2), chunk = (uint32_t)i % (down ? 8 : 2);
+    uint32_t address = start + row / 8 * eight_rows + row % 8 * 128 + chunk * 16;
+    address ^= (address / 128 % 8) * 16;
+    return block.shared + (address - SHARED_AT);
+}
+
+}  // namespace cuda_emu
+
+template <bool down>
+void wgmma_bf16(float d[8][4], const uint32_t a[4], uint64_t operand, bool add,
+                int line = __builtin_LINE()) {
+    using namespace cuda_emu;
+    Product p;
+    p.d = d[0];
+    for (int i = 0; i < 4; i++) {  // this lane's quarter of an eighth of b
+        {
+            Unseen unseen;
+            p.operand[i] = operand_chunk(operand, down, 4 * lane_id() + i);
+            shared_row(p.operand[i], "wgmma_bf16");
+            auto found = block.not_fenced.find(p.operand[i]);
+            if (found != block.not_fenced.end())
+                fail("wgmma_bf16 on line %d reads what thread %d has written without a fence", line,
+                     (int)(found->second - block.thread));
+        }
+        copy16(p.word[i], p.operand[i]);
+    }
+    Unseen unseen;
+    Warp *w = warp();
+    const int lane = lane_id();
+    if (block.threads % 128) fail("wgmma_bf16 in a block of %d threads", block.threads);
+    memcpy(w->operand[4 * lane], p.word, sizeof p.word);
+    memcpy(w->a[lane], a, sizeof w->a[lane]);
+    const float *before = d[0];
+    for (Product &q : current->products)
+        if (q.d == p.d) before = q.sums[0];
+    for (int j = 0; j < 32; j++) w->sums[lane][j / 4][j % 4] = add ? before[j] : 0;
+    w->down = down;
+    w->width[lane] = 32;
+    meet("wgmma_bf16", 0xffffffff, line, wgmma_work);
+    memcpy(p.sums, w->sums[lane], sizeof p.sums);
+    for (int j = 0; j < 32; j++) d[j / 4][j % 4] = NAN;
+    current->products.push_back(p);
+}
+
+/* All products of this thread so far, whichever d it names. */
+inline void wgmma_wait(float d[8][4]) {
+    using namespace cuda_emu;
+    for (;;) {
+        Product p;
+        {
+            Unseen unseen;
+            if (current->products.empty()) break;
+            p = current->products[0];
+            current->products.erase(current->products.begin());
+            memcpy(p.d, p.sums, sizeof p.sums);
+        }
+        for (int i = 0; i < 4; i++) {
+            uint32_t now[4];
+            copy16(now, p.operand[i]);
+            if (memcmp(now, p.word[i], sizeof now))
+                fail("shared memory was written while a wgmma_bf16 read it");
+        }
+    }
+    (void)d;
+}
+
 /* ---- Arithmetic ------------------------------------------------------------------------------ */
 
 #define CUDART_INF_F INFINITY
@@ -915,10 +1073,13 @@ inline void run_block() {
         t->waits = NULL;
         t->ended = false;
         t->groups = 0;
+        t->not_fenced.clear();
     }
+    block.not_fenced.clear();
     block.ended = block.waiting = 0;
     for (int w = 0; w < block.threads / 32; w++) {
         block.warp[w].waiting = block.warp[w].ended = 0;
+        block.warp[w].products = 0;
         set_ready(w, 0xffffffff, true);
     }
     current = NULL;
@@ -933,6 +1094,7 @@ inline void run_block() {
     in_thread = true;
     switch_to(first->fiber);
     in_thread = false;
+    check_groups();
     for (Shared &a : block.arrays) check_surroundings(a.begin, a.bytes, a.name);
     forget_fibers();
 }

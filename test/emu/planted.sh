@@ -106,25 +106,25 @@ the last of eight columns has the sum of the one before | linear
 a barrier is missing in the sums over columns | linear
     /sums\[w\]\[k\]\[lane\] = sum\[k\];/{n;s/__syncthreads();//}
 a barrier is missing before a block of keys is read, forward | attention, large
-    /Attended<HSP> attend(/,/^}/{/for (int k0 = 0/,/load_tile/s/__syncthreads();//}
+    /Attended<T> attend(/,/^}/{/for (int k0 = 0/,/load_pair/s/loaded<T>();/cp_async_wait<0>();/}
 a barrier is missing before a block of keys is read, dq | attention, large
-    /void attention_dq_kernel/,/^}/{/for (int k0 = 0/,/load_tile/s/__syncthreads();//}
+    / attention_dq_kernel(/,/^}/{/for (int k0 = 0/,/load_pair/s/loaded<T>();/cp_async_wait<0>();/}
 a barrier is missing before queries are overwritten, dk and dv | attention, large
-    /for (int stage = 0; s < S/,/advance/s/__syncthreads();//
+    /for (int stage = 0; s < S/,/advance/s/loaded<T>();/cp_async_wait<0>();/
 a barrier is missing before registers are filled, forward | attention, large
-    /Attended<HSP> attend(/,/factor_of/s/__syncthreads();//
+    /Attended<T> attend(/,/factor_of/s/loaded<T>();/cp_async_wait<0>();/
 a barrier is missing before registers are filled, dq | attention, large
-    /void attention_dq_kernel/,/factor_of/s/__syncthreads();//
+    / attention_dq_kernel(/,/factor_of/s/loaded<T>();/cp_async_wait<0>();/
 a barrier is missing before registers are filled, dk and dv | attention, large
-    /void attention_dkv_kernel/,/factor_of/s/__syncthreads();//
+    / attention_dkv_kernel(/,/factor_of/s/loaded<T>();/cp_async_wait<0>();/
 a wait is missing for keys and values, forward | attention, large
-    /Attended<HSP> attend(/,/^}/{/for (int k0 = 0/,/load_tile/s/cp_async_wait<0>();//}
+    /Attended<T> attend(/,/^}/{/for (int k0 = 0/,/load_pair/s/loaded<T>();/__syncthreads();/}
 a wait is missing for the queries, forward | attention, large
-    /Attended<HSP> attend(/,/factor_of/s/cp_async_wait<0>();//
+    /Attended<T> attend(/,/factor_of/s/loaded<T>();/__syncthreads();/
 a wait is missing for keys and values, dq | attention, large
-    /void attention_dq_kernel/,/^}/s/cp_async_wait<0>();//
+    / attention_dq_kernel(/,/^}/s/loaded<T>();/__syncthreads();/
 a wait is missing for queries, dk and dv | attention, large
-    /for (int stage = 0; s < S/,/advance/s/cp_async_wait<0>();//
+    /for (int stage = 0; s < S/,/advance/s/loaded<T>();/__syncthreads();/
 the other of two buffers is read | attention, large
     s/K = buffer + 2 \* stage \* SIZE/K = buffer + 2 * (stage ^ 1) * SIZE/
 the next keys go to the buffer that is read | attention, large
@@ -138,21 +138,21 @@ a fragment has its columns in another order | attention, large
 a column of a product is taken from another lane | attention, large
     s/has = lane - t + k % 8 \/ 2/has = lane - t + k % 4/
 the causal mask hides the token itself | attention, large
-    /Attended<HSP> attend(/,/^}/s/key <= query ?/key < query ?/
+    /Attended<T> attend(/,/^}/s/key <= query ?/key < query ?/
 the causal mask of dq shows one token more | attention, large
-    /void attention_dq_kernel/,/^}/s/key <= query ?/key <= query + 1 ?/
+    / attention_dq_kernel(/,/^}/s/key <= query ?/key <= query + 1 ?/
 the causal mask of dk and dv hides the token itself | attention, large
-    /void attention_dkv_kernel/,/^}/s/key <= query ?/key < query ?/
+    / attention_dkv_kernel(/,/^}/s/key <= query ?/key < query ?/
 a block of keys that needs the causal mask goes without | attention, large
     s/if (k0 + KB > first + 1)/if (k0 + KB > first + 16)/
 16 keys that need the causal mask go without, dq | attention, large
-    s/if (k0 + c + 15 > first)/if (k0 + c > first)/
+    s/if (k0 + c + ONCE - 1 > first)/if (k0 + c > first)/
 16 queries that need the causal mask go without, dk and dv | attention, large
     s/if (first + 15 > q0 + c)/if (first > q0 + c)/
 16 keys too many are left out, dq | attention, large
-    s/k0 + c < first + 16; c += 16/k0 + c < first; c += 16/
+    s/k0 + c >= first + 16) break/k0 + c >= first) break/
 16 queries too many are left out, dk and dv | attention, large
-    s/if (q0 + c + 15 < first) continue;/if (q0 + c < first + 1) continue;/
+    s/q0 + c + 15 < first) continue;/q0 + c < first + 1) continue;/
 what is known of a query is not cleared beyond the last | attention, large
     s/else if (i < KB)/else if (i < 0)/
 an exponential of base 2 gets a logarithm of base e | attention, large
@@ -171,6 +171,20 @@ a shared beginning's keys end one token early | attention, large
     s/start\[p + 1\] - start\[p\], start\[s\]/start[p + 1] - start[p] - 1, start[s]/
 a sequence's blocks are counted from a lane too late | attention, large
     s/if (lane >= d) sum += below;/if (lane > d) sum += below;/
+warp groups read what no fence follows | attention
+    s/if constexpr (T::GROUP) fence_for_wgmma();//
+a product of a warp group is read before it has arrived | attention
+    /Attended<T> attend(/,/^}/s/arrived<T>(s);//
+rows of a tile are swizzled by four | attention
+    s/c ^ row % 8 \* 8/c ^ row % 4 * 8/
+the tiles of a warp group begin at any address | attention
+    s/memory += to_swizzled(memory);/memory += 0;/
+warp groups read the rows of values as columns | attention
+    s/wgmma_bf16<true>(d, A/wgmma_bf16<false>(d, A/
+a warp leaves out keys that its group does not | attention
+    s/if (!GROUP \&\& k0 + c >=/if (k0 + c >=/
+warp groups serve although their bits differ | attention
+    s/ \&\& same_attention();/;/
 a slot's keys begin before the previous slot's keys have ended | cache
     s/(size_t)h) \* 2 \* head;/(size_t)h) * head;/
 a sequence's rows beyond its first 16 are those of its first 16 | cache
@@ -198,7 +212,7 @@ a key takes the dropout of the key beside it, dk and dv | attention, large
 two keys of a lane draw the same dropout, dk and dv | attention, large
     s/key + q \/ 2 \* 8, h, NH)/key, h, NH)/
 there is no dropout where there should be, dq | attention, large
-    s/drop ? attention_dq_kernel<HSP, true>/drop ? attention_dq_kernel<HSP, false>/
+    s/drop ? attention_dq_kernel<HSP, true, GROUP>/drop ? attention_dq_kernel<HSP, false, GROUP>/
 a block takes more shared memory than some GPUs have | attention, large
     s/enum { KB = FP32 ? 32 : 64,/enum { KB = 64,/;s/static_assert(bytes <= SHARED_OF_ANY_GPU.*//
 memory for copies is used again before they have been made | device
