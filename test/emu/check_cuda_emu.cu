@@ -752,10 +752,7 @@ START_TEST(bad_warp_groups) {
     dies("has written without a fence", [] { group_right<false>(1); });
     dies("wgmma_bf16 and warp", [] { group_right<true>(2); });
     dies("only rows of 128 bytes, swizzled", [] { group_right<true>(3); });
-    if (CUDA_EMU_TSAN)
-        dies("ThreadSanitizer: data race", [] { group_right<false>(4); });
-    else
-        dies("while a wgmma_bf16 read it", [] { group_right<false>(4); });
+    dies("while a wgmma_bf16 read it", [] { group_right<false>(4); });
     dies("that it has not waited for", [] { group_right<false>(5); });
     shows("reading sums before the wait", [] { return group_right<false>(6); });
     dies("in a block of 64 threads", [] { group_right<false>(7); });
