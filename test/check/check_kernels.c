@@ -419,11 +419,16 @@ END_TEST
 
 /* ---- Embedding ------------------------------------------------------------------------------- */
 
-static void check_embed(int N, int C) {
-    enum { V = 11, POSITIONS = 7 };
-    AT("N=%d C=%d", N, C);
+/* Half of the rows have the same token. Each position has N / POSITIONS rows, or one more. */
+static void check_embed(int N, int C, int POSITIONS) {
+    enum { V = 11, FREQUENT = 4 };
+    AT("N=%d C=%d positions=%d", N, C, POSITIONS);
     size_t NC = (size_t)N * C;
-    int *token = indices((size_t)N, V), *position = indices((size_t)N, POSITIONS);
+    int *token = indices((size_t)N, V), *position = room((size_t)N);
+    for (int n = 0; n < N; n++) {
+        if (draw() < 0.5f) token[n] = FREQUENT;
+        position[n] = n % POSITIONS;
+    }
     float *wte = reals(V * (size_t)C, 1), *wpe = reals(POSITIONS * (size_t)C, 1),
           *dout = reals(NC, 1);
     float *dwte_before = reals(V * (size_t)C, 1), *dwpe_before = reals(POSITIONS * (size_t)C, 1);
@@ -468,9 +473,13 @@ static void check_embed(int N, int C) {
 }
 
 START_TEST(embedding) {
-    static const int shapes[][2] = {{1, 1},   {2, 3},    {5, 8},    {6, 17},  {7, 100},
-                                    {64, 16}, {97, 129}, {400, 48}, {17, 768}};
-    for (int i = 0; i < LENGTH(shapes); i++) check_embed(shapes[i][0], shapes[i][1]);
+    // a GPU compares chunks of 1,024 ids, and loads 8 or 16 rows of an id at a time; a block has at
+    // most 2,048 channels, or 256 if their number is no multiple of eight
+    static const int shapes[][3] = {
+        {1, 1, 7},    {2, 3, 7},    {5, 8, 7},     {6, 17, 7},   {7, 100, 7}, {9, 300, 2},
+        {3, 2056, 2}, {15, 8, 1},   {16, 8, 1},    {17, 3, 1},   {64, 16, 4}, {97, 129, 6},
+        {400, 48, 7}, {17, 768, 7}, {1024, 8, 32}, {1025, 5, 1}, {2100, 8, 7}};
+    for (int i = 0; i < LENGTH(shapes); i++) check_embed(shapes[i][0], shapes[i][1], shapes[i][2]);
 }
 END_TEST
 

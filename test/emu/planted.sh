@@ -100,7 +100,7 @@ done <<'LIST'
 a barrier is missing in the sum over a block | optimiser
     /if (threadIdx.x % 32 == 0) part/{n;s/__syncthreads();//}
 a barrier is missing before rows of the embedding are compared | embedding
-    /ids\[threadIdx.x\] = /{n;s/__syncthreads();//}
+    /ids\[i\] = i < end/{n;s/__syncthreads();//}
 the last of eight columns has the sum of the one before | linear
     s/sums\[w\]\[k\]\[lane\] = sum\[k\];/sums[w][k][lane] = sum[k == 7 ? 6 : k];/
 a barrier is missing in the sums over columns | linear
@@ -224,9 +224,17 @@ a product that cuBLASLt has no way for forgets what was there | linear
 a draw of noise is used four times | noise
     s/c \/ 4).v\[c % 4\]/c \/ 4).v[0]/
 a repeated token's gradient is counted again | embedding
-    s/count\[n\] = earlier ? 0 : equal;/count[n] = equal;/
+    s/if (c >= C || (blockIdx.x \&\& at\[-1\].x == id)) return;/if (c >= C) return;/
 rows of an id are added from the last to the first | embedding
-    s/earlier += ids\[i\] == mine \&\& from + i < n;/earlier += ids[i] == mine \&\& from + i > n;/
+    s/for (int i = before; i < min(end, n - from); i++) sum/for (int i = max(before, n - from + 1); i < min(end, before + THREADS); i++) sum/
+rows of an id in an earlier chunk are not counted as earlier | embedding
+    s/smaller(ids, 0, before, mine + 1)/smaller(ids, 0, before, from < first - IDS ? mine : mine + 1)/
+an id's rows end with its first full turn of loads | embedding
+    s/for (int rows = AT_ONCE; rows == AT_ONCE; at += AT_ONCE)/for (int rows = AT_ONCE; rows > AT_ONCE; at += AT_ONCE)/
+a turn of loads takes rows of the next id | embedding
+    s/rows += next.x == id;/rows += next.x >= id;/
+a width that is no multiple of eight is taken in eights | embedding
+    s/eights = C % 8 == 0 \&\& aligned(to, dout)/eights = C % 8 == 0 || aligned(to, dout)/
 a product takes the wrong transpose | linear
     s/Matrix{weight, (size_t)OC, true}, dinp/Matrix{weight, (size_t)OC, false}, dinp/
 a weight's gradient is overwritten instead of accumulated | linear
