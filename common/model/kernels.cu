@@ -1051,7 +1051,7 @@ void embed_forward(real *out, const int *token, const int *position, const real 
  * rows, which are then added. They would save another 40 us, 0.1 % of a step of 32 ms (computed),
  * but the two halves of a batch would no longer add up to the bits of the whole.
  */
-enum { IDS = 1024, IN_FLIGHT = 16 };  // ids of a chunk; rows that a thread loads at once, at most
+enum { IDS = 1024, CHUNKS = 16, IN_FLIGHT = 16 };  // IN_FLIGHT: rows that a thread loads at once
 
 /* The number of ids[from .. to) that are smaller than limit, in fours. None is negative, so the
    difference has no overflow, and its sign bit counts. Two instructions, where a comparison and a
@@ -1069,20 +1069,24 @@ static __device__ __forceinline__ int smaller(const int *ids, int from, int to, 
     return (int)sum;
 }
 
-/* part (chunks,N): how many rows of a chunk come before row n. A chunk holds all of a block's rows
-   or none of them. */
+/* part (CHUNKS,N): how many rows of a chunk come before row n. Chunk y has IDS rows of every
+   gridDim.y * IDS. These are all of a block's rows or none of them. */
 __global__ void earlier_kernel(int *part, const int *id, int N) {
     SHARED(int, ids, [IDS]);
     const int first = (int)blockIdx.x * THREADS, n = first + (int)threadIdx.x,
-              from = (int)blockIdx.y * IDS, end = min(IDS, N - from);
-    for (int i = (int)threadIdx.x; i < IDS; i += THREADS)
-        ids[i] = i < end ? id[from + i] : INT32_MAX;
-    __syncthreads();
-    if (n >= N) return;
-    const int mine = id[n], before = min(max(first - from, 0), (int)IDS);  // rows before the block
-    int sum = smaller(ids, 0, before, mine + 1) + smaller(ids, before, end, mine);
-    for (int i = before; i < min(end, n - from); i++) sum += ids[i] == mine;
-    part[(size_t)blockIdx.y * (size_t)N + (size_t)n] = sum;
+              mine = n < N ? id[n] : 0;
+    int sum = 0;
+    for (int from = (int)blockIdx.y * IDS; from < N; from += (int)gridDim.y * IDS) {
+        const int end = min(IDS, N - from),
+                  before = min(max(first - from, 0), (int)IDS);  // rows before the block
+        __syncthreads();
+        for (int i = (int)threadIdx.x; i < IDS; i += THREADS)
+            ids[i] = i < end ? id[from + i] : INT32_MAX;
+        __syncthreads();
+        sum += smaller(ids, 0, before, mine + 1) + smaller(ids, before, end, mine);
+        for (int i = before; i < min(end, n - from); i++) sum += ids[i] == mine;
+    }
+    if (n < N) part[(size_t)blockIdx.y * (size_t)N + (size_t)n] = sum;
 }
 
 /* order (N + IN_FLIGHT): the id and the number of each row, sorted. The last have no row's id. */
@@ -1140,7 +1144,7 @@ void embed_backward(float *dwte, float *dwpe, const real *dout, const int *token
     // dout[n]
     if (!N) return;
     const size_t rows = (size_t)N;
-    const unsigned chunks = blocks_for(rows, IDS);
+    const unsigned chunks = min(blocks_for(rows, IDS), (unsigned)CHUNKS);
     int2 *order =
         (int2 *)workspace(sizeof *order * (rows + IN_FLIGHT) + sizeof(int) * chunks * rows);
     int *part = (int *)(order + rows + IN_FLIGHT);
@@ -1790,7 +1794,7 @@ static constexpr size_t shared_bytes(int own, int hsp, bool group) {
 }
 
 /* The numbers from an address to where the tiles of warp groups can begin. */
-static __device__ __forceinline__ uint32_t to_swizzled(const real *memory) {
+[[maybe_unused]] static __device__ __forceinline__ uint32_t to_swizzled(const real *memory) {
     return (SWIZZLED - shared_address(memory) % SWIZZLED) / sizeof(real);
 }
 
@@ -1818,7 +1822,7 @@ static __device__ __forceinline__ Factor<T> factor_of(const real *rows) {
 /* The operand of wgmma_bf16 that begins at `at` in a tile (PTX ISA, matrix descriptor): its address
    and the 1,024 bytes from each eight rows to the next, both in units of 16 bytes; and the swizzle
    of rows of 128 bytes, 1 in the highest two bits. */
-static __device__ __forceinline__ uint64_t operand_of(const real *at) {
+[[maybe_unused]] static __device__ __forceinline__ uint64_t operand_of(const real *at) {
     return (uint64_t)(shared_address(at) / 16) | (uint64_t)(SWIZZLED / 16) << 32 |
            (uint64_t)1 << 62;
 }

@@ -473,12 +473,13 @@ static void check_embed(int N, int C, int POSITIONS) {
 }
 
 START_TEST(embedding) {
-    // a GPU compares chunks of 1,024 ids, and loads 8 or 16 rows of an id at a time; a block has at
-    // most 2,048 channels, or 256 if their number is no multiple of eight
+    // a GPU compares chunks of 1,024 ids, each 16th with the same block, and loads 8 or 16 rows of
+    // an id at a time; a block has at most 2,048 channels, or 256 if their number is no multiple of
+    // eight
     static const int shapes[][3] = {
-        {1, 1, 7},    {2, 3, 7},    {5, 8, 7},     {6, 17, 7},   {7, 100, 7}, {9, 300, 2},
-        {3, 2056, 2}, {15, 8, 1},   {16, 8, 1},    {17, 3, 1},   {64, 16, 4}, {97, 129, 6},
-        {400, 48, 7}, {17, 768, 7}, {1024, 8, 32}, {1025, 5, 1}, {2100, 8, 7}};
+        {1, 1, 7},    {2, 3, 7},    {5, 8, 7},     {6, 17, 7},   {7, 100, 7},  {9, 300, 2},
+        {3, 2056, 2}, {15, 8, 1},   {16, 8, 1},    {17, 3, 1},   {64, 16, 4},  {97, 129, 6},
+        {400, 48, 7}, {17, 768, 7}, {1024, 8, 32}, {1025, 5, 1}, {2100, 8, 7}, {17000, 1, 1000}};
     for (int i = 0; i < LENGTH(shapes); i++) check_embed(shapes[i][0], shapes[i][1], shapes[i][2]);
 }
 END_TEST

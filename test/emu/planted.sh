@@ -99,6 +99,10 @@ while IFS='|' read -r name case && IFS= read -r plant; do
 done <<'LIST'
 a barrier is missing in the sum over a block | optimiser
     /if (threadIdx.x % 32 == 0) part/{n;s/__syncthreads();//}
+a barrier is missing before ids of the embedding are overwritten | embedding
+    /before = min(max(first - from, 0)/{n;s/__syncthreads();//}
+a block compares its rows with one chunk of ids only | embedding
+    s/from < N; from += (int)gridDim.y \* IDS/from < N; from += N/
 a barrier is missing before rows of the embedding are compared | embedding
     /ids\[i\] = i < end/{n;s/__syncthreads();//}
 the last of eight columns has the sum of the one before | linear
