@@ -2128,6 +2128,8 @@ START_TEST(attention_values) {
     check_attention((const int[]){5, 33}, 2, 12, 64, 1, 0);
     check_attention((const int[]){520}, 1, 1, 16, 1, 0);
     check_attention((const int[]){70}, 1, 2, 128, 1, 0);
+    check_attention((const int[]){70}, 1, 2, 48, 1, 0);  // columns of zeros follow these two
+    check_attention((const int[]){70}, 1, 2, 50, 1, 0);
 }
 END_TEST
 
@@ -2297,6 +2299,19 @@ START_TEST(attention_by_warps_if_warp_groups_have_other_bits) {
     setenv("CUDA_EMU_WGMMA", "backwards", 1);
     ck_assert_int_eq(products_of_warp_groups(), 0);
     if (sizeof(real) == 2) ck_assert_int_gt(cuda_emu_count("products of warp groups"), 0);
+}
+END_TEST
+
+/* Before a test on an emulated GPU that came after Hopper. */
+static void begin_on_blackwell(void) {
+    setenv("CUDA_EMU_CAPABILITY", "100", 1);
+    begin();
+}
+
+START_TEST(attention_by_warps_on_blackwell) {
+    if (!cuda_emu_count) return;
+    ck_assert_int_eq(products_of_warp_groups(), 0);
+    ck_assert_int_eq(cuda_emu_count("products of warp groups"), 0);  // nor was it tried
 }
 END_TEST
 
@@ -3424,19 +3439,20 @@ END_TEST
 /* ----  ---------------------------------------------------------------------------------------- */
 
 /* Tags: what takes minutes on an emulated GPU under ThreadSanitizer is large. */
-static void add(Suite *suite, const char *name, const char *tag, const TTest *const *tests, int n) {
+static void add(Suite *suite, const char *name, const char *tag, void (*setup)(void),
+                const TTest *const *tests, int n) {
     TCase *tcase = tcase_create(name);
     tcase_set_tags(tcase, tag);
     tcase_set_timeout(tcase, 3600);  // with sanitizers on an emulated GPU
-    tcase_add_checked_fixture(tcase, begin, forget);
+    tcase_add_checked_fixture(tcase, setup, forget);
     for (int i = 0; i < n; i++) tcase_add_test(tcase, tests[i]);
     suite_add_tcase(suite, tcase);
 }
 
-#define ADD(name, ...) ADD_TAGGED(name, "small", __VA_ARGS__)
-#define ADD_LARGE(name, ...) ADD_TAGGED(name, "large", __VA_ARGS__)
-#define ADD_TAGGED(name, tag, ...)                             \
-    add(suite, name, tag, (const TTest *const[]){__VA_ARGS__}, \
+#define ADD(name, ...) ADD_AFTER(begin, name, "small", __VA_ARGS__)
+#define ADD_LARGE(name, ...) ADD_AFTER(begin, name, "large", __VA_ARGS__)
+#define ADD_AFTER(setup, name, tag, ...)                              \
+    add(suite, name, tag, setup, (const TTest *const[]){__VA_ARGS__}, \
         LENGTH(((const TTest *const[]){__VA_ARGS__})))
 
 static int run_all(const char *name) {
@@ -3468,6 +3484,8 @@ static int run_all(const char *name) {
     ADD("attention", attention_of_large_scores, attention_is_causal,
         attention_shows_nan_in_its_sequence_only, attention_by_warp_groups,
         attention_by_warps_if_warp_groups_have_other_bits);
+    ADD_AFTER(begin_on_blackwell, "attention on Blackwell", "small",
+              attention_by_warps_on_blackwell);
     ADD_LARGE("attention, large", attention_values, attention_with_dropout,
               attention_of_shared_beginnings);
     ADD_LARGE("cache", attention_with_a_cache_has_the_same_bits);

@@ -697,7 +697,7 @@ __global__ void group_kernel(float *C, const __nv_bfloat16 *A, const __nv_bfloat
     cp_async_wait<0>();
     if (bug != 1) fence_for_wgmma();
     __syncthreads();
-    float d[8][4];
+    float d[8][4], other[8][4];
     for (int k = 0; k < (bug == 2 && i < 32 ? 48 : 64); k += 16) {
         uint32_t a[4];
         for (int j = 0; j < 4; j++) {
@@ -710,7 +710,7 @@ __global__ void group_kernel(float *C, const __nv_bfloat16 *A, const __nv_bfloat
         wgmma_bf16<down>(d, a, operand, k > 0);
     }
     if (bug == 4) memory[16 * i]++;
-    if (bug != 5 && bug != 6) wgmma_wait(d);
+    if (bug != 5 && bug != 6) wgmma_wait(bug == 8 ? other : d);
     for (int j = 0; j < 8; j++)
         for (int e = 0; e < 4; e++) C[64 * (row + e / 2 * 8) + 8 * j + 2 * t + e % 2] = d[j][e];
     if (bug == 6) wgmma_wait(d);
@@ -756,6 +756,7 @@ START_TEST(bad_warp_groups) {
     dies("that it has not waited for", [] { group_right<false>(5); });
     shows("reading sums before the wait", [] { return group_right<false>(6); });
     dies("in a block of 64 threads", [] { group_right<false>(7); });
+    dies("that it has not waited for", [] { group_right<false>(8); });  // but for other sums
 }
 END_TEST
 

@@ -936,16 +936,19 @@ void wgmma_bf16(float d[8][4], const uint32_t a[4], uint64_t operand, bool add,
     current->products.push_back(p);
 }
 
-/* All products of this thread so far, whichever d it names. */
+/* On a GPU this is a wait for all products. The compiler knows of it only for the sums that it
+ * names: it may read others before. So here those stay NaN. */
 inline void wgmma_wait(float d[8][4]) {
     using namespace cuda_emu;
-    for (;;) {
+    for (size_t n = 0;;) {
         Product p;
         {
             Unseen unseen;
-            if (current->products.empty()) break;
-            p = current->products[0];
-            current->products.erase(current->products.begin());
+            std::vector<Product> &products = current->products;
+            while (n < products.size() && products[n].d != d[0]) n++;
+            if (n == products.size()) break;
+            p = products[n];
+            products.erase(products.begin() + (ptrdiff_t)n);
             memcpy(p.d, p.sums, sizeof p.sums);
         }
         for (int i = 0; i < 4; i++) {
@@ -955,7 +958,6 @@ inline void wgmma_wait(float d[8][4]) {
                 fail("shared memory was written while a wgmma_bf16 read it");
         }
     }
-    (void)d;
 }
 
 /* ---- Arithmetic ------------------------------------------------------------------------------ */

@@ -187,6 +187,12 @@ warp groups read the rows of values as columns | attention
     s/wgmma_bf16<true>(d, A/wgmma_bf16<false>(d, A/
 a warp leaves out keys that its group does not | attention
     s/if (!GROUP \&\& k0 + c >=/if (k0 + c >=/
+products of a warp group are read after a wait that names others | attention
+    / attention_dq_kernel(/,/^}/s/arrived<T>(dp);//
+heads of fewer numbers than a warp group has columns get their neighbours' | attention
+    s/t < end \&\& c < hs ?/t < end \&\& (T::GROUP || c < hs) ?/
+warp groups serve on GPUs after Hopper | attention on Blackwell
+    s/properties.major == 9 \&\& same_attention/properties.major >= 9 \&\& same_attention/
 warp groups serve although their bits differ | attention
     s/ \&\& same_attention();/;/
 a slot's keys begin before the previous slot's keys have ended | cache
