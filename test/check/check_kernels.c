@@ -2298,7 +2298,9 @@ START_TEST(attention_by_warps_if_warp_groups_have_other_bits) {
     if (!cuda_emu_count) return;
     setenv("CUDA_EMU_WGMMA", "backwards", 1);
     ck_assert_int_eq(products_of_warp_groups(), 0);
-    if (sizeof(real) == 2) ck_assert_int_gt(cuda_emu_count("products of warp groups"), 0);
+    // the comparison: 9 pairs of blocks as above, once without and once with dropout
+    const long wanted = 2 * 9 * (2 + 3 + 4) * 4;
+    ck_assert_int_eq(cuda_emu_count("products of warp groups"), sizeof(real) == 2 ? wanted : 0);
 }
 END_TEST
 

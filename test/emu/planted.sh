@@ -191,6 +191,8 @@ products of a warp group are read after a wait that names others | attention
     / attention_dq_kernel(/,/^}/s/arrived<T>(dp);//
 heads of fewer numbers than a warp group has columns get their neighbours' | attention
     s/t < end \&\& c < hs ?/t < end \&\& (T::GROUP || c < hs) ?/
+warp groups serve with dropout although that was not compared | attention
+    s/for (float p : {0.0f, 0.5f})/for (float p : {0.0f})/
 warp groups serve on GPUs after Hopper | attention on Blackwell
     s/properties.major == 9 \&\& same_attention/properties.major >= 9 \&\& same_attention/
 warp groups serve although their bits differ | attention
