@@ -2239,7 +2239,7 @@ __global__ void attention_sums_kernel(float4 *sums, const real *dout, const real
  *     dv = p^T do,  dp = do v^T,  ds = p (dp - delta),  dq = scale ds k,  dk = scale ds^T q
  *
  * For dq, a block of 64 queries loops over the keys. A warp takes 16 keys at a time, so that the
- * sums of its products need few registers.
+ * sums of its products need few registers. A warp group takes 64, the columns of its instruction.
  */
 template <int HSP, bool DROP, bool GROUP>
 __global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qkv,
@@ -2329,8 +2329,9 @@ __global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qk
 /* For dk and dv, a block of 64 keys loops over the queries that attend to them: those of its own
    sequence, then those of its continuations, in order. So one block adds the gradients of shared
    keys, without atomics. In return s and dp are computed twice. They are transposed: a warp has 16
-   keys, and takes 16 queries at a time. A query's sums are in its row of the tile, behind the head.
- */
+   keys, and takes 16 queries at a time, or 64 in a warp group. A query's sums are in the 16 bytes
+   that its row of the tile has more. Three blocks shall fit on a multiprocessor, or two if they are
+   warp groups or their heads are larger. */
 template <int HSP, bool DROP, bool GROUP>
 __global__ void __launch_bounds__(32 * ATTENTION_WARPS, HSP <= 64 && !GROUP ? 3 : 2)
     attention_dkv_kernel(real *dqkv, const real *dout, const real *qkv, const float4 *sums,
