@@ -50,6 +50,7 @@
         extern __shared__ __align__(16) char name##_bytes[]; \
         T *name = (T *)name##_bytes
 
+/* The sums of one lane, as operands of PTX that are read and written. */
 #    define SUMS_OF(d) "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
 #    define SUMS_OF_GROUP(d)                                                                      \
         SUMS_OF(d[0]), SUMS_OF(d[1]), SUMS_OF(d[2]), SUMS_OF(d[3]), SUMS_OF(d[4]), SUMS_OF(d[5]), \
@@ -87,11 +88,13 @@
 
 /*
  * Warp groups, on Hopper (PTX ISA, wgmma.m64n64k16): d (64,64) = a (64,16) b (16,64), or with add
- * d += a b, computed by four warps. Warp w has rows 16w .. 16w+16 of a and d, in each lane the
- * fragments of mma_bf16; d[j] is columns 8j .. 8j+8. b is in shared memory, and described by an
- * operand (operand_of). Its rows are the columns of b, or, if they are `down`, the rows. The
- * product may still be computed when the function returns; wgmma_wait waits for all of the warp
- * group. Until then nothing may read d, nor write to b.
+ * d += a b, computed by four warps. All four must call it together. Warp w has rows 16w to 16w+15
+ * of a and d, in each lane the fragments of mma_bf16. d[j] is columns 8j to 8j+7. b is a part of a
+ * tile in shared memory (operand_of). A row of the tile is a column of b; if the tile lies `down`,
+ * it is a row of b. The product may still be computed when the function returns. Until wgmma_wait
+ * nothing may touch d, change a, or write to b. But another product may add to d.
+ *
+ * Only code for sm_90a has these instructions; then __CUDA_ARCH_FEAT_SM90_ALL is defined.
  */
 template <bool down>
 static __device__ __forceinline__ void wgmma_bf16(float d[8][4], const uint32_t a[4], uint64_t b,
@@ -114,14 +117,17 @@ static __device__ __forceinline__ void wgmma_bf16(float d[8][4], const uint32_t 
     for (int i = 0; i < 32; i++) d[i / 4][i % 4] = NAN;
 #    endif
 }
+/* Waits for all products of the warp group. d names those sums of which the compiler shall know
+   that they have changed. */
 static __device__ __forceinline__ void wgmma_wait(float d[8][4]) {
 #    ifdef __CUDA_ARCH_FEAT_SM90_ALL
     asm volatile("wgmma.wait_group.sync.aligned 0;\n" : SUMS_OF_GROUP(d)::"memory");
 #    endif
 }
 
-/* Before a barrier: what this thread has written to shared memory, products of warp groups read
-   after the barrier. */
+/* Products of warp groups read shared memory by a path of their own. A thread that has written
+   there calls this before the barrier after which they read, or they may read what was there
+   before. */
 static __device__ __forceinline__ void fence_for_wgmma(void) {
 #    ifdef __CUDA_ARCH_FEAT_SM90_ALL
     asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
@@ -132,7 +138,9 @@ static __device__ __forceinline__ uint32_t shared_address(const void *p) {
     return (uint32_t)__cvta_generic_to_shared(p);
 }
 
-/* Starts a copy of 16 bytes from global to shared memory. cp_async_wait waits for it. */
+/* Starts a copy of 16 bytes from global to shared memory. cp_async_commit closes a group of copies.
+   cp_async_wait<n> waits until at most n of this thread's groups are on their way; other threads
+   need a barrier after it. */
 static __device__ __forceinline__ void cp_async16(void *shared, const void *global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(
                      (uint32_t)__cvta_generic_to_shared(shared)),
@@ -1073,7 +1081,7 @@ static __device__ __forceinline__ int smaller(const int *ids, int from, int to, 
 }
 
 /* part (CHUNKS,N): how many rows of a chunk come before row n. Chunk y has IDS rows of every
-   gridDim.y * IDS. These are all of a block's rows or none of them. */
+   gridDim.y * IDS. It holds all rows of a block or none. */
 __global__ void earlier_kernel(int *part, const int *id, int N) {
     SHARED(int, ids, [IDS]);
     const int first = (int)blockIdx.x * THREADS, n = first + (int)threadIdx.x,
@@ -1092,7 +1100,8 @@ __global__ void earlier_kernel(int *part, const int *id, int N) {
     if (n < N) part[(size_t)blockIdx.y * (size_t)N + (size_t)n] = sum;
 }
 
-/* order (N + IN_FLIGHT): the id and the number of each row, sorted. The last have no row's id. */
+/* order (N + IN_FLIGHT): the id and the number of each row, sorted. IN_FLIGHT entries of id -1
+   end the list. */
 __global__ void order_kernel(int2 *order, const int *part, const int *id, int N, int chunks) {
     const int n = (int)(blockIdx.x * THREADS + threadIdx.x);
     if (n >= N + IN_FLIGHT) return;
@@ -1726,32 +1735,37 @@ void add_uniform_noise(real *x, const float *magnitude, int N, int C, Noise nois
 /* ---- Attention ------------------------------------------------------------------------------- */
 
 /*
- * (Dao et al. 2022.) A block of 4 warps computes 64 consecutive queries of one head, 16 per warp,
- * and loops over the keys in blocks of 64, counted from the start of the sequence. Decoding runs
- * the same code with one warp. A block of masked keys adds 0 and rescales by 1, so a row has the
- * same bits regardless of the other rows. In fp32 a block has half as many queries and keys,
- * because a number takes twice the memory.
+ * FlashAttention (Dao et al. 2022). A block of 4 warps computes 64 consecutive queries of one head,
+ * 16 per warp, and loops over the keys in tiles of 64, counted from the start of the sequence.
+ * Decoding runs the same code with one warp. A tile of masked keys adds 0 and rescales by 1, so a
+ * row has the same bits regardless of the other rows. In fp32 a block has half as many queries and
+ * keys, because a number takes twice the memory.
  *
- * A product of two matrices is computed by one warp and leaves its sums in registers: lane
- * l = 4 g + t has rows g and g+8, and of each 8 columns the 2t-th and the next, as d in mma_bf16.
- * Two such groups of 8 columns are, rounded to bf16, the fragment a of mma_bf16 in the same lane.
- * So probabilities and their gradients are factors of a second product without leaving registers.
+ * By warps, a product of two matrices is computed by one warp and leaves its sums in registers:
+ * lane l = 4 g + t has rows g and g+8, and of each 8 columns the 2t-th and the next, as d in
+ * mma_bf16. Two such groups of 8 columns are, rounded to bf16, the fragment a of mma_bf16 in the
+ * same lane. So probabilities and their gradients are factors of a second product without leaving
+ * registers.
  *
  * What a block reads again and again (keys and values; for dk and dv, queries and dout) has two
  * buffers in shared memory: while one is read, the next block is copied to the other. What it reads
  * in every turn is read into registers once.
  *
- * On Hopper, in bf16, and for heads of 64 numbers, the four warps of a block are a warp group
+ * On Hopper, in bf16, and for heads of 33 to 64 numbers, the four warps of a block are a warp group
  * (GROUP). One instruction multiplies its 64 rows, which are distributed as before, by a matrix in
  * shared memory. That matrix is read once for all four warps, and no instruction loads it into
- * registers. A block of 64 keys takes a warp 372 instructions in place of 450, 375 in place of 476
- * for dq, and 519 in place of 620 for dk and dv (computed: `sh test/emu/cuda_table.sh loops`).
+ * registers. For a tile of keys, a warp takes 429 instructions in place of 468; for dq 427, where a
+ * warp by itself takes 4 x 119 and copies besides; and for dk and dv, whose tiles are of queries,
+ * 608, where it takes 4 x 150 and copies besides (computed: `sh test/emu/cuda_table.sh loops`).
  *
- * Left out: copies by the tensor memory accelerator. It copies boxes of a fixed number of rows. A
- * tile has fewer rows at the end of a sequence, and rows from two places where a shared beginning
- * ends.
+ * Left out: heads of 128 numbers by warp groups. Their rows are twice as long as the swizzled ones,
+ * and for dk and dv the sums and factors of a lane would be 256 registers, one more than there are.
+ * Also left out: copies by the tensor memory accelerator. It copies boxes of a fixed number of
+ * rows. A tile has fewer rows at the end of a sequence, and rows from two places where a shared
+ * beginning ends.
  */
 
+/* KB: the keys (or queries) of a tile. */
 enum { KB = FP32 ? 32 : 64, ATTENTION_WARPS = KB / 16 };
 
 /* The shared memory that a block can have on every GPU of compute capability 8.0 or later. 8.6, 8.9
@@ -1761,8 +1775,10 @@ enum { SHARED_OF_ANY_GPU = 99 << 10 };
 /*
  * A tile is KB rows of a head in shared memory, and 16 bytes more for each row. For products by
  * warps, these are at the row's end, so that the eight rows of an 8 x 8 matrix are in different
- * banks. For products by warp groups (GROUP), they come after all rows. There a row has 128 bytes,
- * and its eight chunks of 16 bytes are swizzled: chunk c is at c xor row % 8.
+ * banks; for dk and dv they also hold what is known of a query. For products by warp groups
+ * (GROUP), they come after all rows. There a row has 128 bytes, and its eight chunks of 16 bytes
+ * are swizzled: chunk i is at i xor row % 8. HSP is the size of a head, rounded up
+ * (with_head_size).
  */
 template <int HSP_, bool GROUP_>
 struct Tile {
@@ -1783,8 +1799,9 @@ struct Tile {
     }
 };
 
-/* The tiles of a kernel: two buffers of two tiles. In fp32 what is in registers in bf16, `own`
-   tiles, stays in shared memory. In bf16 it passes through the second buffer. */
+/* The tiles of a kernel: two buffers of two tiles each, and in fp32 the `own` tiles of what each
+   turn reads. They begin at tile OWN. In bf16 they pass through the second buffer into registers.
+ */
 enum { OWN = FP32 ? 4 : 2 };
 
 /* The tiles of warp groups begin at a multiple of so many bytes, because the swizzle is one of
@@ -1824,13 +1841,14 @@ static __device__ __forceinline__ Factor<T> factor_of(const real *rows) {
 
 /* The operand of wgmma_bf16 that begins at `at` in a tile (PTX ISA, matrix descriptor): its address
    and the 1,024 bytes from each eight rows to the next, both in units of 16 bytes; and the swizzle
-   of rows of 128 bytes, 1 in the highest two bits. */
+   of rows of 128 bytes, 1 in the highest two bits. The GPU swizzles the bits of each address that
+   it computes from these. So `at` is where the numbers would be without a swizzle. */
 [[maybe_unused]] static __device__ __forceinline__ uint64_t operand_of(const real *at) {
     return (uint64_t)(shared_address(at) / 16) | (uint64_t)(SWIZZLED / 16) << 32 |
            (uint64_t)1 << 62;
 }
 
-/* The sums d of products are in their registers: those of warps are when they are returned. */
+/* Waits for the sums d of products. By warps they are there already. */
 template <class T>
 static __device__ __forceinline__ void arrived(float d[][4]) {
     if constexpr (T::GROUP) wgmma_wait(d);
@@ -1951,16 +1969,41 @@ static __device__ __forceinline__ const real *row_at(RowsOf x, int t) {
 }
 
 /* Starts to copy rows t0 .. of x to the first ROWS_ rows of a tile, with zeros from row `end` and
-   column hs on. All warps of a block take part. cp_async_wait waits for it. eights: the addresses
-   allow loads of 16 bytes. */
-template <class T, int WARPS_, int ROWS_>
+   column hs on; and to the next tile, if there are two TILES, the rows that are `distance` behind
+   them. All warps of a block take part. loaded() waits for it. eights: the addresses allow loads of
+   16 bytes. Most tiles are whole, and then a thread copies the same chunk of every STEP-th row. For
+   heads of 64 numbers this takes 8 instructions a chunk, where finding each chunk's row and column
+   takes 55 (computed: counted in the compiled code). */
+template <class T, int WARPS_, int ROWS_, int TILES = 1>
 static __device__ __forceinline__ void load_tile(real *tile, RowsOf x, int t0, int end, int hs,
-                                                 bool eights) {
-    enum { E = 16 / (int)sizeof(real), CHUNKS = T::HSP / E };
-    for (int i = (int)threadIdx.x; i < ROWS_ * CHUNKS; i += 32 * WARPS_) {
-        const int row = i / CHUNKS, c = i % CHUNKS * E, t = t0 + row;
-        real *to = T::at(tile, row, c);
-        const real *from = t < end && c < hs ? row_at(x, t) + c : NULL;
+                                                 bool eights, size_t distance = 0) {
+    enum {
+        E = 16 / (int)sizeof(real),
+        CHUNKS = T::HSP / E,
+        STEP = 32 * WARPS_ / CHUNKS,
+        EVEN = 32 * WARPS_ % CHUNKS == 0 && (!T::GROUP || STEP % 8 == 0)
+    };
+    int thread = (int)threadIdx.x;
+    asm volatile(""
+                 : "+r"(thread));  // else what follows from it is kept in registers between turns
+    const int first = thread / CHUNKS, column = thread % CHUNKS * E;
+    const bool whole = t0 + ROWS_ <= end && (t0 >= x.P || t0 + ROWS_ <= x.P) && hs == T::HSP;
+    if (EVEN && whole && eights) {
+        const real *from = row_at(x, t0 + first) + column;
+        real *to = T::at(tile, first, column);
+#pragma unroll
+        for (int row = 0; row < ROWS_; row += STEP) {
+            for (int n = 0; n < TILES; n++)
+                cp_async16(to + n * T::SIZE + row * T::LD, from + (size_t)n * distance);
+            from += STEP * x.stride;
+        }
+        return;
+    }
+    for (int i = thread; i < TILES * ROWS_ * CHUNKS; i += 32 * WARPS_) {
+        const int n = i / (ROWS_ * CHUNKS), row = i / CHUNKS % ROWS_, c = i % CHUNKS * E,
+                  t = t0 + row;
+        real *to = T::at(tile + n * T::SIZE, row, c);
+        const real *from = t < end && c < hs ? row_at(x, t) + c + (size_t)n * distance : NULL;
         if (from && eights)
             cp_async16(to, from);
         else
@@ -1968,14 +2011,11 @@ static __device__ __forceinline__ void load_tile(real *tile, RowsOf x, int t0, i
     }
 }
 
-/* The same with two matrices: the rows of x, and those `distance` behind them for the next tile. */
+/* Two tiles of KB rows: the rows of x, and those `distance` behind them. */
 template <class T, int WARPS_>
 static __device__ __forceinline__ void load_pair(real *tile, RowsOf x, size_t distance, int t0,
                                                  int end, int hs, bool eights) {
-    load_tile<T, WARPS_, KB>(tile, x, t0, end, hs, eights);
-    x.first += distance;
-    x.second += distance;
-    load_tile<T, WARPS_, KB>(tile + T::SIZE, x, t0, end, hs, eights);
+    load_tile<T, WARPS_, KB, 2>(tile, x, t0, end, hs, eights, distance);
 }
 
 /* Waits until the tiles that the block has started to load are there, for all of its threads. */
@@ -1988,7 +2028,7 @@ static __device__ __forceinline__ void loaded(void) {
 
 /* Dropout is a template argument (DROP) of the kernels, because its code takes registers even where
    p is 0. Without and with it, `make cuda_table` of nvcc 13.0 counts 128 and 162 registers in the
-   forward pass and 128 and 139 for dq, for heads of 64 numbers. */
+   forward pass by warps, and 111 and 144 by warp groups, for heads of 64 numbers. */
 
 /* The draw for four keys of the query in row n; key is one of them. */
 static __device__ Random4 attention_draw(const Noise &z, int n, int key, int h, int NH) {
@@ -2052,8 +2092,8 @@ static __device__ void keep_by_key(float keep[4], const Noise &z, int n0, int n1
 
 static constexpr float LOG2_E = 1.4426950408889634f;
 
-/* Of a warp's 16 queries: the weighted sums of values, and for rows g and g+8 of them one by the
-   sum of weights, and the log of the sum of exponentials. */
+/* Of a warp's 16 queries: o, the weighted sums of values. Of its rows g and g+8: inverse, 1 divided
+   by the sum of weights; and lse, the log of the sum of exponentials. */
 template <class T>
 struct Attended {
     float o[T::HSP / 8][4], inverse[2], lse[2];
@@ -2086,7 +2126,7 @@ static __device__ __forceinline__ Attended<T> attend(const real *q, size_t q_row
     loaded<T>();
     const Factor<T> Q = factor_of<T>(own + w * 16 * T::LD);
     for (int k0 = 0, stage = 0; k0 < end; k0 += KB, stage ^= 1) {
-        loaded<T>();  // and the last block of keys, or the queries, are no longer read
+        loaded<T>();  // after it no warp reads the other buffer, which may be overwritten
         const real *const K = buffer + 2 * stage * SIZE, *const V = K + SIZE;
         real *const next = buffer + 2 * (stage ^ 1) * SIZE;
         if (k0 + KB < end) load_pair<T, WARPS_>(next, keys, values, k0 + KB, end, hs, eights);
@@ -2191,6 +2231,9 @@ static __device__ RowsOf keys_of(const real *qkv, Rows r, int h, int NH, int hs)
 [[maybe_unused]] static constexpr int forward_blocks(int hsp, bool drop) {
     return hsp < 32 ? 5 - drop : hsp < 64 ? 4 : hsp == 64 ? 4 - drop : hsp == 96 ? 3 : 2;
 }
+[[maybe_unused]] static constexpr int dq_blocks(int hsp, bool group) {
+    return hsp < 32 ? 6 : hsp < 64 ? 5 : hsp == 64 ? 4 - group : hsp == 96 ? 3 : 2;
+}
 
 /* The blocks of the last queries, which have the most keys, are the first to run, so that no long
    one is left over at the end. */
@@ -2242,9 +2285,10 @@ __global__ void attention_sums_kernel(float4 *sums, const real *dout, const real
  * sums of its products need few registers. A warp group takes 64, the columns of its instruction.
  */
 template <int HSP, bool DROP, bool GROUP>
-__global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qkv,
-                                    const float4 *sums, const int *start, const int *parent, int S,
-                                    int NH, int hs, bool eights, Noise noise) {
+__global__ void __launch_bounds__(32 * ATTENTION_WARPS, dq_blocks(HSP, GROUP))
+    attention_dq_kernel(real *dqkv, const real *dout, const real *qkv, const float4 *sums,
+                        const int *start, const int *parent, int S, int NH, int hs, bool eights,
+                        Noise noise) {
     typedef Tile<HSP, GROUP> T;
     enum {
         LD = T::LD,
@@ -2284,13 +2328,14 @@ __global__ void attention_dq_kernel(real *dqkv, const real *dout, const real *qk
     const Factor<T> Q = factor_of<T>(own + w * 16 * T::LD),
                     dO = factor_of<T>(own + SIZE + w * 16 * T::LD);
     for (int k0 = 0, stage = 0; k0 < end; k0 += KB, stage ^= 1) {
-        loaded<T>();  // and the last block of keys, or the queries, are no longer read
+        loaded<T>();  // after it no warp reads the other buffer, which may be overwritten
         const real *const K = buffer + 2 * stage * SIZE, *const V = K + SIZE;
         real *const next = buffer + 2 * (stage ^ 1) * SIZE;
         if (k0 + KB < end) load_pair<T, W_>(next, keys, C, k0 + KB, end, hs, eights);
         cp_async_commit();
         for (int c = 0; c < KB; c += ONCE) {
-            if (!GROUP && k0 + c >= first + 16) break;  // these keys come after all queries
+            // these keys come after all queries of the warp; a group's warps stay together
+            if (!GROUP && k0 + c >= first + 16) break;
             float s[NT][4], dp[NT][4];
             products_of_rows<T, NT>(s, Q, K + c * LD);
             products_of_rows<T, NT>(dp, dO, V + c * LD);
@@ -2390,7 +2435,7 @@ __global__ void __launch_bounds__(32 * ATTENTION_WARPS, HSP <= 64 && !GROUP ? 3 
                     V = factor_of<T>(own + SIZE + w * 16 * T::LD);
     float dk[HSP / 8][4] = {}, dv[HSP / 8][4] = {};
     for (int stage = 0; s < S; stage ^= 1) {
-        loaded<T>();  // and the last block of queries, or the keys, are no longer read
+        loaded<T>();  // after it no warp reads the other buffer, which may be overwritten
         const real *const Q = buffer + 2 * stage * SIZE, *const dO = Q + SIZE;
         const Rows r = rows_of(start, parent, s);
         const int n0 = r.own + from, q0 = r.P + from, rows = min(KB, r.T - from);
@@ -2398,7 +2443,8 @@ __global__ void __launch_bounds__(32 * ATTENTION_WARPS, HSP <= 64 && !GROUP ? 3 
         if (s < S) load(buffer + 2 * (stage ^ 1) * SIZE, s, from);
         cp_async_commit();
         for (int c = 0; c < rows; c += ONCE) {
-            if (!GROUP && q0 + c + 15 < first) continue;  // these queries come before all keys
+            // these queries come before all keys of the warp
+            if (!GROUP && q0 + c + 15 < first) continue;
             float p[NT][4], ds[NT][4];
             products_of_rows<T, NT>(p, K, Q + c * LD);
             products_of_rows<T, NT>(ds, V, dO + c * LD);  // dp
@@ -2502,9 +2548,9 @@ struct AttentionBackward {
  * Does attention by warp groups give the bits of attention by warps on this GPU? Decoding needs
  * them, because it has fewer queries than a warp group takes. On Hopper both instructions add 16
  * products and the sum before them in one step, of which they keep the same 25 bits (Xie et al.
- * 2025, arXiv 2511.10909, compared with a GPU). NVIDIA does not promise this. So both compute two
- * sequences and the continuation of one, without and with dropout, which are kernels of their own,
- * once, of numbers of sizes 2^-22 to 4.
+ * 2025, arXiv 2511.10909, compared with a GPU). NVIDIA does not promise this. So both are run once
+ * and compared, on two sequences and a continuation of one, whose numbers have sizes of 2^-22 to 4.
+ * Dropout has kernels of its own, so they run, too.
  */
 static bool same_attention(void) {
     enum { S = 3, N = 210, HS = 64 };

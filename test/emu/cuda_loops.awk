@@ -2,7 +2,8 @@
 # cubin (cuda_table.sh). Prints the rows of a table.
 #
 # A loop is what lies between a label and the last branch back to it. Its instructions are those
-# that are in no loop inside it: attention's loop over the keys is without the loops that copy keys.
+# that are in no loop inside it: attention's loop over the keys is without the loops that copy tiles
+# that are not whole.
 # What is outside of all loops counts as one more, for kernels whose threads run their main part
 # once; then the row says so. One of them is chosen by these rules, in this order:
 #

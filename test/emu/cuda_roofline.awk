@@ -5,8 +5,8 @@
 # The last column is a guess until a GPU has been measured: the least time, divided by the share of
 # a ceiling that such kernels reach elsewhere. Kernels that read and write rows: 0.85 of the memory.
 # cuBLASLt: 0.8 of the tensor cores, and 0.9 for the head, whose matrices are larger. Attention has
-# so many instructions beside its products that their issue is the ceiling, at 132 x 4 a cycle of
-# 1.755 GHz (H100 SXM), of which 0.6 are used. A launch adds 1.5 us.
+# as many instructions beside its products as the tensor cores have cycles. So its ceiling is their
+# issue, at 132 x 4 a cycle of 1.755 GHz (H100 SXM), of which 0.6 are used. A launch adds 1.5 us.
 #
 # The order of the calls is that of gpt2.c, and what a kernel reads or writes is that of kernels.cu.
 # There is no dropout. All tokens are scored. Their logits have room in memory, so none are computed
@@ -75,7 +75,7 @@ BEGIN {
     forward(4*C, C, 1)
     row("products, forward (cuBLASLt)", 0.8)
     add(L, r*3*N*C + r*N*C + f*N*NH, 2*half)  # reads qkv, writes out and lse
-    row("attention, forward", 0.6, warps * 372)
+    row("attention, forward", 0.6, warps * 429)
     add(2, r*N*C + r*N*C)  # gather_rows, scatter_rows
     add(2, r*N*C)          # zeros in d_norm and d_r
     row("rows of the head, and zeros", 0.85)
@@ -118,9 +118,9 @@ BEGIN {
     add(L, r*2*N*C + f*N*NH + 4*f*N*NH)  # reads dout, out, lse; writes sums
     row("attention, sums of rows", 0.85)
     add(L, r*3*N*C + r*N*C + 4*f*N*NH + r*N*C, 3*half)  # reads qkv, dout, sums
-    row("attention, dq", 0.6, warps * 375)
+    row("attention, dq", 0.6, warps * 427)
     add(L, r*3*N*C + r*N*C + 4*f*N*NH + r*2*N*C, 4*half)  # the same
-    row("attention, dk and dv", 0.6, warps * 519)
+    row("attention, dk and dv", 0.6, warps * 608)
     add(1, r*N*C + 2*f*ids*C)
     add(1, r*N*C + 2*f*T*C)
     row("embedding, backward, both tables", 0.85)

@@ -175,6 +175,12 @@ a shared beginning's keys end one token early | attention, large
     s/start\[p + 1\] - start\[p\], start\[s\]/start[p + 1] - start[p] - 1, start[s]/
 a sequence's blocks are counted from a lane too late | attention, large
     s/if (lane >= d) sum += below;/if (lane > d) sum += below;/
+a tile with rows from two places is copied as a whole one | attention, large
+    s/ \&\& (t0 >= x.P || t0 + ROWS_ <= x.P)//
+a tile that lacks one row is copied as a whole one | attention, large
+    s/whole = t0 + ROWS_ <= end/whole = t0 + ROWS_ <= end + 1/
+a whole tile is the first one again | attention, large
+    s/row_at(x, t0 + first) + column/row_at(x, first) + column/
 warp groups read what no fence follows | attention
     s/if constexpr (T::GROUP) fence_for_wgmma();//
 a product of a warp group is read before it has arrived | attention
