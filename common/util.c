@@ -232,7 +232,11 @@ int read_regular_file(const char *path, size_t limit, Str *out, Error *e) {
     // O_NONBLOCK: opening a pipe must not wait for its writer
     const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     FILE *f = fd < 0 ? NULL : fdopen(fd, "r");
-    if (!f) return fail(e, "cannot open %s: %s", path, strerror(errno));
+    if (!f) {
+        fail(e, "cannot open %s: %s", path, strerror(errno));
+        if (fd >= 0) close(fd);
+        return -1;
+    }
     if (fstat(fd, &info) || !S_ISREG(info.st_mode)) {
         fclose(f);
         return fail(e, "%s is not a regular file; remove it or put a file in its place", path);
@@ -249,7 +253,14 @@ static FILE *create_file(const char *path) {
     if (file < 0 && errno == EEXIST && !lstat(path, &there) && S_ISREG(there.st_mode) &&
         !unlink(path))
         file = open(path, flags, 0666);
-    return file < 0 ? NULL : fdopen(file, "wb");
+    FILE *f = file < 0 ? NULL : fdopen(file, "wb");
+    if (file >= 0 && !f) {  // no memory: then nothing is left of it
+        const int error = errno;
+        close(file);
+        unlink(path);
+        errno = error;
+    }
+    return f;
 }
 
 /* The reason in errno, or that path is no regular file. Returns NULL with e filled. */

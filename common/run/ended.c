@@ -20,7 +20,7 @@ static void remove_moments(const char *dir) {
     Error e;
     char *path = path_join(dir, STATE_FILE);
     SafeTensors *st = st_open(path, &e);
-    if (st && st_count(st) && write_notes(path, st, &e))
+    if (!st || (st_count(st) && write_notes(path, st, &e)))
         fprintf(stderr, "note: %s keeps its moments: %s\n", dir, e.text);
     st_close(st);
     free(path);
