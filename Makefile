@@ -320,8 +320,8 @@ emu-dies: $(B)/emu/check_kernels FORCE
 	sh test/emu/dies.sh $(B)/emu
 
 # What the compiled kernels take of a GPU: registers, shared memory, warps, instructions; and the
-# least time of a training step (test/emu/cuda_table.sh). cuda_check fails when a kernel spills
-# registers or loses warps. Without nvcc it has nothing to do.
+# least time of a training step (test/emu/cuda_table.sh). cuda_check fails when a kernel takes
+# more local memory or loses warps. Without nvcc it has nothing to do.
 cuda_table:
 	@NVCC="$(or $(NVCC),nvcc)" sh test/emu/cuda_table.sh all
 cuda_check: .build/cuda_check

@@ -227,16 +227,22 @@ int read_file(const char *path, size_t limit, Str *out, Error *e) {
     return f ? read_open_file(f, path, limit, out, e) : -1;
 }
 
+/* The stream of a file that open() has returned. NULL, with errno: there is no file or no memory,
+   and the file is closed. */
+static FILE *stream_of(int file, const char *mode) {
+    FILE *f = file < 0 ? NULL : fdopen(file, mode);
+    const int error = errno;
+    if (file >= 0 && !f) close(file);
+    errno = error;
+    return f;
+}
+
 int read_regular_file(const char *path, size_t limit, Str *out, Error *e) {
     struct stat info;
     // O_NONBLOCK: opening a pipe must not wait for its writer
     const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-    FILE *f = fd < 0 ? NULL : fdopen(fd, "r");
-    if (!f) {
-        fail(e, "cannot open %s: %s", path, strerror(errno));
-        if (fd >= 0) close(fd);
-        return -1;
-    }
+    FILE *f = stream_of(fd, "r");
+    if (!f) return fail(e, "cannot open %s: %s", path, strerror(errno));
     if (fstat(fd, &info) || !S_ISREG(info.st_mode)) {
         fclose(f);
         return fail(e, "%s is not a regular file; remove it or put a file in its place", path);
@@ -253,13 +259,10 @@ static FILE *create_file(const char *path) {
     if (file < 0 && errno == EEXIST && !lstat(path, &there) && S_ISREG(there.st_mode) &&
         !unlink(path))
         file = open(path, flags, 0666);
-    FILE *f = file < 0 ? NULL : fdopen(file, "wb");
-    if (file >= 0 && !f) {  // no memory: then nothing is left of it
-        const int error = errno;
-        close(file);
-        unlink(path);
-        errno = error;
-    }
+    FILE *f = stream_of(file, "wb");
+    const int error = errno;
+    if (file >= 0 && !f) unlink(path);
+    errno = error;
     return f;
 }
 
@@ -283,10 +286,9 @@ FILE *append_file(const char *path, Error *e) {
     const int flags = O_WRONLY | O_APPEND | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
     const int file = open(path, flags, 0666);
     const bool regular = file >= 0 && !fstat(file, &info) && S_ISREG(info.st_mode);
-    FILE *f = regular ? fdopen(file, "ab") : NULL;
-    if (f) return f;
-    if (file >= 0) close(file);
-    return cannot_write(path, e);
+    if (file >= 0 && !regular) close(file);
+    FILE *f = regular ? stream_of(file, "ab") : NULL;
+    return f ? f : cannot_write(path, e);
 }
 
 FILE *replace_file(const char *path, Error *e) {
@@ -421,7 +423,7 @@ FILE *open_named(const char *path, bool append) {
     const int file = open(path, flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0666);
     if (file < 0) return NULL;
     fcntl(file, F_SETFL, flags & O_APPEND);  // only opening it does not block
-    return fdopen(file, append ? "ab" : "wb");
+    return stream_of(file, append ? "ab" : "wb");
 }
 
 /* plain: path itself is opened. */

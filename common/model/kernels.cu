@@ -50,6 +50,10 @@
         extern __shared__ __align__(16) char name##_bytes[]; \
         T *name = (T *)name##_bytes
 
+static __device__ __forceinline__ uint32_t shared_address(const void *p) {
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
 /* The sums of one lane, as operands of PTX that are read and written. */
 #    define SUMS_OF(d) "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
 #    define SUMS_OF_GROUP(d)                                                                      \
@@ -75,14 +79,14 @@
                                                                     const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "r"(shared_address(row))
                  : "memory");
 }
 [[maybe_unused]] static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4],
                                                                           const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "r"(shared_address(row))
                  : "memory");
 }
 
@@ -134,16 +138,11 @@ static __device__ __forceinline__ void fence_for_wgmma(void) {
 #    endif
 }
 
-static __device__ __forceinline__ uint32_t shared_address(const void *p) {
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
-
 /* Starts a copy of 16 bytes from global to shared memory. cp_async_commit closes a group of copies.
    cp_async_wait<n> waits until at most n of this thread's groups are on their way; other threads
    need a barrier after it. */
 static __device__ __forceinline__ void cp_async16(void *shared, const void *global) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(
-                     (uint32_t)__cvta_generic_to_shared(shared)),
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(shared_address(shared)),
                  "l"(global)
                  : "memory");
 }
@@ -1785,6 +1784,7 @@ struct Tile {
     static constexpr int HSP = HSP_;
     static constexpr bool GROUP = GROUP_;
     enum { MORE = 16 / (int)sizeof(real), LD = HSP + (GROUP ? 0 : MORE), SIZE = KB * (HSP + MORE) };
+    enum { ONCE = GROUP ? KB : 16 };  // its rows that the backward pass multiplies at a time
     static_assert(!GROUP || (HSP == 64 && !FP32), "wgmma_bf16 is of 64 columns");
 
     /* Where the chunk that begins with column c is. */
@@ -2290,13 +2290,7 @@ __global__ void __launch_bounds__(32 * ATTENTION_WARPS, dq_blocks(HSP, GROUP))
                         const int *start, const int *parent, int S, int NH, int hs, bool eights,
                         Noise noise) {
     typedef Tile<HSP, GROUP> T;
-    enum {
-        LD = T::LD,
-        SIZE = T::SIZE,
-        W_ = ATTENTION_WARPS,
-        ONCE = GROUP ? KB : 16,
-        NT = ONCE / 8
-    };
+    enum { LD = T::LD, SIZE = T::SIZE, W_ = ATTENTION_WARPS, ONCE = T::ONCE, NT = ONCE / 8 };
     int s_, i_;
     if (!find_block(start, S, KB, (int)(gridDim.x - 1 - blockIdx.x), &s_, &i_)) return;
     const Rows r = rows_of(start, parent, s_);
@@ -2383,13 +2377,7 @@ __global__ void __launch_bounds__(32 * ATTENTION_WARPS, HSP <= 64 && !GROUP ? 3 
                          const int *start, const int *parent, int S, int NH, int hs, bool eights,
                          Noise noise) {
     typedef Tile<HSP, GROUP> T;
-    enum {
-        LD = T::LD,
-        SIZE = T::SIZE,
-        W_ = ATTENTION_WARPS,
-        ONCE = GROUP ? KB : 16,
-        NT = ONCE / 8
-    };
+    enum { LD = T::LD, SIZE = T::SIZE, W_ = ATTENTION_WARPS, ONCE = T::ONCE, NT = ONCE / 8 };
     int s_, i_;
     if (!find_block(start, S, KB, (int)blockIdx.x, &s_, &i_)) return;
     const Rows mine = rows_of(start, parent, s_);

@@ -153,7 +153,10 @@ check)
         FNR == NR { warps[$1] = $2; local[$1] = $3; next }
         !($1 in warps) { bad = 1; print "✗ " $1 " is not in cuda_limits.txt"; next }
         { seen[$1] = 1; count++ }
-        $7 > local[$1] + 0 { bad = 1; print "✗ " $1 " has " $7 " bytes of local memory, not " local[$1] }
+        $7 > local[$1] + 0 {
+            bad = 1
+            print "✗ " $1 " has " $7 " bytes of local memory, not " local[$1]
+        }
         $6 < warps[$1] + 0 { bad = 1; print "✗ " $1 " has " $6 " warps, not " warps[$1] }
         END {
             for (name in warps)
